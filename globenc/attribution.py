@@ -1,0 +1,207 @@
+"""The result type: which tokens and words of a text an answer came from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word of the text, or one special token.
+
+    Attributes:
+        text: as it stands in the text; a special token's own name.
+        score: sum of its tokens' scores: a float, or [targets] where several targets were asked for.
+        start, end: characters text[start:end]; None for special tokens.
+        tokens: which tokens it is made of, as slice bounds first:stop.
+        segment: 0 in the text, 1 in the pair; None for special tokens.
+    """
+
+    text: str
+    score: Any
+    start: int | None
+    end: int | None
+    tokens: tuple[int, int]
+    segment: int | None
+
+    @property
+    def special(self) -> bool:
+        """Whether this is a special token of the tokenizer, such as [CLS]."""
+        return self.segment is None
+
+
+@dataclass(frozen=True, repr=False)
+class Attribution:
+    """Which tokens of a text an answer came from.
+
+    Attributes:
+        text, text_pair: what was attributed; the pair may be None.
+        tokens: word pieces as the tokenizer names them, special tokens included, n of them.
+        offsets: characters (start, end) of each token in its text; None for special tokens, and for all tokens of a
+            tokenizer that knows no offsets.
+        segments: 0 for tokens of the text, 1 of the pair, None for special tokens.
+        word_ids: number of the word a token belongs to within its segment; None for special tokens.
+        scores: [n], or [targets, n] where several were asked for; each row sums to 1. float32, float64 for float64
+            models.
+        log2_scale: the rollout's own value is scores * 2**log2_scale; a float, or [targets].
+        layer_scores: rollout up to every layer, [layers, n] or [layers, targets, n]; None unless asked for.
+        layer_log2_scale: [layers] or [layers, targets]; None unless asked for.
+        label, probability: the model's answer where it classifies texts, else None.
+        method, target, row_normalize: as asked for.
+        model: the model's name.
+        truncated: how many tokens were cut off because the model takes no more.
+    """
+
+    text: str
+    text_pair: str | None
+    tokens: list[str]
+    offsets: list[tuple[int, int] | None]
+    segments: list[int | None]
+    word_ids: list[int | None]
+    scores: np.ndarray
+    log2_scale: Any
+    layer_scores: np.ndarray | None
+    layer_log2_scale: np.ndarray | None
+    label: str | None
+    probability: float | None
+    method: str
+    target: Any
+    row_normalize: bool
+    model: str
+    truncated: int = 0
+
+    def __repr__(self) -> str:
+        answer = "" if self.label is None else f", label={self.label!r}, probability={self.probability:.3f}"
+        if self.scores.ndim > 1:
+            return f"Attribution({len(self.tokens)} tokens, {len(self.scores)} targets{answer})"
+        best = sorted((w for w in self.words() if not w.special), key=lambda w: -w.score)[:3]
+        words = ", ".join(f"{w.text} {w.score:.3f}" for w in best)
+        return f"Attribution({len(self.tokens)} tokens{answer}, top words: {words})"
+
+    def words(self) -> list[Word]:
+        """The tokens merged into words, special tokens standing alone; scores still sum to 1.
+
+        Returns:
+            Words in order of the text.
+
+        Example:
+            >>> import globenc
+            >>> a = globenc.GlobEnc.from_pretrained()("unflinchingly bleak")
+            >>> [word.text for word in a.words()]
+            ['[CLS]', 'unflinchingly', 'bleak', '[SEP]']
+        """
+        words: list[Word] = []
+        first = 0
+        for stop in range(1, len(self.tokens) + 1):
+            same = (
+                stop < len(self.tokens)
+                and self.segments[first] is not None
+                and self.segments[stop] == self.segments[first]
+                and self.word_ids[stop] == self.word_ids[first]
+            )
+            if same:
+                continue
+            segment, begin, end = self.segments[first], self.offsets[first], self.offsets[stop - 1]
+            score: Any = self.scores[..., first:stop].sum(-1)
+            score = float(score) if self.scores.ndim == 1 else score
+            if segment is not None and begin is not None and end is not None:
+                source = self.text if segment == 0 else self.text_pair or ""
+                words.append(Word(source[begin[0] : end[1]], score, begin[0], end[1], (first, stop), segment))
+            else:
+                name = "".join(token.removeprefix("##") for token in self.tokens[first:stop])
+                words.append(Word(name, score, None, None, (first, stop), segment))
+            first = stop
+        return words
+
+    def raw_scores(self) -> np.ndarray:
+        """The rollout's own values, scores * 2**log2_scale, float64, same shape as `scores`.
+
+        Raises:
+            OverflowError: they do not fit into float64 (very deep models): use `scores` and `log2_scale`.
+        """
+        scale = np.asarray(self.log2_scale, dtype=np.float64)
+        if scale.size and float(scale.max()) >= 1023:
+            raise OverflowError(
+                f"raw scores of about 2**{float(scale.max()):.0f} do not fit into float64; use scores and log2_scale"
+            )
+        return self.scores.astype(np.float64) * np.exp2(scale)[..., None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain lists, strings and numbers."""
+        target = self.target if isinstance(self.target, str | int) else np.asarray(self.target).tolist()
+        return {
+            "text": self.text,
+            "text_pair": self.text_pair,
+            "label": self.label,
+            "probability": self.probability,
+            "tokens": self.tokens,
+            "scores": self.scores.tolist(),
+            "words": [
+                {
+                    "text": word.text,
+                    "score": word.score if isinstance(word.score, float) else word.score.tolist(),
+                    "start": word.start,
+                    "end": word.end,
+                    "segment": word.segment,
+                }
+                for word in self.words()
+            ],
+            "offsets": [None if span is None else list(span) for span in self.offsets],
+            "segments": self.segments,
+            "log2_scale": np.asarray(self.log2_scale).tolist(),
+            "layer_scores": None if self.layer_scores is None else self.layer_scores.tolist(),
+            "layer_log2_scale": None if self.layer_log2_scale is None else self.layer_log2_scale.tolist(),
+            "method": self.method,
+            "target": target,
+            "row_normalize": self.row_normalize,
+            "model": self.model,
+            "truncated": self.truncated,
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """`to_dict` as one JSON object."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent)
+
+    def _repr_html_(self) -> str:
+        from .render.html import fragment
+
+        return fragment(self)
+
+    def save_html(self, path: str | Path) -> Path:
+        """Write one self-contained page: the text coloured by score, the words ranked, the layers where asked for.
+
+        Returns:
+            The path written.
+        """
+        from .render.html import page
+
+        path = Path(path)
+        path.write_text(page(self), encoding="utf-8")
+        return path
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Bars of the tokens' scores, and the layers-by-tokens heat map of the paper's figures where `layers=True`.
+
+        Args:
+            path: where to save it (.png, .pdf, .svg); None only returns the figure.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            ValueError: the file's ending is not one that matplotlib writes.
+        """
+        from .render.figure import figure
+
+        drawn = figure(self)
+        if path is not None:
+            drawn.savefig(path, dpi=150, bbox_inches="tight")
+        return drawn

@@ -1,0 +1,257 @@
+"""One forward pass of an unmodified transformers encoder, handing over what each layer computed.
+
+Queries, keys and values come through transformers' attention interface, the residual and the
+LayerNorm inputs through forward hooks. A layer is handed to `consume` the moment it is complete, so
+that its tensors need not outlive it. The model is left exactly as found, also after an exception.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import flash_attention_mask
+
+from .encoders import LayerModules, find_family, find_layers
+
+ATTENTION = "globenc_capture"
+
+
+@dataclass
+class LayerTrace:
+    """What one encoder layer computed in one forward pass, in the model's own dtype.
+
+    Attributes:
+        modules: the layer's modules (weights are read from them).
+        query, key, value: as they enter the attention scores, [B, H, n, d_h].
+        scaling: factor of the scores.
+        context: what the attention returns, heads side by side, [B, n, H * d_h].
+        mask: True at real tokens, [B, n].
+        padded: whether any position is padding.
+        hidden_states: the residual x that is added to the attention block's output, [B, n, d].
+        attention_norm_input: y1, what enters LayerNorm 1, [B, n, d].
+        output_norm_input: y2, what enters LayerNorm 2, [B, n, d].
+        output: the layer's output, [B, n, d].
+    """
+
+    modules: LayerModules
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    context: Tensor
+    mask: Tensor
+    padded: bool
+    hidden_states: Tensor
+    attention_norm_input: Tensor
+    output_norm_input: Tensor
+    output: Tensor
+
+
+@dataclass
+class _Partial:
+    """A layer on its way; LayerNorm 2 may come in pieces (`chunk_size_feed_forward`)."""
+
+    hidden_states: Tensor
+    attention: dict[str, Any] = field(default_factory=dict)
+    attention_norm_input: Tensor | None = None
+    output_norm: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+class _Recorder:
+    """Collects the pieces of the layers of one forward pass and hands complete layers on."""
+
+    def __init__(self, layers: list[LayerModules], mask: Tensor, consume: Callable[[int, LayerTrace], None]):
+        self.layers = layers
+        self.mask = mask
+        self.padded = not bool(mask.all())
+        self.consume = consume
+        self.done = 0
+        self.partial: _Partial | None = None
+
+    def hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        seen: set[int] = set()
+        for layer in self.layers:
+            if id(layer.attention) in seen:  # shared layers (ALBERT) run the same modules again
+                continue
+            seen.add(id(layer.attention))
+            yield layer.attention.register_forward_pre_hook(self.enter_attention, with_kwargs=True)
+            yield layer.attention_norm.register_forward_pre_hook(self.enter_attention_norm)
+            yield layer.output_norm.register_forward_hook(self.leave_output_norm)
+
+    def current(self, piece: str) -> _Partial:
+        if self.partial is None or self.done >= len(self.layers):
+            raise RuntimeError(
+                f"layer {self.done}: {piece} came out of order; the encoder family's names do not fit this "
+                "model, correct them with globenc.register_encoder"
+            )
+        return self.partial
+
+    def enter_attention(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        hidden_states = args[0] if args else kwargs["hidden_states"]
+        self.partial = _Partial(hidden_states)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, context: Tensor) -> None:
+        self.current("attention").attention = {
+            "query": query,
+            "key": key,
+            "value": value,
+            "scaling": scaling,
+            "context": context.flatten(2),
+        }
+
+    def enter_attention_norm(self, module: nn.Module, args: tuple) -> None:
+        self.current("attention_norm").attention_norm_input = args[0]
+
+    def leave_output_norm(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        partial = self.current("output_norm")
+        partial.output_norm.append((args[0], output))
+        if sum(piece.shape[1] for _, piece in partial.output_norm) < partial.hidden_states.shape[1]:
+            return
+        if not partial.attention or partial.attention_norm_input is None:
+            raise RuntimeError(
+                f"layer {self.done}: output_norm ran before attention and attention_norm; the encoder family's "
+                "names do not fit this model, correct them with globenc.register_encoder"
+            )
+        inputs, outputs = zip(*partial.output_norm, strict=True)
+        trace = LayerTrace(
+            modules=self.layers[self.done],
+            mask=self.mask,
+            padded=self.padded,
+            hidden_states=partial.hidden_states,
+            attention_norm_input=partial.attention_norm_input,
+            output_norm_input=inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1),
+            output=outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1),
+            **partial.attention,
+        )
+        self.partial = None
+        self.consume(self.done, trace)
+        self.done += 1
+
+
+_active = threading.local()  # .recorder: the recorder of this thread's capture, if any
+_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_locks_guard = threading.Lock()
+
+
+def _capturing_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Scaled dot-product attention that also shows q, k, v to the recorder of this thread.
+
+    `attention_mask` is the 2-D padding mask [B, n] or None, as flash attention takes it.
+    """
+    if attention_mask is not None and attention_mask.ndim != 2:
+        raise ValueError(
+            f"attention_mask must have shape [batch, n], got {list(attention_mask.shape)}; GlobEnc's rows need one "
+            "set of real tokens per text"
+        )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    mask = None if attention_mask is None else attention_mask[:, None, None, :].bool()
+    output = nn.functional.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+    )
+    output = output.transpose(1, 2).contiguous()
+    recorder = getattr(_active, "recorder", None)
+    if recorder is not None:
+        recorder.attend(query, key, value, scaling, output)
+    return output, None
+
+
+AttentionInterface.register(ATTENTION, _capturing_attention)
+AttentionMaskInterface.register(ATTENTION, flash_attention_mask)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The eager model behind `torch.compile(model)` and `DataParallel`."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod  # type: ignore[assignment]
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
+
+
+@contextlib.contextmanager
+def _as_found(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode and the capturing attention inside, everything as it was outside."""
+    training = [module for module in model.modules() if module.training]
+    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    attention = [(config, config._attn_implementation_internal) for config in configs.values()]
+    try:
+        model.eval()
+        for config in configs.values():
+            config._attn_implementation_internal = ATTENTION
+        yield
+    finally:
+        for config, implementation in attention:
+            config._attn_implementation_internal = implementation
+        for module in training:
+            module.training = True
+
+
+def _eager(model: nn.Module) -> contextlib.AbstractContextManager:
+    """Run modules compiled in place (`module.compile()`) eagerly, so that hooks see their tensors."""
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        return torch.compiler.set_stance("force_eager")
+    return contextlib.nullcontext()
+
+
+def capture(
+    model: PreTrainedModel,
+    model_inputs: dict[str, Any],
+    mask: Tensor,
+    consume: Callable[[int, LayerTrace], None],
+) -> Any:
+    """Run `model(**model_inputs)` once, without gradients and dropout, and show every layer to `consume`.
+
+    Args:
+        model: a transformers encoder of a known family, with any head.
+        model_inputs: keyword arguments of its forward.
+        mask: True at real tokens, [B, n].
+        consume: called with (layer index, LayerTrace) as soon as a layer is complete, in order.
+
+    Returns:
+        The model's own output object.
+
+    Raises:
+        TypeError, ValueError: the model is not a supported encoder (see `find_family`).
+        RuntimeError: the family's names do not fit the model.
+    """
+    family = find_family(model)
+    layers = find_layers(model.base_model, family)
+    recorder = _Recorder(layers, mask, consume)
+    with _locks_guard:
+        lock = _locks.setdefault(model, threading.RLock())
+    with lock, contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_eager(model))
+        stack.enter_context(_as_found(model))
+        for handle in recorder.hooks():
+            stack.callback(handle.remove)
+        previous = getattr(_active, "recorder", None)
+        _active.recorder = recorder
+        stack.callback(setattr, _active, "recorder", previous)
+        output = model(**model_inputs)
+    if recorder.done != len(layers):
+        raise RuntimeError(
+            f"{type(model).__name__} ran {recorder.done} of its {len(layers)} encoder layers through the attention "
+            f"interface; the names of family {family.model_type!r} do not fit it, correct them with "
+            "globenc.register_encoder"
+        )
+    return output

@@ -1,0 +1,397 @@
+"""GlobEnc: a model and its tokenizer in, attributions of texts out. The only file that knows the whole way."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoTokenizer
+
+from .attribution import Attribution
+from .capture import unwrap
+from .contributions import layer_maps
+from .encoders import family_of_config, find_family, find_layers, max_length
+from .functional import AttributionOutput, attribute
+from .methods import get_method
+from .rollout import Target, check_target
+
+DEFAULT_MODEL = Path(__file__).parent / "default_model"
+DEFAULT_NAME = "globenc-sst2-small"
+
+HEADS = (
+    "ForSequenceClassification",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+    "ForMultipleChoice",
+    "ForMaskedLM",
+    "ForPreTraining",
+)
+
+
+class GlobEnc:
+    """Attribution of texts by GlobEnc: which tokens an encoder's answer came from.
+
+    Args:
+        model: a transformers encoder of a known family with any head (`globenc.supported_encoders()`).
+        tokenizer: its tokenizer; None loads the one that belongs to the model's name.
+        backend: "auto", "torch", "triton" or "reference", see `globenc.attribute`.
+
+    Raises:
+        TypeError, ValueError: the model is no supported encoder, the backend is unknown.
+        RuntimeError: backend "triton" where it cannot run.
+
+    Example:
+        >>> import globenc
+        >>> explainer = globenc.GlobEnc.from_pretrained()  # the sentiment classifier in the package
+        >>> a = explainer("a charming and often affecting journey")
+        >>> a.label, a.scores.shape == (len(a.tokens),)
+        ('positive', True)
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any = None, backend: str = "auto"):
+        eager: Any = unwrap(model)
+        find_layers(eager.base_model, find_family(eager))
+        self.model = eager
+        self.backend = backend
+        self._tokenizer = tokenizer
+        layer_maps(backend, self.device)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        backend: str = "auto",
+        *,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> GlobEnc:
+        """Load a model with its head, and its tokenizer, from a folder or the Hugging Face hub (safetensors only).
+
+        Args:
+            name_or_path: folder or hub name; None is the small sentiment classifier that ships with globenc.
+            device: where to run; None is the GPU where there is one, else the CPU.
+            dtype: of the weights, such as "float32"; None is the stored one on a GPU, and float32 on a CPU where half
+                precision is stored.
+            backend: as in the constructor.
+            revision: branch, tag or commit on the hub.
+            trust_remote_code: allow code that comes with the model to run.
+
+        Raises:
+            OSError: there is no such model, or it has no safetensors file.
+            ValueError: it is no supported encoder, or the dtype is unknown.
+        """
+        name = DEFAULT_MODEL if name_or_path is None else name_or_path
+        if isinstance(name, Path) or Path(name).is_dir():
+            if not (Path(name) / "config.json").is_file():
+                raise OSError(f"no model in folder {str(name)!r}: it has no config.json")
+            name = str(name)
+        place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
+        try:
+            config = AutoConfig.from_pretrained(name, **options)
+        except (OSError, ValueError) as error:
+            raise _no_model(name, error) from error
+        family_of_config(config, str(name))
+        try:
+            model = _auto_class(config).from_pretrained(
+                name, dtype=_dtype(dtype, config, place), use_safetensors=True, **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        except (OSError, ValueError) as error:
+            raise _no_model(name, error) from error
+        if name_or_path is None:
+            model.config._name_or_path = DEFAULT_NAME
+        return cls(model.to(place).eval(), tokenizer, backend)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return next(self.model.parameters()).device
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        if self._tokenizer is None:
+            name = self.model.config._name_or_path
+            if not name:
+                raise ValueError(
+                    "tokenizer is needed: this model has no name to load one by; GlobEnc(model, tokenizer)"
+                )
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(name)
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"tokenizer is needed: none could be loaded for {name!r} ({_first_line(error)}); "
+                    "GlobEnc(model, tokenizer)"
+                ) from error
+        return self._tokenizer
+
+    def __call__(
+        self,
+        texts: str | Sequence[str],
+        text_pair: str | Sequence[str] | None = None,
+        *,
+        method: str = "N-Enc",
+        target: Target = "cls",
+        layers: bool = False,
+        row_normalize: bool = False,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+    ) -> Any:
+        """Attribute a text, or many at once.
+
+        Args:
+            texts: a text, or a list of them.
+            text_pair: the second text of a pair (a premise's hypothesis, a question's context), one for each text.
+            method, target, layers, row_normalize: as in `globenc.attribute`; positions count all tokens, [CLS] is 0.
+                A weight tensor goes with a single text.
+            max_length: most tokens of a text, special ones included; None is the model's own limit. Longer texts are
+                cut, with a warning, and say so in `Attribution.truncated`.
+            batch_tokens: most tokens, padding included, in one forward pass; None is 4,096 on a CPU, 32,768 on a GPU.
+                Texts are sorted by length inside and come back in the order given; their scores do not depend on it.
+
+        Returns:
+            An Attribution for a text, a list of them for a list.
+
+        Raises:
+            TypeError: a text is not a string; it is named by its place.
+            ValueError: an empty text, no text, a target outside a text, an unknown method or target.
+            FloatingPointError: the model's activations are not finite.
+        """
+        single = isinstance(texts, str)
+        firsts, seconds = _check_texts(texts, text_pair)
+        get_method(method)
+        encoded = [
+            self._encode(i, a, b, max_length, single) for i, (a, b) in enumerate(zip(firsts, seconds, strict=True))
+        ]
+        _warn_truncated(encoded, self._limit(max_length), single)
+        for i, encoding in enumerate(encoded):
+            try:
+                check_target(target, len(encoding["input_ids"]), many=len(encoded) > 1)
+            except ValueError as error:
+                raise ValueError(str(error) if single else f"text {i}: {error}") from None
+        budget = batch_tokens or (32768 if self.device.type == "cuda" else 4096)
+        options = {"method": method, "target": target, "layers": layers, "row_normalize": row_normalize}
+        results: list[Attribution | None] = [None] * len(encoded)
+        for batch in _batches([len(e["input_ids"]) for e in encoded], budget):
+            chosen = [encoded[i] for i in batch]
+            out = attribute(self.model, backend=self.backend, **options, **self._pad(chosen))  # type: ignore[arg-type]
+            for row, i in enumerate(batch):
+                results[i] = self._result(out, row, encoded[i], firsts[i], seconds[i], options)
+        return results[0] if single else results
+
+    def _limit(self, max_length_: int | None) -> int | None:
+        limits = [max_length(self.model), self.tokenizer.model_max_length, max_length_]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def _encode(self, i: int, first: str, second: str | None, longest: int | None, single: bool) -> dict[str, Any]:
+        tokenizer, limit = self.tokenizer, self._limit(longest)
+        options: dict[str, Any] = {
+            "return_offsets_mapping": tokenizer.is_fast,
+            "return_special_tokens_mask": True,
+            "return_attention_mask": False,
+            "verbose": False,
+        }
+        encoding = tokenizer(first, second, truncation=False, **options)
+        full = len(encoding["input_ids"])
+        if limit is not None and full > limit:
+            overhead = tokenizer.num_special_tokens_to_add(pair=second is not None)
+            if limit <= overhead:
+                raise ValueError(f"max_length must be more than the {overhead} special tokens, got {limit}")
+            encoding = tokenizer(first, second, truncation=True, max_length=limit, **options)
+        special = encoding["special_tokens_mask"]
+        if all(special):
+            where = "text" if single else f"text {i}"
+            raise ValueError(f"{where} has no token: the tokenizer finds nothing in {first!r}")
+        n = len(special)
+        if tokenizer.is_fast:
+            segments = [None if special[k] else encoding.sequence_ids()[k] for k in range(n)]
+            offsets = [None if segments[k] is None else tuple(encoding["offset_mapping"][k]) for k in range(n)]
+            word_ids = encoding.word_ids()
+        else:
+            kinds = encoding.get("token_type_ids") if second is not None else None
+            segments = [None if special[k] else (kinds[k] if kinds else 0) for k in range(n)]
+            offsets = [None] * n
+            names = tokenizer.convert_ids_to_tokens(encoding["input_ids"])
+            word_ids, word = [], -1
+            for name in names:
+                word += not name.startswith("##")
+                word_ids.append(word)
+        return {
+            **{name: encoding[name] for name in ("input_ids", "token_type_ids") if name in encoding},
+            "tokens": tokenizer.convert_ids_to_tokens(encoding["input_ids"]),
+            "segments": segments,
+            "offsets": offsets,
+            "word_ids": [None if segments[k] is None else word_ids[k] for k in range(n)],
+            "lost": full - n,
+        }
+
+    def _pad(self, encoded: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """Model inputs of a batch, padded on the right."""
+        longest = max(len(e["input_ids"]) for e in encoded)
+        inputs = {}
+        names = [name for name in ("input_ids", "token_type_ids") if name in encoded[0]]
+        if "token_type_ids" in names and "token_type_ids" not in self.tokenizer.model_input_names:
+            names.remove("token_type_ids")
+        for name in names:
+            filler = (self.tokenizer.pad_token_id or 0) if name == "input_ids" else 0
+            rows = [e[name] + [filler] * (longest - len(e[name])) for e in encoded]
+            inputs[name] = torch.tensor(rows, device=self.device)
+        lengths = torch.tensor([len(e["input_ids"]) for e in encoded], device=self.device)
+        inputs["attention_mask"] = (torch.arange(longest, device=self.device) < lengths[:, None]).long()
+        return inputs
+
+    def _result(
+        self,
+        out: AttributionOutput,
+        row: int,
+        encoding: dict[str, Any],
+        first: str,
+        second: str | None,
+        options: dict[str, Any],
+    ) -> Attribution:
+        n = len(encoding["input_ids"])
+        whole = isinstance(options["target"], str) and options["target"] == "all"
+
+        scores = out.scores[row, ..., :n]
+        scale = out.log2_scale[row]
+        layer_scores = None if out.layer_scores is None else out.layer_scores[:, row, ..., :n]
+        layer_scale = None if out.layer_log2_scale is None else out.layer_log2_scale[:, row]
+        if whole:
+            scores, scale = scores[:n], scale[:n]
+            layer_scores = None if layer_scores is None else layer_scores[:, :n]
+            layer_scale = None if layer_scale is None else layer_scale[:, :n]
+        label, probability = _answer(self.model, out.model_output, row)
+        return Attribution(
+            text=first,
+            text_pair=second,
+            tokens=encoding["tokens"],
+            offsets=encoding["offsets"],
+            segments=encoding["segments"],
+            word_ids=encoding["word_ids"],
+            scores=scores.cpu().numpy(),
+            log2_scale=scale.cpu().numpy() if scale.ndim else float(scale),
+            layer_scores=None if layer_scores is None else layer_scores.cpu().numpy(),
+            layer_log2_scale=None if layer_scale is None else layer_scale.cpu().numpy(),
+            label=label,
+            probability=probability,
+            method=options["method"],
+            target=options["target"],
+            row_normalize=options["row_normalize"],
+            model=self.model.config._name_or_path or type(self.model).__name__,
+            truncated=encoding["lost"],
+        )
+
+
+def _check_texts(
+    texts: str | Sequence[str], text_pair: str | Sequence[str] | None
+) -> tuple[list[str], list[str | None]]:
+    """Texts and pairs as lists of equal length, every one a string with something in it."""
+
+    def checked(name: str, value: str | Sequence[str]) -> list[str]:
+        if isinstance(value, bytes) or not isinstance(value, str | Sequence):
+            raise TypeError(f"{name} must be a string or a list of strings, got {type(value).__name__}")
+        values = [value] if isinstance(value, str) else list(value)
+        for i, text in enumerate(values):
+            where = name if isinstance(value, str) else f"{name}[{i}]"
+            if not isinstance(text, str):
+                raise TypeError(
+                    f"{where} must be a string, got {text!r}"
+                    if text is None
+                    else f"{where} must be a string, got {type(text).__name__}"
+                )
+            if not text.strip():
+                raise ValueError(f"{where} is empty: there is no token to attribute to")
+        return values
+
+    firsts = checked("texts", texts)
+    if not firsts:
+        raise ValueError("texts is an empty list: give at least one text")
+    if text_pair is None:
+        return firsts, [None] * len(firsts)
+    if isinstance(text_pair, str) != isinstance(texts, str):
+        raise TypeError("text_pair must be a string for a text and a list for a list of texts")
+    seconds = checked("text_pair", text_pair)
+    if len(seconds) != len(firsts):
+        raise ValueError(f"text_pair must hold one text for each of the {len(firsts)} texts, got {len(seconds)}")
+    return firsts, list(seconds)
+
+
+def _warn_truncated(encoded: list[dict[str, Any]], limit: int | None, single: bool) -> None:
+    cut = [(i, e["lost"], len(e["input_ids"]) + e["lost"]) for i, e in enumerate(encoded) if e["lost"]]
+    if not cut:
+        return
+    shown = "; ".join(
+        f"{'the text' if single else f'text {i}'} lost {lost:,} of its {full:,} tokens ({lost / full:.0%})"
+        for i, lost, full in cut[:5]
+    )
+    more = f"; and {len(cut) - 5} more" if len(cut) > 5 else ""
+    warnings.warn(f"longer than the {limit} tokens that fit, so the end was cut off: {shown}{more}", stacklevel=3)
+
+
+def _batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Indices of texts, batched by length so that batch size times longest text stays within the budget."""
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def _answer(model: Any, output: Any, row: int) -> tuple[str | None, float | None]:
+    """Label and probability of a text classifier's answer; None for other heads and for regression."""
+    logits = getattr(output, "logits", None)
+    count = model.config.num_labels
+    if not type(model).__name__.endswith("ForSequenceClassification") or logits is None or count < 2:
+        return None, None
+    several = model.config.problem_type == "multi_label_classification"
+    row_logits = logits[row].double()
+    probability, label = (row_logits.sigmoid() if several else row_logits.softmax(-1)).max(-1)
+    return str(model.config.id2label[int(label)]), float(probability)
+
+
+def _auto_class(config: Any) -> Any:
+    """The class that loads this checkpoint with the head it was trained with."""
+    architecture = (config.architectures or [""])[0]
+    for head in HEADS:
+        if architecture.endswith(head):
+            return getattr(transformers, f"AutoModel{head}")
+    return transformers.AutoModel
+
+
+def _dtype(asked: torch.dtype | str | None, config: Any, device: torch.device) -> torch.dtype | str:
+    if isinstance(asked, str):
+        found = getattr(torch, asked, None)
+        if not isinstance(found, torch.dtype) or not found.is_floating_point:
+            raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {asked!r}")
+        return found
+    if asked is not None:
+        return asked
+    stored = config.dtype
+    if device.type == "cpu" and stored in (torch.float16, torch.bfloat16):
+        return torch.float32
+    return "auto"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def _no_model(name: str | Path, error: Exception) -> Exception:
+    """The same error in one sentence that names the model."""
+    if "trust_remote_code" in str(error):
+        return ValueError(f"model {str(name)!r} brings code of its own: allow it with trust_remote_code=True")
+    if Path(name).exists():
+        return OSError(f"model in {str(name)!r} cannot be loaded: {_first_line(error)}")
+    return OSError(
+        f"model {str(name)!r} is no folder here and could not be fetched from the Hugging Face hub: {_first_line(error)}"
+    )

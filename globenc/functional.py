@@ -1,0 +1,352 @@
+"""Attribution of tensors: a transformers model and its own inputs in, tensors out."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import contributions, equations
+from .capture import LayerTrace, capture, unwrap
+from .contributions import LayerMap, layer_maps
+from .encoders import find_family, find_layers, max_length
+from .methods import Method, get_method, get_stage
+from .rollout import Target, TargetRows, full_map, multiply, normalize_rows, rows_through, target_rows, top_down
+
+MakeLayer = Callable[[LayerTrace, Method], LayerMap]
+
+
+@dataclass(frozen=True)
+class AttributionOutput:
+    """Scores of every token for the target.
+
+    Attributes:
+        scores: [batch, n] for one target, [batch, targets, n] for several; they sum to 1 over the real tokens and
+            are zero at padding. float64 for float64 models, else float32.
+        log2_scale: [batch] or [batch, targets], float64: the rollout's own value is scores * 2**log2_scale.
+        layer_scores: the same up to every layer, [layers, ...], or None.
+        layer_log2_scale: [layers, ...], or None.
+        model_output: what the model returned in the same forward pass.
+    """
+
+    scores: Tensor
+    log2_scale: Tensor
+    layer_scores: Tensor | None
+    layer_log2_scale: Tensor | None
+    model_output: Any
+
+
+def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+    """The real tokens [B, n] of a model's inputs.
+
+    Raises:
+        TypeError, ValueError: an input this model cannot take, named, with what to do.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    unknown = [name for name in inputs if name not in accepted and name not in ("output_hidden_states", "return_dict")]
+    if unknown:
+        taken = ", ".join(name for name in accepted if name not in ("kwargs", "args"))
+        raise TypeError(f"{type(model).__name__} takes no input {unknown[0]!r}; it takes {taken}")
+    if inputs.get("output_attentions"):
+        raise ValueError(
+            "output_attentions must not be set: attention weights of a layer are contribution_maps(..., method='W')"
+        )
+    tokens, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
+    if (tokens is None) == (embeds is None):
+        raise ValueError("give input_ids [batch, n] or inputs_embeds [batch, n, d], one of the two")
+    name, given, ndim = ("input_ids", tokens, 2) if tokens is not None else ("inputs_embeds", embeds, 3)
+    if not isinstance(given, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
+    if given.ndim != ndim or 0 in given.shape:
+        shape = "[batch, n]" if ndim == 2 else "[batch, n, d]"
+        raise ValueError(f"{name} must have shape {shape} with no empty dimension, got {list(given.shape)}")
+    device = next(model.parameters()).device
+    for key, tensor in inputs.items():
+        if isinstance(tensor, Tensor) and tensor.device != device and not hasattr(model, "hf_device_map"):
+            raise ValueError(
+                f"{key} is on {tensor.device} and the model on {device}: move it with .to({str(device)!r})"
+            )
+    if device.type == "meta":
+        raise ValueError("the model's weights are on the meta device: load them first")
+    batch, n = given.shape[:2]
+    longest = max_length(model)
+    if longest is not None and n > longest:
+        raise ValueError(
+            f"{name} has {n} tokens, and {type(model).__name__} takes at most {longest}: truncate the text"
+        )
+    if tokens is not None:
+        if tokens.is_floating_point() or tokens.dtype == torch.bool:
+            raise TypeError(f"input_ids must be integers, got {tokens.dtype}")
+        rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        low, high = (int(v) for v in torch.aminmax(tokens))
+        if low < 0 or high >= rows:
+            raise ValueError(
+                f"input_ids must be in 0..{rows - 1}, got {low if low < 0 else high}: is the tokenizer this model's?"
+            )
+    mask = inputs.get("attention_mask")
+    if mask is None:
+        return torch.ones(batch, n, dtype=torch.bool, device=given.device)
+    if not isinstance(mask, Tensor) or tuple(mask.shape) != (batch, n):
+        got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(f"attention_mask must be a tensor of shape [batch, n] = {[batch, n]}, got {got}")
+    real = mask.bool()
+    if not bool((mask == real).all()):
+        raise ValueError("attention_mask must hold 1 at real tokens and 0 at padding, got other values")
+    empty = (~real.any(-1)).nonzero().flatten().tolist()
+    if empty:
+        raise ValueError(
+            f"attention_mask is all zero for text {empty[0]} of the batch: it has no token to attribute to"
+        )
+    shifts = "position_ids" in accepted and inputs.get("position_ids") is None
+    if shifts and not find_family(model).positions_after_padding and not bool(real[:, 0].all()):
+        warnings.warn(
+            "the batch is padded on the left and no position_ids are given: the model reads its texts at shifted "
+            "positions; pass position_ids = attention_mask.cumsum(-1).sub(1).clamp(min=0), or pad on the right",
+            stacklevel=3,
+        )
+    return real
+
+
+def _prepare(model: nn.Module, model_inputs: dict[str, Any]) -> tuple[Any, Tensor]:
+    """The eager model and the real tokens [B, n], both checked."""
+    model = unwrap(model)
+    family = find_family(model)
+    find_layers(model.base_model, family)  # type: ignore[arg-type]
+    return model, check_inputs(model, model_inputs)
+
+
+def _finite(values: Tensor) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise FloatingPointError(
+            "the attribution is not finite: the model's activations or weights hold NaN or infinity "
+            "(a float16 model overflows easily: load it with dtype=torch.float32 or torch.bfloat16)"
+        )
+    return values
+
+
+def attribute(
+    model: nn.Module,
+    *,
+    method: str = "N-Enc",
+    target: Target = "cls",
+    layers: bool = False,
+    row_normalize: bool = False,
+    backend: str = "auto",
+    **model_inputs: Any,
+) -> AttributionOutput:
+    """Token attribution by rollout of a model's local maps, in one forward pass.
+
+    GlobEnc (Modarressi et al., NAACL 2022) is method "N-Enc", equations (4)-(12). Memory is linear in n except for
+    target "all".
+
+    Args:
+        model: a transformers encoder of a known family with any head (`globenc.supported_encoders()`); it is run in
+            evaluation mode without gradients and left as it was.
+        method: W, W-FixedRes, W-Res, N, N-FixedRes, N-Res, N-ResLN or N-Enc.
+        target: whose answer is attributed. "cls": each text's first token; "mean": the mean over real tokens; an int: a
+            position among a text's real tokens, negative from the end; a list of them: several targets; "all": every
+            token, the full matrix; a tensor [n], [batch, n] or [batch, targets, n]: a weighted sum of tokens.
+        layers: also the rollout up to every layer.
+        row_normalize: divide the rows of every local map by their sums before rollout (the paper does not).
+        backend: "auto", "torch", "triton" or "reference" (the equations as written, O(n^2 d) memory).
+        **model_inputs: what the model's forward takes: input_ids [batch, n] or inputs_embeds, attention_mask
+            [batch, n] with padding on either side, token_type_ids, position_ids, ...
+
+    Returns:
+        AttributionOutput with scores [batch, n] or [batch, targets, n].
+
+    Raises:
+        TypeError, ValueError: a model, input, method, target or backend that cannot be used; the message says why.
+        FloatingPointError: the model's activations are not finite.
+
+    Example:
+        >>> import globenc
+        >>> explainer = globenc.GlobEnc.from_pretrained()
+        >>> inputs = explainer.tokenizer("a charming journey", return_tensors="pt")
+        >>> globenc.attribute(explainer.model, **inputs).scores.shape
+        torch.Size([1, 5])
+    """
+    model, mask = _prepare(model, model_inputs)
+    chosen = get_method(method)
+    make_layer = layer_maps(backend, mask.device)
+    if isinstance(target, str) and target == "all":
+        output, mantissa, scale = _all_rows(model, model_inputs, mask, chosen, make_layer, layers, row_normalize)
+    else:
+        rows = target_rows(target, mask, torch.float64 if model.dtype == torch.float64 else torch.float32)
+        output, mantissa, scale = _target_rows(
+            model, model_inputs, mask, chosen, make_layer, rows, layers, row_normalize
+        )
+        if rows.single:
+            mantissa, scale = mantissa[:, :, 0], scale[:, :, 0]
+    total = _finite(mantissa.sum(-1))
+    scores = normalize_rows(mantissa)
+    scale = torch.where(total > 0, scale + torch.log2(total.where(total > 0, torch.ones_like(total)).double()), 0)
+    return AttributionOutput(
+        scores=scores[-1],
+        log2_scale=scale[-1],
+        layer_scores=scores if layers else None,
+        layer_log2_scale=scale if layers else None,
+        model_output=output,
+    )
+
+
+def _capture(model: Any, inputs: dict[str, Any], mask: Tensor, consume: Callable[[int, LayerTrace], None]) -> Any:
+    """`capture`, with the numbers in `consume` in their own precision whatever the caller's autocast says."""
+
+    def precise(index: int, trace: LayerTrace) -> None:
+        with torch.autocast(mask.device.type, enabled=False):
+            consume(index, trace)
+
+    return capture(model, inputs, mask, precise)
+
+
+def _target_rows(
+    model: Any,
+    inputs: dict[str, Any],
+    mask: Tensor,
+    method: Method,
+    make_layer: MakeLayer,
+    target: TargetRows,
+    layers: bool,
+    row_normalize: bool,
+) -> tuple[Any, Tensor, Tensor]:
+    """Model output, and mantissa [G, B, m, n] and scale [G, B, m] of the target's rows of the rollout."""
+    last = len(find_layers(model.base_model, find_family(model))) - 1
+    below: list[LayerMap] = []
+    top: list[Tensor] = []
+
+    def consume(index: int, trace: LayerTrace) -> None:
+        if index < last:
+            below.append(make_layer(trace, method))
+        elif target.positions is None:
+            top.append(rows_through(target.weights, make_layer(trace, method), row_normalize))
+        else:
+            rows = contributions.top_rows(trace, method, target.positions, make_layer)
+            top.append(normalize_rows(rows) if row_normalize else rows)
+
+    output = _capture(model, inputs, mask, consume)
+    with torch.no_grad(), torch.autocast(mask.device.type, enabled=False):
+        return output, *top_down(top[0], target, reversed(below), row_normalize, layers)
+
+
+def _all_rows(
+    model: Any,
+    inputs: dict[str, Any],
+    mask: Tensor,
+    method: Method,
+    make_layer: MakeLayer,
+    layers: bool,
+    row_normalize: bool,
+) -> tuple[Any, Tensor, Tensor]:
+    """Model output, and mantissa [G, B, n, n] and scale [G, B, n] of the whole rollout, layer after layer."""
+    products: list[tuple[Tensor, Tensor]] = []
+
+    def consume(index: int, trace: LayerTrace) -> None:
+        local = full_map(make_layer(trace, method), row_normalize)
+        before = products[-1] if products else (None, torch.zeros(mask.shape, dtype=torch.float64, device=mask.device))
+        if not layers:
+            products.clear()
+        products.append(multiply(local, *before))
+
+    output = _capture(model, inputs, mask, consume)
+    mantissas, scales = zip(*products, strict=True)
+    return output, torch.stack(mantissas), torch.stack(scales)
+
+
+def contribution_maps(model: nn.Module, *, method: str = "N-Enc", backend: str = "auto", **model_inputs: Any) -> Tensor:
+    """Every layer's token-to-token map under one method: how much of token j is in token i's output, unnormalised.
+
+    Args:
+        model, method, backend, **model_inputs: as in `globenc.attribute`.
+
+    Returns:
+        [layers, batch, n, n], rows are the receiving tokens (queries); padded rows and columns are zero. float64 for
+        float64 models, else float32.
+
+    Raises:
+        TypeError, ValueError, FloatingPointError: as `globenc.attribute`.
+
+    Example:
+        >>> import globenc
+        >>> explainer = globenc.GlobEnc.from_pretrained()
+        >>> inputs = explainer.tokenizer("a charming journey", return_tensors="pt")
+        >>> globenc.contribution_maps(explainer.model, **inputs).shape[1:]
+        torch.Size([1, 5, 5])
+    """
+    model, mask = _prepare(model, model_inputs)
+    chosen, make_layer = get_method(method), layer_maps(backend, mask.device)
+    maps: list[Tensor] = []
+    _capture(model, model_inputs, mask, lambda index, trace: maps.append(full_map(make_layer(trace, chosen))))
+    return _finite(torch.stack(maps))
+
+
+def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "auto", **model_inputs: Any) -> Tensor:
+    """How much of a token's output comes from other tokens, (8) and (14), layer by layer.
+
+    r_i = ||sum_{j!=i} c_ij|| / (||sum_{j!=i} c_ij|| + ||c_ii||): 0 keeps to itself, 1 is made of its context.
+
+    Args:
+        model, backend, **model_inputs: as in `globenc.attribute`.
+        method: the stage whose vectors are mixed: N, N-Res, N-ResLN or N-Enc.
+
+    Returns:
+        [layers, batch, n] in 0..1, zero at padding.
+
+    Raises:
+        TypeError, ValueError, FloatingPointError: as `globenc.attribute`.
+
+    Example:
+        >>> import globenc
+        >>> explainer = globenc.GlobEnc.from_pretrained()
+        >>> inputs = explainer.tokenizer("a charming journey", return_tensors="pt")
+        >>> globenc.mixing_ratios(explainer.model, **inputs).shape[1:]
+        torch.Size([1, 5])
+    """
+    model, mask = _prepare(model, model_inputs)
+    stage = get_stage(method)
+    reference = layer_maps(backend, mask.device) is contributions.ReferenceLayer
+    ratios: list[Tensor] = []
+
+    def consume(index: int, trace: LayerTrace) -> None:
+        if reference:
+            ratios.append(equations.mixing_ratio(contributions.equation_layer(trace), stage.name))
+        else:
+            ratios.append(contributions.mixing_ratios(trace, stage))
+
+    _capture(model, model_inputs, mask, consume)
+    return _finite(torch.stack(ratios))
+
+
+def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
+    """How far the contributions are from adding up to what each layer really put out: the method's own proof.
+
+    In every layer sum_j c_ij, recomputed from the captured queries, keys, values and residual, plus what belongs to no
+    token (the biases b_O, beta1, beta2 and the feed-forward block's vector) is compared with the layer's output. The gap
+    is rounding: below 1e-12 for float64 models, about 1e-6 for float32, 1e-2 for bfloat16. More means that an encoder
+    was registered with wrong names.
+
+    Args:
+        model, **model_inputs: as in `globenc.attribute`.
+
+    Returns:
+        ||parts - output|| / ||output||, [layers, batch, n]; zero at padding.
+
+    Raises:
+        TypeError, ValueError: as `globenc.attribute`.
+
+    Example:
+        >>> import globenc
+        >>> explainer = globenc.GlobEnc.from_pretrained()
+        >>> inputs = explainer.tokenizer("a charming journey", return_tensors="pt")
+        >>> bool(globenc.completeness_gap(explainer.model, **inputs).max() < 1e-5)
+        True
+    """
+    model, mask = _prepare(model, model_inputs)
+    gaps: list[Tensor] = []
+    _capture(model, model_inputs, mask, lambda index, trace: gaps.append(contributions.completeness_gap(trace)))
+    return torch.stack(gaps)

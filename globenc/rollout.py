@@ -1,0 +1,210 @@
+"""Rollout (12): R_1 = A_1, R_l = A_l R_{l-1}, for chosen rows from the top down, or for whole matrices.
+
+Un-normalised products grow as c^L, so every row of a product is carried as a mantissa times a power of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .contributions import LayerMap
+
+NAMED_TARGETS = ("cls", "mean", "all")
+TARGETS = '"cls", "mean", "all", a token position, a non-empty list of positions or a weight tensor'
+
+Target = str | int | Sequence[int] | Tensor
+
+
+@dataclass(frozen=True)
+class TargetRows:
+    """Which rows of R_L are asked for.
+
+    Attributes:
+        positions: columns of the batch where the target tokens stand, [B, m]; None for a weighted target.
+        weights: the target as a weighted sum of rows, [B, m, n].
+        single: one target a text was asked for, so the result has no target dimension.
+    """
+
+    positions: Tensor | None
+    weights: Tensor
+    single: bool
+
+
+def check_target(target: Target, n: int, many: bool = False) -> None:
+    """Whether `target` can be asked of a text of n tokens; `many`: it is asked of several texts at once.
+
+    Raises:
+        TypeError: it is nothing that can be a target.
+        ValueError: an unknown name, a position outside the text, weights of the wrong shape or value.
+    """
+    if isinstance(target, str):
+        if target not in NAMED_TARGETS:
+            raise ValueError(f"target must be {TARGETS}; got {target!r}")
+    elif isinstance(target, Tensor):
+        if many:
+            raise ValueError("target weights belong to one text: give one text at a time, or positions, or a name")
+        if target.ndim not in (1, 2, 3) or target.shape[-1] != n:
+            raise ValueError(f"target weights must end in the text's {n} tokens, got shape {list(target.shape)}")
+    else:
+        for position in _positions(target):
+            if not -n <= position < n:
+                raise ValueError(
+                    f"target must be a token position inside the text, got {position} for {n} tokens "
+                    f"(positions 0 to {n - 1}, or -{n} to -1 from the end)"
+                )
+
+
+def _positions(target: Any) -> list[int]:
+    """A position or a list of them as a list."""
+    listed = [target] if isinstance(target, int) else target
+    is_list = isinstance(listed, Sequence) and not isinstance(listed, str | bytes) and len(listed) > 0
+    if not is_list or not all(isinstance(t, int) and not isinstance(t, bool) for t in listed):
+        raise TypeError(f"target must be {TARGETS}; got {target!r}")
+    return list(listed)
+
+
+def target_rows(target: Target, mask: Tensor, dtype: torch.dtype) -> TargetRows:
+    """What a `target` argument means for texts with real tokens `mask` [B, n]; "all" is not handled here.
+
+    Raises:
+        TypeError, ValueError: as `check_target`, for the shortest text.
+    """
+    if isinstance(target, Tensor):
+        return _weighted(target, mask, dtype)
+    check_target(target, int(mask.sum(-1).min()))
+    if target == "mean":
+        weights = mask.to(dtype) / mask.sum(-1, keepdim=True).to(dtype)
+        return TargetRows(None, weights[:, None], single=True)
+    wanted = torch.tensor([0] if target == "cls" else _positions(target), device=mask.device)
+    wanted = wanted.expand(mask.shape[0], -1)
+    wanted = torch.where(wanted < 0, wanted + mask.sum(-1, keepdim=True), wanted)
+    # the k-th real token: padding may stand on either side
+    real_first = (~mask).to(torch.int8).argsort(dim=-1, stable=True)
+    positions = real_first.gather(-1, wanted)
+    weights = torch.zeros(*positions.shape, mask.shape[1], dtype=dtype, device=mask.device)
+    return TargetRows(positions, weights.scatter_(-1, positions[..., None], 1), isinstance(target, str | int))
+
+
+def _weighted(target: Tensor, mask: Tensor, dtype: torch.dtype) -> TargetRows:
+    batch, n = mask.shape
+    weights = target.detach().to(device=mask.device, dtype=dtype)
+    single = weights.ndim < 3
+    if weights.ndim == 1:
+        weights = weights[None, None]
+    elif weights.ndim == 2:
+        weights = weights[:, None]
+    if weights.ndim != 3 or weights.shape[0] not in (1, batch) or weights.shape[2] != n or weights.shape[1] == 0:
+        raise ValueError(
+            f"target weights must have shape [n], [batch, n] or [batch, targets, n] with batch={batch}, n={n}; "
+            f"got {list(target.shape)}"
+        )
+    weights = weights.expand(batch, -1, -1) * mask[:, None]
+    if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
+        raise ValueError("target weights must be finite and not negative")
+    if not bool((weights.sum(-1) > 0).all()):
+        raise ValueError("target weights must have a positive sum over the real tokens of every text")
+    return TargetRows(None, weights, single)
+
+
+def rescale(rows: Tensor, log2_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Move each row's power of two from the numbers [..., n] into its scale [...]; exact."""
+    exponent = torch.frexp(rows.amax(-1)).exponent
+    return torch.ldexp(rows, -exponent[..., None]), log2_scale + exponent
+
+
+def normalize_rows(rows: Tensor) -> Tensor:
+    """Rows divided by their sums; a row of zeros (padding) stays."""
+    total = rows.sum(-1, keepdim=True)
+    return rows / total.where(total > 0, torch.ones_like(total))
+
+
+def rows_through(block: Tensor, layer: LayerMap, row_normalize: bool) -> Tensor:
+    """block @ A for target rows [B, m, n]; A is computed and consumed tile by tile, never stored."""
+    result = torch.zeros_like(block)
+    for rows, tile in layer.blocks():
+        if row_normalize:
+            tile = normalize_rows(tile)
+        result.baddbmm_(block[:, :, rows], tile)
+    return result
+
+
+def full_map(layer: LayerMap, row_normalize: bool = False) -> Tensor:
+    """The whole local map, [B, n, n]."""
+    local = torch.cat([tile for _, tile in layer.blocks()], 1)
+    return normalize_rows(local) if row_normalize else local
+
+
+def top_down(
+    top: Tensor, target: TargetRows, below: Iterable[LayerMap], row_normalize: bool, layers: bool
+) -> tuple[Tensor, Tensor]:
+    """Rows of R_l for the target, from the last layer's rows `top` [B, m, n] down through the layers `below`.
+
+    Args:
+        below: the other layers, from the last but one to the first.
+        layers: also the rollout up to every layer: the target enters the same pass again at each layer.
+
+    Returns:
+        Mantissa [G, B, m, n] and log2 scale [G, B, m], float64, where G is 1 (the whole rollout) or, with `layers`,
+        the number of layers, the first layer first.
+    """
+    batch, count, n = top.shape
+    scale = torch.zeros(batch, count, dtype=torch.float64, device=top.device)
+    block, scale = rescale(top, scale)
+    for layer in below:
+        if layers:
+            block = torch.cat([target.weights.to(block.dtype), block], 1)
+            scale = torch.cat([torch.zeros(batch, count, dtype=scale.dtype, device=scale.device), scale], 1)
+        block, scale = rescale(rows_through(block, layer, row_normalize), scale)
+    block = block.view(batch, -1, count, n).transpose(0, 1)
+    return block, scale.view(batch, -1, count).transpose(0, 1)
+
+
+def rollout(maps: Tensor, row_normalize: bool = False) -> tuple[Tensor, Tensor]:
+    """Rollout of whole maps up to every layer (12): R_1 = A_1, R_l = A_l R_{l-1}.
+
+    No identity is added. The default normalises nothing, as the paper does.
+
+    Args:
+        maps: local maps, [layers, ..., n, n], rows are queries; floating point, not negative.
+        row_normalize: divide every row of every map by its sum first.
+
+    Returns:
+        mantissa [layers, ..., n, n] and log2_scale [layers, ..., n] (float64): R_l = mantissa * 2**log2_scale
+        for each row, so that no depth overflows.
+
+    Raises:
+        TypeError: `maps` is not a floating-point tensor.
+        ValueError: its shape is not [layers, ..., n, n] with at least one layer.
+
+    Example:
+        >>> import torch, globenc
+        >>> mantissa, log2_scale = globenc.rollout(torch.full((12, 2, 5, 5), 1e6))
+        >>> mantissa.shape, log2_scale.shape
+        (torch.Size([12, 2, 5, 5]), torch.Size([12, 2, 5]))
+    """
+    if not isinstance(maps, Tensor) or not maps.is_floating_point():
+        raise TypeError(f"maps must be a floating-point tensor, got {getattr(maps, 'dtype', type(maps).__name__)}")
+    if maps.ndim < 3 or maps.shape[-1] != maps.shape[-2] or maps.shape[0] == 0 or maps.shape[-1] == 0:
+        raise ValueError(f"maps must have shape [layers, ..., n, n], got {list(maps.shape)}")
+    mantissas, scales = [], []
+    mantissa, scale = None, torch.zeros(maps.shape[1:-1], dtype=torch.float64, device=maps.device)
+    for local in maps:
+        mantissa, scale = multiply(normalize_rows(local) if row_normalize else local, mantissa, scale)
+        mantissas.append(mantissa)
+        scales.append(scale)
+    return torch.stack(mantissas), torch.stack(scales)
+
+
+def multiply(local: Tensor, mantissa: Tensor | None, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """A_l R_{l-1} for R_{l-1} = mantissa * 2**scale row by row; A_1 itself where there is no mantissa yet."""
+    if mantissa is None:
+        return rescale(local, scale)
+    # rows of R_{l-1} have scales of their own: bring them to the largest before they are added up
+    top = scale.amax(-1, keepdim=True)
+    product = local @ torch.ldexp(mantissa, (scale - top).clamp(min=-16000).to(torch.int32)[..., None])
+    return rescale(product, top.expand_as(scale))
