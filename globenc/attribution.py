@@ -199,9 +199,9 @@ class Attribution:
         Raises:
             ValueError: the file's ending is not one that matplotlib writes.
         """
-        from .render.figure import figure
+        from .render.figure import figure, save
 
         drawn = figure(self)
         if path is not None:
-            drawn.savefig(path, dpi=150, bbox_inches="tight")
+            save(drawn, path)
         return drawn

@@ -94,7 +94,13 @@ class _Recorder:
             )
         return self.partial
 
+    def elsewhere(self) -> bool:
+        """Whether a hook was called by another forward pass than ours: another thread's, or one started inside."""
+        return getattr(_active, "recorder", None) is not self
+
     def enter_attention(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.elsewhere():
+            return
         hidden_states = args[0] if args else kwargs["hidden_states"]
         self.partial = _Partial(hidden_states)
 
@@ -108,9 +114,13 @@ class _Recorder:
         }
 
     def enter_attention_norm(self, module: nn.Module, args: tuple) -> None:
+        if self.elsewhere():
+            return
         self.current("attention_norm").attention_norm_input = args[0]
 
     def leave_output_norm(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if self.elsewhere():
+            return
         partial = self.current("output_norm")
         partial.output_norm.append((args[0], output))
         if sum(piece.shape[1] for _, piece in partial.output_norm) < partial.hidden_states.shape[1]:
@@ -237,7 +247,7 @@ def capture(
     layers = find_layers(model.base_model, family)
     recorder = _Recorder(layers, mask, consume)
     with _locks_guard:
-        lock = _locks.setdefault(model, threading.RLock())
+        lock = _locks.setdefault(model.base_model, threading.RLock())  # one lock for an encoder under any head
     with lock, contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_eager(model))

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -31,8 +30,10 @@ from .capture import LayerTrace
 from .methods import STAGES, Method, Stage
 
 BACKENDS = ("auto", "reference", "torch", "triton")
-SCORES_PER_BLOCK = 1 << 20  # attention weights held at once, all heads together
+SCORES_PER_BLOCK = 3 << 17  # attention weights held at once on a CPU, all heads together: the second-level cache
+SCORES_PER_GPU_BLOCK = 1 << 26
 TOKENS_PER_CHUNK = 64  # keys whose vectors u^h_j exist at once
+INDEPENDENT = 0.3  # below this share of a squared length outside the other vectors, float32 inner products lose digits
 JITTER = 16 * torch.finfo(torch.float64).eps  # times the number of vectors; keeps rank-deficient Grams factorable
 
 
@@ -51,10 +52,10 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def norm_scale(norm: nn.LayerNorm, norm_input: Tensor) -> Tensor:
-    """s_i = sqrt(var + eps) of what entered a LayerNorm, [B, n]."""
+def inverse_scale(norm: nn.LayerNorm, norm_input: Tensor) -> Tensor:
+    """1 / s_i with s_i = sqrt(var + eps) of what entered a LayerNorm, [B, n]."""
     y = norm_input.to(working_dtype(norm_input))
-    return (y.var(-1, correction=0) + norm.eps).sqrt()
+    return torch.native_layer_norm(y, norm.normalized_shape, None, None, norm.eps)[2][..., 0]
 
 
 def norm_weight(norm: nn.LayerNorm, like: Tensor) -> Tensor:
@@ -75,9 +76,9 @@ def _row_scale(trace: LayerTrace, stage: Stage) -> Tensor:
     """1 / (s1_i s2_i) as far as the stage goes, zero at padding, [B, n]."""
     scale = trace.mask.to(working_dtype(trace.query))
     if stage.norms > 0:
-        scale = scale / norm_scale(trace.modules.attention_norm, trace.attention_norm_input)
+        scale = scale * inverse_scale(trace.modules.attention_norm, trace.attention_norm_input)
     if stage.norms > 1:
-        scale = scale / norm_scale(trace.modules.output_norm, trace.output_norm_input)
+        scale = scale * inverse_scale(trace.modules.output_norm, trace.output_norm_input)
     return scale
 
 
@@ -91,8 +92,7 @@ def _stage_weight(trace: LayerTrace, stage: Stage, dtype: torch.dtype) -> Tensor
     """
     modules = trace.modules
     weight = modules.output_projection.weight.detach()
-    norms = [norm.weight for norm in (modules.attention_norm, modules.output_norm)[: stage.norms]]
-    norms = [gamma.detach() for gamma in norms if gamma is not None]
+    norms = [norm_weight(norm, weight) for norm in (modules.attention_norm, modules.output_norm)[: stage.norms]]
     probe = torch.linspace(0.5, 1.5, weight.shape[1], dtype=weight.dtype, device=weight.device)
     print_ = [weight @ probe, *norms]
     kept = _stage_weights.setdefault(modules.output_projection, {})
@@ -112,48 +112,62 @@ def _stage_weight(trace: LayerTrace, stage: Stage, dtype: torch.dtype) -> Tensor
 def triangular_factor(vectors: Tensor) -> Tensor:
     """R of vectors = Q R for each token: [K, T, d] -> [T, K, K], upper triangular.
 
-    float32 vectors: the Gram matrix is accumulated in float64, scaled to a unit diagonal, and factored after a
-    jitter of a few units in the last place, so that repeated, cancelling and zero vectors are all in order; the
-    jitter shifts a norm by at most 3e-7 of the vectors that cancel in it. float64 vectors: Householder QR.
+    float64 vectors: Householder QR. float32 vectors: Cholesky factor, in float64, of their Gram matrix. A Gram matrix
+    squares the condition, so it is accumulated in float64 where vectors cancel: on a GPU always, on a CPU where the
+    float32 one shows a vector with less than `INDEPENDENT` of its squared length outside the others.
     """
-    count = vectors.shape[0]
     if vectors.dtype == torch.float64:
-        columns = vectors.permute(1, 2, 0)
-        factor = torch.linalg.qr(columns, mode="r").R
-        return nn.functional.pad(factor, (0, 0, 0, count - factor.shape[1]))  # d < K: the rest is zero
-    wide = vectors.transpose(0, 1).to(torch.float64, memory_format=torch.contiguous_format)
-    gram = torch.bmm(wide, wide.transpose(1, 2))
+        factor = torch.linalg.qr(vectors.permute(1, 2, 0), mode="r").R
+        return nn.functional.pad(factor, (0, 0, 0, vectors.shape[0] - factor.shape[1]))  # d < K: the rest is zero
+    if vectors.device.type != "cpu":  # to wait for the answer below costs more than float64 there
+        return _cholesky(_gram(vectors)).to(vectors.dtype)
+    count, tokens, d = vectors.shape
+    halves = 2 if d % 2 == 0 and vectors.is_contiguous() else 1  # shorter float32 sums, half the rounding
+    parts = vectors.reshape(count, tokens * halves, d // halves).transpose(0, 1)
+    gram = torch.bmm(parts, parts.transpose(1, 2)).view(tokens, halves, count, count).sum(1, dtype=torch.float64)
+    factor = _cholesky(gram)
+    outside = torch.diagonal(factor, dim1=1, dim2=2).square() / torch.diagonal(gram, dim1=1, dim2=2)
+    cancelling = (~(outside > INDEPENDENT).all(-1)).nonzero()[:, 0]
+    if len(cancelling):
+        factor[cancelling] = _cholesky(_gram(vectors[:, cancelling]))
+    return factor.to(vectors.dtype)
+
+
+def _gram(vectors: Tensor) -> Tensor:
+    """Inner products of each token's vectors in float64, [K, T, d] -> [T, K, K]."""
+    columns = vectors.permute(1, 2, 0).to(torch.float64, memory_format=torch.contiguous_format)
+    return torch.bmm(columns.transpose(1, 2), columns)
+
+
+def _cholesky(gram: Tensor) -> Tensor:
+    """R with R^T R = gram, [T, K, K], float64.
+
+    The matrix is scaled to a unit diagonal and gets a jitter of a few units in the last place, so that repeated,
+    cancelling and zero vectors are all in order; it shifts a norm by at most 3e-7 of the vectors that cancel in it.
+    What still cannot be factored is NaN, never a silent number.
+    """
     length = torch.diagonal(gram, dim1=1, dim2=2).sqrt()
-    inverse = torch.where(length > 0, 1 / length, torch.zeros_like(length))
-    gram = gram * inverse[:, :, None] * inverse[:, None, :]
-    torch.diagonal(gram, dim1=1, dim2=2).fill_(1 + JITTER * count)
-    lower, failed = torch.linalg.cholesky_ex(gram)
-    factor = lower.transpose(1, 2) * length[:, None, :]
-    return factor.masked_fill(failed[:, None, None] > 0, torch.nan).to(vectors.dtype)  # never a silent number
+    inverse = torch.where(length > 0, 1 / length, 0)
+    scaled = gram * inverse[:, :, None] * inverse[:, None, :]
+    torch.diagonal(scaled, dim1=1, dim2=2).fill_(1 + JITTER * gram.shape[1])
+    lower, failed = torch.linalg.cholesky_ex(scaled)
+    return (lower.transpose(1, 2) * length[:, None, :]).masked_fill_((failed > 0)[:, None, None], torch.nan)
 
 
-@dataclass
 class _Factors:
     """What is left of a layer's vectors for one stage.
 
     Attributes:
-        heads: factor over the heads, [H, H, B, n], upper triangular in the first two.
-        own: M x in the same coordinates, [H, B, n], and what is outside them as a norm, [B, n]; None without residual.
-        mixed: the same for M z, z the attention block's output without bias; None unless mixing ratios are needed.
+        heads: the factor over the heads, [B * n, H, H].
+        extra: M x (with a residual) and M z (for mixing ratios; z is the attention block's output without bias) in the
+            same coordinates, [B, n, H] each, with the norm of what is outside them, [B, n].
         row_scale: 1 / (s1_i s2_i), zero at padding, [B, n].
     """
 
-    heads: Tensor
-    own: tuple[Tensor, Tensor] | None
-    mixed: tuple[Tensor, Tensor] | None
-    row_scale: Tensor
-
-    @classmethod
-    def of(cls, trace: LayerTrace, stage: Stage, with_mixed: bool) -> _Factors:
+    def __init__(self, trace: LayerTrace, stage: Stage, with_mixed: bool):
         dtype = working_dtype(trace.query)
         batch, heads, n, head_dim = trace.value.shape
         weight = _stage_weight(trace, stage, dtype)
-        per_head = weight.view(heads, head_dim, -1)
         tokens = batch * n
         value = trace.value.to(dtype).transpose(0, 1).reshape(heads, tokens, head_dim)
         extra = []
@@ -162,98 +176,99 @@ class _Factors:
         if with_mixed:
             extra.append(trace.context.to(dtype).flatten(0, 1) @ weight)
         count = heads + len(extra)
-        factor = torch.empty(count, count, tokens, dtype=dtype, device=value.device)
+        factor = torch.empty(tokens, count, count, dtype=dtype, device=value.device)
         for start in range(0, tokens, TOKENS_PER_CHUNK):
             chunk = slice(start, min(start + TOKENS_PER_CHUNK, tokens))
-            vectors = torch.bmm(value[:, chunk], per_head)
-            if extra:
-                vectors = torch.cat([vectors, *(e[None, chunk] for e in extra)])
-            factor[:, :, chunk] = triangular_factor(vectors).permute(1, 2, 0)
-        factor = factor.view(count, count, batch, n)
-        outside = [(factor[:heads, k], factor[heads : k + 1, k].square().sum(0).sqrt()) for k in range(heads, count)]
-        return cls(
-            factor[:heads, :heads],
-            outside.pop(0) if stage.residual else None,
-            outside.pop(0) if with_mixed else None,
-            _row_scale(trace, stage),
-        )
+            vectors = torch.empty(count, chunk.stop - chunk.start, weight.shape[1], dtype=dtype, device=value.device)
+            torch.bmm(value[:, chunk], weight.view(heads, head_dim, -1), out=vectors[:heads])
+            for k, vector in enumerate(extra, heads):
+                vectors[k] = vector[chunk]
+            factor[chunk] = triangular_factor(vectors)
+        self.heads = factor[:, :heads, :heads]
+        self.extra = [
+            (
+                factor[:, :heads, k].view(batch, n, heads),
+                factor[:, heads : k + 1, k].square().sum(-1).sqrt_().view(batch, n),
+            )
+            for k in range(heads, count)
+        ]
+        self.row_scale = _row_scale(trace, stage)
+        self.residual = stage.residual
 
-    def norms(self, alpha: Tensor) -> Tensor:
-        """||R_j alpha_ij|| for all pairs of a block, without residual and row scale: [B, H, q, n] -> [B, q, n]."""
-        heads = alpha.shape[1]
-        total = None
-        for r in range(heads):
-            y = alpha[:, r] * self.heads[r, r][:, None, :]
-            for h in range(r + 1, heads):
-                y.addcmul_(alpha[:, h], self.heads[r, h][:, None, :])
-            total = y.square_() if total is None else total.addcmul_(y, y)
-        assert total is not None
-        return total.sqrt_()
-
-    def diagonal(self, alpha_ii: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor | None]:
-        """||c_ii|| and ||sum_{j!=i} c_ij||, up to the row scale, [B, q], from alpha_ii [B, H, q].
-
-        The second is None unless the factors were made with it.
+    def norms(self, alpha: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of a block alpha [H, B, n, q], up to the row scale: ||c_ij|| [B, n, q], ||c_ii|| [B, q], and
+        ||sum_{j!=i} c_ij|| [B, q] or None.
         """
-        heads = _take(self.heads, rows)
-        inside = torch.einsum("rhbq,bhq->rbq", heads, alpha_ii)
-        own = inside.square().sum(0)
-        if self.own is not None:
-            along, outside = (_take(part, rows) for part in self.own)
-            own = (inside + along).square().sum(0) + outside.square()
+        heads, batch, n, count = alpha.shape
+        inside = torch.bmm(self.heads, alpha.view(heads, batch * n, count).transpose(0, 1))  # R_j alpha_ij
+        own_inside = _own(inside.view(batch, n, heads, count).transpose(1, 2), rows).transpose(1, 2)  # [B, q, H]
+        extra = [(_at(along, rows), _at(outside, rows)) for along, outside in self.extra]
+        if self.residual:
+            along, outside = extra[0]
+            own = (own_inside + along).square_().sum(-1).add_(outside.square()).sqrt_()
+        else:
+            own = own_inside.norm(dim=-1)
         others = None
-        if self.mixed is not None:
-            along, outside = (_take(part, rows) for part in self.mixed)
-            others = ((along - inside).square().sum(0) + outside.square()).sqrt()
-        return own.sqrt(), others
+        if len(extra) > self.residual:
+            along, outside = extra[-1]
+            others = (along - own_inside).square_().sum(-1).add_(outside.square()).sqrt_()
+        return inside.square_().sum(1).sqrt_().view(batch, n, count), own, others
+
+
+def _at(tensor: Tensor, rows: slice | Tensor) -> Tensor:
+    """Tokens of [B, n, ...]: a slice of them, or a list [B, m] for each text."""
+    if isinstance(rows, slice):
+        return tensor[:, rows]
+    index = rows.view(*rows.shape, *[1] * (tensor.ndim - 2))
+    return tensor.gather(1, index.expand(-1, -1, *tensor.shape[2:]))
+
+
+def _own(columns: Tensor, rows: slice | Tensor) -> Tensor:
+    """The diagonal of a block of columns [..., B, (H,) n, q] whose queries are `rows`: [..., q]; a view for a slice."""
+    if isinstance(rows, slice):
+        return columns[..., rows, :].diagonal(dim1=-2, dim2=-1)
+    index = rows.view(rows.shape[0], *[1] * (columns.ndim - 2), rows.shape[1])
+    return columns.gather(-2, index.expand(*columns.shape[:-2], 1, -1))[..., 0, :]
 
 
 class _Attention:
-    """A layer's attention weights, recomputed from queries and keys in blocks of rows."""
+    """A layer's attention weights, recomputed from queries and keys in blocks of columns: keys stand in rows here."""
 
     def __init__(self, trace: LayerTrace):
         self.query, self.key, self.scaling = trace.query, trace.key, trace.scaling
         self.mask = trace.mask if trace.padded else None
         self.dtype = working_dtype(trace.query)
 
-    def _alpha(self, query: Tensor, key: Tensor) -> Tensor:
-        scores = torch.matmul(query * self.scaling, key.transpose(-1, -2))
+    def _columns(self, query: Tensor, key: Tensor) -> Tensor:
+        """alpha [H, B, n, q] from [H, B, q, d_h] and [H, B, n, d_h]."""
+        heads, batch, n, _ = key.shape
+        scores = torch.bmm(key.flatten(0, 1), (query * self.scaling).flatten(0, 1).transpose(1, 2))
+        alpha = scores.view(heads, batch, n, -1)
         if self.mask is not None:
-            scores.masked_fill_(~self.mask[:, None, None, :], -torch.inf)
-        return scores.softmax(-1)
+            alpha.masked_fill_(~self.mask[:, :, None], -torch.inf)
+        # torch's softmax over a dimension that is not the last takes twice as long as its steps
+        alpha.sub_(alpha.amax(2, keepdim=True)).exp_()
+        return alpha.mul_(alpha.sum(2, keepdim=True).reciprocal_())
+
+    def _heads_first(self) -> tuple[Tensor, Tensor]:
+        query, key = (t.to(self.dtype).transpose(0, 1) for t in (self.query, self.key))
+        return query, key
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, alpha [B, H, rows, n]) over all rows in order."""
-        query, key = self.query.to(self.dtype), self.key.to(self.dtype)
-        batch, heads, n, _ = query.shape
-        size = max(1, SCORES_PER_BLOCK // (batch * heads * n))
+        """(queries, alpha [H, B, n, q]) over all queries in order."""
+        query, key = self._heads_first()
+        heads, batch, n, _ = query.shape
+        budget = SCORES_PER_BLOCK if query.device.type == "cpu" else SCORES_PER_GPU_BLOCK
+        size = max(1, budget // (batch * heads * n))
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
-            yield rows, self._alpha(query[:, :, rows], key)
+            yield rows, self._columns(query[:, :, rows], key)
 
     def at(self, positions: Tensor) -> Tensor:
-        """alpha [B, H, m, n] of the queries at positions [B, m]."""
-        index = positions[:, None, :, None].expand(-1, self.query.shape[1], -1, self.query.shape[3])
-        return self._alpha(self.query.gather(2, index).to(self.dtype), self.key.to(self.dtype))
-
-
-def _take(tensor: Tensor, rows: slice | Tensor) -> Tensor:
-    """Positions of the last dimension of [..., B, n]: a slice, or a list [B, m] for each text."""
-    if isinstance(rows, slice):
-        return tensor[..., rows]
-    return tensor.gather(-1, rows.expand(*tensor.shape[:-1], rows.shape[-1]))
-
-
-def _own_column(rows: slice | Tensor, batch: int, device: torch.device) -> Tensor:
-    """Where the diagonal is in each row of a block, [B, q, 1]."""
-    if isinstance(rows, slice):
-        rows = torch.arange(rows.start, rows.stop, device=device).expand(batch, -1)
-    return rows[:, :, None]
-
-
-def _own_alpha(alpha: Tensor, column: Tensor) -> Tensor:
-    """alpha_ii of a block's rows, [B, H, q]."""
-    return alpha.gather(-1, column[:, None].expand(-1, alpha.shape[1], -1, -1))[..., 0]
+        """alpha [H, B, n, m] of the queries at positions [B, m]."""
+        query, key = self._heads_first()
+        index = positions[None, :, :, None].expand(query.shape[0], -1, -1, query.shape[3])
+        return self._columns(query.gather(2, index), key)
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
@@ -261,21 +276,33 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b > 0, a / b.where(b > 0, torch.ones_like(b)), torch.zeros_like(b))
 
 
-def _finish(rows: Tensor, method: Method, column: Tensor, real: Tensor, ratio: Tensor | None = None) -> Tensor:
-    """A method's last step: normalise rows [B, q, n] and mix them with the identity. Works in place."""
-    real = real[..., None].to(rows.dtype)
+def _finish(columns: Tensor, method: Method, rows: slice | Tensor, real: Tensor, ratio: Tensor | None) -> Tensor:
+    """A method's last step: normalise the rows of a block [B, n, q] (rows stand in columns here) and mix them with the
+    identity; padded queries become zero. Works in place. real, ratio: [B, q]. Returns the rows, [B, q, n].
+    """
+    real = real.to(columns.dtype)
     if method.normalize:
-        rows = rows.mul_(_divide(real, rows.sum(-1, keepdim=True)))
+        columns.mul_(_divide(real, columns.sum(1))[:, None])
     if method.mix == "half":
-        rows = rows.mul_(0.5).scatter_add_(-1, column, 0.5 * real)
+        columns.mul_(0.5)
+        _set_own(columns, rows, _own(columns, rows) + 0.5 * real)
     elif method.mix == "ratio":
         assert ratio is not None
-        rows.scatter_(-1, column, 0)
-        total = rows.sum(-1, keepdim=True)
+        _set_own(columns, rows, torch.zeros_like(real))
+        total = columns.sum(1)
         # a row that is all diagonal has nothing to renormalise and stays 1 on the diagonal
-        ratio = torch.where(total > 0, ratio[..., None], 0)
-        rows = rows.mul_(_divide(ratio * real, total)).scatter_(-1, column, (1 - ratio) * real)
-    return rows
+        ratio = torch.where(total > 0, ratio, 0)
+        columns.mul_(_divide(ratio * real, total)[:, None])
+        _set_own(columns, rows, (1 - ratio) * real)
+    return columns.transpose(1, 2)
+
+
+def _set_own(columns: Tensor, rows: slice | Tensor, values: Tensor) -> None:
+    """Write [B, q] values to the diagonal of a block [B, n, q]."""
+    if isinstance(rows, slice):
+        columns[:, rows].diagonal(dim1=1, dim2=2).copy_(values)
+    else:
+        columns.scatter_(1, rows[:, None], values[:, None])
 
 
 class TorchLayer:
@@ -286,22 +313,19 @@ class TorchLayer:
         self.attention = _Attention(trace)
         self.mask = trace.mask
         stage = STAGES["N-Enc"] if method.mix == "ratio" else method.stage
-        self.factors = None if stage is None else _Factors.of(trace, stage, with_mixed=method.mix == "ratio")
+        self.factors = None if stage is None else _Factors(trace, stage, with_mixed=method.mix == "ratio")
 
     def _rows(self, alpha: Tensor, rows: slice | Tensor) -> Tensor:
-        column = _own_column(rows, alpha.shape[0], alpha.device)
-        real = _take(self.mask, rows)
-        own = others = None
+        real = _at(self.mask, rows)
+        ratio = columns = None
         if self.factors is not None:
-            own, others = self.factors.diagonal(_own_alpha(alpha, column), rows)
-        if self.method.stage is None:
-            out = alpha.mean(1).mul_(real[..., None])
-        else:
-            assert self.factors is not None and own is not None
-            out = self.factors.norms(alpha).scatter_(-1, column, own[..., None])
-            out *= _take(self.factors.row_scale, rows)[..., None]
-        ratio = None if own is None or others is None else _divide(others, others + own)
-        return _finish(out, self.method, column, real, ratio)
+            columns, own, others = self.factors.norms(alpha, rows)
+            ratio = None if others is None else _divide(others, others + own)
+            _set_own(columns, rows, own)
+            columns.mul_(_at(self.factors.row_scale, rows)[:, None])
+        if self.method.stage is None or columns is None:
+            columns = alpha.mean(0).mul_(real[:, None])
+        return _finish(columns, self.method, rows, real, ratio)
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for rows, alpha in self.attention.blocks():
@@ -318,44 +342,37 @@ def top_rows(
     trace: LayerTrace, method: Method, positions: Tensor, make_layer: Callable[[LayerTrace, Method], LayerMap]
 ) -> Tensor:
     """Rows of the last layer's map at positions [B, m], the cheapest way the backend has, [B, m, n]."""
-    if make_layer is TorchLayer and positions.shape[1] <= DIRECT_ROWS and method.mix != "ratio":
-        return direct_rows(trace, method, positions)
+    if make_layer is TorchLayer and positions.shape[1] <= DIRECT_ROWS and method.stage and method.mix != "ratio":
+        return direct_rows(trace, method, method.stage, positions)
     return make_layer(trace, method).rows_at(positions)
 
 
-def direct_rows(trace: LayerTrace, method: Method, positions: Tensor) -> Tensor:
+def direct_rows(trace: LayerTrace, method: Method, stage: Stage, positions: Tensor) -> Tensor:
     """Rows of a layer's map at positions [B, m] straight from (4)-(11): one matrix product a row, no factor.
 
     The cheaper way for a row or two, which is all that a target asks of the last layer.
     """
-    attention = _Attention(trace)
-    alpha = attention.at(positions)
-    batch, heads, count, n = alpha.shape
-    column = _own_column(positions, batch, alpha.device)
-    real = _take(trace.mask, positions)
-    if method.stage is None:
-        return _finish(alpha.mean(1).mul_(real[..., None]), method, column, real)
-    stage = method.stage
+    alpha = _Attention(trace).at(positions)  # [H, B, n, m]
     weight = _stage_weight(trace, stage, alpha.dtype)
     value = trace.value.to(alpha.dtype).transpose(1, 2)  # [B, n, H, d_h]
-    own_part = apply_stage(trace.hidden_states.to(alpha.dtype), trace, stage) if stage.residual else None
-    rows = []
-    for m in range(count):
-        vectors = (value * alpha[:, :, m].transpose(1, 2)[..., None]).flatten(2) @ weight  # [B, n, d]
-        if own_part is not None:
+    residual = apply_stage(trace.hidden_states.to(alpha.dtype), trace, stage) if stage.residual else None
+    norms = []
+    for m in range(positions.shape[1]):
+        vectors = (value * alpha[..., m].permute(1, 2, 0)[..., None]).flatten(2) @ weight  # [B, n, d]
+        if residual is not None:
             index = positions[:, m, None, None].expand(-1, 1, vectors.shape[-1])
-            vectors.scatter_add_(1, index, own_part.gather(1, index))
-        rows.append(vectors.norm(dim=-1))
-    out = torch.stack(rows, 1) * _take(_row_scale(trace, stage), positions)[..., None]
-    return _finish(out, method, column, real)
+            vectors.scatter_add_(1, index, residual.gather(1, index))
+        norms.append(vectors.norm(dim=-1))
+    columns = torch.stack(norms, -1).mul_(_at(_row_scale(trace, stage), positions)[:, None])
+    return _finish(columns, method, positions, _at(trace.mask, positions), None)
 
 
 def mixing_ratios(trace: LayerTrace, stage: Stage) -> Tensor:
     """(8), (14): r_i of a stage, [B, n]; zero at padding."""
-    attention, factors = _Attention(trace), _Factors.of(trace, stage, with_mixed=True)
+    factors = _Factors(trace, stage, with_mixed=True)
     parts = []
-    for rows, alpha in attention.blocks():
-        own, others = factors.diagonal(_own_alpha(alpha, _own_column(rows, alpha.shape[0], alpha.device)), rows)
+    for rows, alpha in _Attention(trace).blocks():
+        _, own, others = factors.norms(alpha, rows)
         assert others is not None
         parts.append(_divide(others, others + own))
     return torch.cat(parts, -1) * trace.mask
@@ -373,10 +390,10 @@ def completeness_gap(trace: LayerTrace) -> Tensor:
     parts = []
     value = trace.value.to(dtype)
     for _, alpha in _Attention(trace).blocks():
-        parts.append(torch.matmul(alpha, value))
+        parts.append(torch.matmul(alpha.permute(1, 0, 3, 2), value))
     context = torch.cat(parts, 2).transpose(1, 2).flatten(2)
-    scale1 = norm_scale(modules.attention_norm, trace.attention_norm_input)[..., None]
-    scale2 = norm_scale(modules.output_norm, trace.output_norm_input)[..., None]
+    scale1 = 1 / inverse_scale(modules.attention_norm, trace.attention_norm_input)[..., None]
+    scale2 = 1 / inverse_scale(modules.output_norm, trace.output_norm_input)[..., None]
     hidden_states = trace.hidden_states.to(dtype)
     mixed = context @ _stage_weight(trace, stage, dtype) + apply_stage(hidden_states, trace, stage)
     tokens = mixed / (scale1 * scale2)
@@ -408,6 +425,12 @@ class ReferenceLayer:
 
     def rows_at(self, positions: Tensor) -> Tensor:
         return self.map.gather(1, positions[:, :, None].expand(-1, -1, self.map.shape[2]))
+
+
+def norm_scale(norm: nn.LayerNorm, norm_input: Tensor) -> Tensor:
+    """s_i = sqrt(var + eps) of what entered a LayerNorm, as the equations say it, [B, n]."""
+    y = norm_input.to(working_dtype(norm_input))
+    return (y.var(-1, correction=0) + norm.eps).sqrt()
 
 
 def equation_layer(trace: LayerTrace) -> equations.EncoderLayer:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -55,17 +56,17 @@ class LayerModules:
     output_norm: nn.LayerNorm
 
 
-def _albert_layers(base_model: nn.Module) -> list[nn.Module]:
+def _albert_layers(base_model: Any) -> list[nn.Module]:
     """ALBERT runs `num_hidden_layers` steps over `num_hidden_groups` groups of shared layers."""
     config = base_model.config
     layers: list[nn.Module] = []
-    for step in range(config.num_hidden_layers):  # type: ignore[union-attr]
-        group = int(step / (config.num_hidden_layers / config.num_hidden_groups))  # type: ignore[union-attr,operator]
-        layers.extend(base_model.encoder.albert_layer_groups[group].albert_layers)  # type: ignore[union-attr,index]
+    for step in range(config.num_hidden_layers):
+        group = int(step / (config.num_hidden_layers / config.num_hidden_groups))
+        layers.extend(base_model.encoder.albert_layer_groups[group].albert_layers)
     return layers
 
 
-_BERT_LAYER = {
+_BERT_LAYER: dict[str, Any] = {
     "layers": "encoder.layer",
     "attention": "attention.self",
     "output_projection": "attention.output.dense",
@@ -265,4 +266,4 @@ def max_length(model: nn.Module) -> int | None:
     if positions is None:
         return None
     padding = getattr(config, "pad_token_id", None)
-    return int(positions) - (padding + 1 if family.positions_after_padding and padding is not None else 0)  # type: ignore[arg-type,operator]
+    return int(positions) - (padding + 1 if family.positions_after_padding and padding is not None else 0)

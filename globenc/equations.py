@@ -51,7 +51,7 @@ def attention_weights(query: Tensor, key: Tensor, scaling: float, mask: Tensor) 
 
 def transformed_values(value: Tensor, output_weight: Tensor) -> Tensor:
     """f^h(x_j) = W_O^h v^h(x_j), [B, H, n, d]."""
-    batch, heads, n, head_dim = value.shape
+    _, heads, _, head_dim = value.shape
     w = output_weight.view(-1, heads, head_dim)  # [d, H, d_h]
     return torch.einsum("bhja,dha->bhjd", value, w)
 

@@ -236,7 +236,7 @@ class GlobEnc:
     def _pad(self, encoded: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Model inputs of a batch, padded on the right."""
         longest = max(len(e["input_ids"]) for e in encoded)
-        inputs = {}
+        inputs: dict[str, Tensor] = {}
         names = [name for name in ("input_ids", "token_type_ids") if name in encoded[0]]
         if "token_type_ids" in names and "token_type_ids" not in self.tokenizer.model_input_names:
             names.remove("token_type_ids")
@@ -393,5 +393,6 @@ def _no_model(name: str | Path, error: Exception) -> Exception:
     if Path(name).exists():
         return OSError(f"model in {str(name)!r} cannot be loaded: {_first_line(error)}")
     return OSError(
-        f"model {str(name)!r} is no folder here and could not be fetched from the Hugging Face hub: {_first_line(error)}"
+        f"model {str(name)!r} is no folder here and could not be fetched from the Hugging Face hub: "
+        f"{_first_line(error)}"
     )

@@ -326,9 +326,9 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
     """How far the contributions are from adding up to what each layer really put out: the method's own proof.
 
     In every layer sum_j c_ij, recomputed from the captured queries, keys, values and residual, plus what belongs to no
-    token (the biases b_O, beta1, beta2 and the feed-forward block's vector) is compared with the layer's output. The gap
-    is rounding: below 1e-12 for float64 models, about 1e-6 for float32, 1e-2 for bfloat16. More means that an encoder
-    was registered with wrong names.
+    token (the biases b_O, beta1, beta2 and the feed-forward block's vector) is compared with the layer's output. The
+    gap is rounding: below 1e-12 for float64 models, about 1e-6 for float32, 1e-2 for bfloat16. More means that an
+    encoder was registered with wrong names.
 
     Args:
         model, **model_inputs: as in `globenc.attribute`.
