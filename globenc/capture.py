@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import flash_attention_mask
 
-from .encoders import LayerModules, find_family, find_layers
+from .encoders import LayerModules
 
 ATTENTION = "globenc_capture"
 
@@ -186,11 +186,11 @@ AttentionInterface.register(ATTENTION, _capturing_attention)
 AttentionMaskInterface.register(ATTENTION, flash_attention_mask)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
+def unwrap(model: Any) -> Any:
     """The eager model behind `torch.compile(model)` and `DataParallel`."""
     while True:
         if hasattr(model, "_orig_mod"):
-            model = model._orig_mod  # type: ignore[assignment]
+            model = model._orig_mod
         elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         else:
@@ -198,14 +198,15 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _as_found(model: PreTrainedModel) -> Iterator[None]:
+def _as_found(modules: list[nn.Module]) -> Iterator[None]:
     """Evaluation mode and the capturing attention inside, everything as it was outside."""
-    training = [module for module in model.modules() if module.training]
-    configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+    training = [module for module in modules if module.training]
+    configs = {id(m.config): m.config for m in modules if isinstance(m, PreTrainedModel)}
     attention = [(config, config._attn_implementation_internal) for config in configs.values()]
     try:
-        model.eval()
-        for config in configs.values():
+        for module in training:
+            module.training = False
+        for config, _ in attention:
             config._attn_implementation_internal = ATTENTION
         yield
     finally:
@@ -215,15 +216,16 @@ def _as_found(model: PreTrainedModel) -> Iterator[None]:
             module.training = True
 
 
-def _eager(model: nn.Module) -> contextlib.AbstractContextManager:
+def _eager(modules: list[nn.Module]) -> contextlib.AbstractContextManager:
     """Run modules compiled in place (`module.compile()`) eagerly, so that hooks see their tensors."""
-    if any(module._compiled_call_impl is not None for module in model.modules()):
+    if any(module._compiled_call_impl is not None for module in modules):
         return torch.compiler.set_stance("force_eager")
     return contextlib.nullcontext()
 
 
 def capture(
     model: PreTrainedModel,
+    layers: list[LayerModules],
     model_inputs: dict[str, Any],
     mask: Tensor,
     consume: Callable[[int, LayerTrace], None],
@@ -232,6 +234,7 @@ def capture(
 
     Args:
         model: a transformers encoder of a known family, with any head.
+        layers: its layers in order of execution (`find_layers`).
         model_inputs: keyword arguments of its forward.
         mask: True at real tokens, [B, n].
         consume: called with (layer index, LayerTrace) as soon as a layer is complete, in order.
@@ -240,18 +243,16 @@ def capture(
         The model's own output object.
 
     Raises:
-        TypeError, ValueError: the model is not a supported encoder (see `find_family`).
         RuntimeError: the family's names do not fit the model.
     """
-    family = find_family(model)
-    layers = find_layers(model.base_model, family)
     recorder = _Recorder(layers, mask, consume)
+    modules = list(model.modules())
     with _locks_guard:
         lock = _locks.setdefault(model.base_model, threading.RLock())  # one lock for an encoder under any head
     with lock, contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_eager(model))
-        stack.enter_context(_as_found(model))
+        stack.enter_context(_eager(modules))
+        stack.enter_context(_as_found(modules))
         for handle in recorder.hooks():
             stack.callback(handle.remove)
         previous = getattr(_active, "recorder", None)
@@ -261,7 +262,6 @@ def capture(
     if recorder.done != len(layers):
         raise RuntimeError(
             f"{type(model).__name__} ran {recorder.done} of its {len(layers)} encoder layers through the attention "
-            f"interface; the names of family {family.model_type!r} do not fit it, correct them with "
-            "globenc.register_encoder"
+            "interface; its encoder family's names do not fit it, correct them with globenc.register_encoder"
         )
     return output

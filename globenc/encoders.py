@@ -253,6 +253,13 @@ def find_layers(base_model: nn.Module, family: EncoderFamily) -> list[LayerModul
                 raise ValueError(
                     f"{argument} of {family.model_type!r} must be a torch.nn.LayerNorm, got {type(norm).__name__}"
                 )
+            if norm.normalized_shape != (projection.out_features,):
+                raise ValueError(
+                    f"{argument} of {family.model_type!r} must normalise what output_projection puts out: "
+                    f"{projection.out_features} numbers, got {list(norm.normalized_shape)}"
+                )
+        if attention_norm is output_norm:
+            raise ValueError(f"attention_norm and output_norm of {family.model_type!r} must be two modules, got one")
         resolved.append(LayerModules(attention, projection, attention_norm, output_norm))  # type: ignore[arg-type]
     if not resolved:
         raise ValueError(f"model must have at least one encoder layer, got {type(base_model).__name__} with none")

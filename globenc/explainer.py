@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,6 @@ HEADS = (
     "ForSequenceClassification",
     "ForTokenClassification",
     "ForQuestionAnswering",
-    "ForMultipleChoice",
     "ForMaskedLM",
     "ForPreTraining",
 )
@@ -55,7 +55,8 @@ class GlobEnc:
 
     def __init__(self, model: nn.Module, tokenizer: Any = None, backend: str = "auto"):
         eager: Any = unwrap(model)
-        find_layers(eager.base_model, find_family(eager))
+        family = find_family(eager)
+        find_layers(eager.base_model, family)
         self.model = eager
         self.backend = backend
         self._tokenizer = tokenizer
@@ -99,10 +100,9 @@ class GlobEnc:
         except (OSError, ValueError) as error:
             raise _no_model(name, error) from error
         family_of_config(config, str(name))
+        chosen = _dtype(dtype, config, place)
         try:
-            model = _auto_class(config).from_pretrained(
-                name, dtype=_dtype(dtype, config, place), use_safetensors=True, **options
-            )
+            model = _auto_class(config).from_pretrained(name, dtype=chosen, use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
         except (OSError, ValueError) as error:
             raise _no_model(name, error) from error
@@ -238,7 +238,8 @@ class GlobEnc:
         longest = max(len(e["input_ids"]) for e in encoded)
         inputs: dict[str, Tensor] = {}
         names = [name for name in ("input_ids", "token_type_ids") if name in encoded[0]]
-        if "token_type_ids" in names and "token_type_ids" not in self.tokenizer.model_input_names:
+        taken = set(self.tokenizer.model_input_names) & set(inspect.signature(self.model.forward).parameters)
+        if "token_type_ids" in names and "token_type_ids" not in taken:
             names.remove("token_type_ids")
         for name in names:
             filler = (self.tokenizer.pad_token_id or 0) if name == "input_ids" else 0
@@ -351,9 +352,11 @@ def _answer(model: Any, output: Any, row: int) -> tuple[str | None, float | None
     """Label and probability of a text classifier's answer; None for other heads and for regression."""
     logits = getattr(output, "logits", None)
     count = model.config.num_labels
-    if not type(model).__name__.endswith("ForSequenceClassification") or logits is None or count < 2:
+    kind = model.config.problem_type
+    classifies = type(model).__name__.endswith("ForSequenceClassification") and count > 1 and kind != "regression"
+    if not classifies or logits is None:
         return None, None
-    several = model.config.problem_type == "multi_label_classification"
+    several = kind == "multi_label_classification"
     row_logits = logits[row].double()
     probability, label = (row_logits.sigmoid() if several else row_logits.softmax(-1)).max(-1)
     return str(model.config.id2label[int(label)]), float(probability)

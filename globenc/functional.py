@@ -47,15 +47,20 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     Raises:
         TypeError, ValueError: an input this model cannot take, named, with what to do.
     """
+    if type(model).__name__.endswith("ForMultipleChoice"):
+        raise ValueError(
+            f"{type(model).__name__} reads several texts as one example: pass its encoder, model.base_model, and the "
+            "choices as a batch of texts [batch, n]"
+        )
+    if inputs.get("output_attentions"):
+        raise ValueError(
+            "output_attentions must not be set: attention weights of a layer are contribution_maps(..., method='W')"
+        )
     accepted = inspect.signature(model.forward).parameters
     unknown = [name for name in inputs if name not in accepted and name not in ("output_hidden_states", "return_dict")]
     if unknown:
         taken = ", ".join(name for name in accepted if name not in ("kwargs", "args"))
         raise TypeError(f"{type(model).__name__} takes no input {unknown[0]!r}; it takes {taken}")
-    if inputs.get("output_attentions"):
-        raise ValueError(
-            "output_attentions must not be set: attention weights of a layer are contribution_maps(..., method='W')"
-        )
     tokens, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     if (tokens is None) == (embeds is None):
         raise ValueError("give input_ids [batch, n] or inputs_embeds [batch, n, d], one of the two")
@@ -88,6 +93,9 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
             raise ValueError(
                 f"input_ids must be in 0..{rows - 1}, got {low if low < 0 else high}: is the tokenizer this model's?"
             )
+    types, kinds = inputs.get("token_type_ids"), getattr(model.config, "type_vocab_size", None)
+    if isinstance(types, Tensor) and kinds is not None and int(types.max()) >= kinds:
+        raise ValueError(f"token_type_ids must be in 0..{kinds - 1} for this model, got {int(types.max())}")
     mask = inputs.get("attention_mask")
     if mask is None:
         return torch.ones(batch, n, dtype=torch.bool, device=given.device)
@@ -107,17 +115,29 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         warnings.warn(
             "the batch is padded on the left and no position_ids are given: the model reads its texts at shifted "
             "positions; pass position_ids = attention_mask.cumsum(-1).sub(1).clamp(min=0), or pad on the right",
-            stacklevel=3,
+            stacklevel=4,
         )
     return real
 
 
-def _prepare(model: nn.Module, model_inputs: dict[str, Any]) -> tuple[Any, Tensor]:
-    """The eager model and the real tokens [B, n], both checked."""
-    model = unwrap(model)
-    family = find_family(model)
-    find_layers(model.base_model, family)  # type: ignore[arg-type]
-    return model, check_inputs(model, model_inputs)
+class _Run:
+    """A model and its inputs, checked and ready for one forward pass."""
+
+    def __init__(self, model: nn.Module, inputs: dict[str, Any]):
+        self.model: Any = unwrap(model)
+        family = find_family(self.model)
+        self.layers = find_layers(self.model.base_model, family)
+        self.inputs = inputs
+        self.mask = check_inputs(self.model, inputs)
+
+    def __call__(self, consume: Callable[[int, LayerTrace], None]) -> Any:
+        """Show every layer to `consume`, whose numbers keep their own precision whatever the caller's autocast says."""
+
+        def precise(index: int, trace: LayerTrace) -> None:
+            with torch.autocast(self.mask.device.type, enabled=False):
+                consume(index, trace)
+
+        return capture(self.model, self.layers, self.inputs, self.mask, precise)
 
 
 def _finite(values: Tensor) -> Tensor:
@@ -171,16 +191,13 @@ def attribute(
         >>> globenc.attribute(explainer.model, **inputs).scores.shape
         torch.Size([1, 5])
     """
-    model, mask = _prepare(model, model_inputs)
-    chosen = get_method(method)
-    make_layer = layer_maps(backend, mask.device)
+    run = _Run(model, model_inputs)
+    chosen, make_layer = get_method(method), layer_maps(backend, run.mask.device)
     if isinstance(target, str) and target == "all":
-        output, mantissa, scale = _all_rows(model, model_inputs, mask, chosen, make_layer, layers, row_normalize)
+        output, mantissa, scale = _all_rows(run, chosen, make_layer, layers, row_normalize)
     else:
-        rows = target_rows(target, mask, torch.float64 if model.dtype == torch.float64 else torch.float32)
-        output, mantissa, scale = _target_rows(
-            model, model_inputs, mask, chosen, make_layer, rows, layers, row_normalize
-        )
+        rows = target_rows(target, run.mask, torch.float64 if run.model.dtype == torch.float64 else torch.float32)
+        output, mantissa, scale = _target_rows(run, chosen, make_layer, rows, layers, row_normalize)
         if rows.single:
             mantissa, scale = mantissa[:, :, 0], scale[:, :, 0]
     total = _finite(mantissa.sum(-1))
@@ -195,33 +212,15 @@ def attribute(
     )
 
 
-def _capture(model: Any, inputs: dict[str, Any], mask: Tensor, consume: Callable[[int, LayerTrace], None]) -> Any:
-    """`capture`, with the numbers in `consume` in their own precision whatever the caller's autocast says."""
-
-    def precise(index: int, trace: LayerTrace) -> None:
-        with torch.autocast(mask.device.type, enabled=False):
-            consume(index, trace)
-
-    return capture(model, inputs, mask, precise)
-
-
 def _target_rows(
-    model: Any,
-    inputs: dict[str, Any],
-    mask: Tensor,
-    method: Method,
-    make_layer: MakeLayer,
-    target: TargetRows,
-    layers: bool,
-    row_normalize: bool,
+    run: _Run, method: Method, make_layer: MakeLayer, target: TargetRows, layers: bool, row_normalize: bool
 ) -> tuple[Any, Tensor, Tensor]:
     """Model output, and mantissa [G, B, m, n] and scale [G, B, m] of the target's rows of the rollout."""
-    last = len(find_layers(model.base_model, find_family(model))) - 1
     below: list[LayerMap] = []
     top: list[Tensor] = []
 
     def consume(index: int, trace: LayerTrace) -> None:
-        if index < last:
+        if index < len(run.layers) - 1:
             below.append(make_layer(trace, method))
         elif target.positions is None:
             top.append(rows_through(target.weights, make_layer(trace, method), row_normalize))
@@ -229,31 +228,26 @@ def _target_rows(
             rows = contributions.top_rows(trace, method, target.positions, make_layer)
             top.append(normalize_rows(rows) if row_normalize else rows)
 
-    output = _capture(model, inputs, mask, consume)
-    with torch.no_grad(), torch.autocast(mask.device.type, enabled=False):
+    output = run(consume)
+    with torch.no_grad(), torch.autocast(run.mask.device.type, enabled=False):
         return output, *top_down(top[0], target, reversed(below), row_normalize, layers)
 
 
 def _all_rows(
-    model: Any,
-    inputs: dict[str, Any],
-    mask: Tensor,
-    method: Method,
-    make_layer: MakeLayer,
-    layers: bool,
-    row_normalize: bool,
+    run: _Run, method: Method, make_layer: MakeLayer, layers: bool, row_normalize: bool
 ) -> tuple[Any, Tensor, Tensor]:
     """Model output, and mantissa [G, B, n, n] and scale [G, B, n] of the whole rollout, layer after layer."""
     products: list[tuple[Tensor, Tensor]] = []
+    nothing = (None, torch.zeros(run.mask.shape, dtype=torch.float64, device=run.mask.device))
 
     def consume(index: int, trace: LayerTrace) -> None:
         local = full_map(make_layer(trace, method), row_normalize)
-        before = products[-1] if products else (None, torch.zeros(mask.shape, dtype=torch.float64, device=mask.device))
+        before = products[-1] if products else nothing
         if not layers:
             products.clear()
         products.append(multiply(local, *before))
 
-    output = _capture(model, inputs, mask, consume)
+    output = run(consume)
     mantissas, scales = zip(*products, strict=True)
     return output, torch.stack(mantissas), torch.stack(scales)
 
@@ -278,10 +272,10 @@ def contribution_maps(model: nn.Module, *, method: str = "N-Enc", backend: str =
         >>> globenc.contribution_maps(explainer.model, **inputs).shape[1:]
         torch.Size([1, 5, 5])
     """
-    model, mask = _prepare(model, model_inputs)
-    chosen, make_layer = get_method(method), layer_maps(backend, mask.device)
+    run = _Run(model, model_inputs)
+    chosen, make_layer = get_method(method), layer_maps(backend, run.mask.device)
     maps: list[Tensor] = []
-    _capture(model, model_inputs, mask, lambda index, trace: maps.append(full_map(make_layer(trace, chosen))))
+    run(lambda index, trace: maps.append(full_map(make_layer(trace, chosen))))
     return _finite(torch.stack(maps))
 
 
@@ -307,9 +301,8 @@ def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "au
         >>> globenc.mixing_ratios(explainer.model, **inputs).shape[1:]
         torch.Size([1, 5])
     """
-    model, mask = _prepare(model, model_inputs)
-    stage = get_stage(method)
-    reference = layer_maps(backend, mask.device) is contributions.ReferenceLayer
+    run, stage = _Run(model, model_inputs), get_stage(method)
+    reference = layer_maps(backend, run.mask.device) is contributions.ReferenceLayer
     ratios: list[Tensor] = []
 
     def consume(index: int, trace: LayerTrace) -> None:
@@ -318,7 +311,7 @@ def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "au
         else:
             ratios.append(contributions.mixing_ratios(trace, stage))
 
-    _capture(model, model_inputs, mask, consume)
+    run(consume)
     return _finite(torch.stack(ratios))
 
 
@@ -346,7 +339,6 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
         >>> bool(globenc.completeness_gap(explainer.model, **inputs).max() < 1e-5)
         True
     """
-    model, mask = _prepare(model, model_inputs)
     gaps: list[Tensor] = []
-    _capture(model, model_inputs, mask, lambda index, trace: gaps.append(contributions.completeness_gap(trace)))
+    _Run(model, model_inputs)(lambda index, trace: gaps.append(contributions.completeness_gap(trace)))
     return torch.stack(gaps)

@@ -204,7 +204,10 @@ def multiply(local: Tensor, mantissa: Tensor | None, scale: Tensor) -> tuple[Ten
     """A_l R_{l-1} for R_{l-1} = mantissa * 2**scale row by row; A_1 itself where there is no mantissa yet."""
     if mantissa is None:
         return rescale(local, scale)
-    # rows of R_{l-1} have scales of their own: bring them to the largest before they are added up
-    top = scale.amax(-1, keepdim=True)
-    product = local @ torch.ldexp(mantissa, (scale - top).clamp(min=-16000).to(torch.int32)[..., None])
-    return rescale(product, top.expand_as(scale))
+    # rows of R_{l-1} have scales of their own: bring them to the largest before they are added up; a row of zeros
+    # (padding) has none
+    top = scale.masked_fill(mantissa.amax(-1) == 0, -torch.inf).amax(-1, keepdim=True)
+    top = top.masked_fill(top.isinf(), 0)
+    local, scale_of_local = rescale(local, top.expand_as(scale))
+    shift = (scale - top).clamp(min=-16000, max=0).to(torch.int32)
+    return rescale(local @ torch.ldexp(mantissa, shift[..., None]), scale_of_local)

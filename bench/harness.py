@@ -1,0 +1,125 @@
+"""What the benchmarks share: models of known shapes, interleaved timing, peak memory, and the circumstances of a row."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import BertConfig, BertModel
+
+import globenc
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = {
+    "BERT-base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "MiniLM-L6": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
+    "2 layers, d=768": {
+        "num_hidden_layers": 2,
+        "hidden_size": 768,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+    },
+}
+
+
+def build(shape: str, n: int) -> tuple[BertModel, dict[str, torch.Tensor]]:
+    """A random-weight encoder of a shape, in float32 with SDPA attention, and one text of n tokens for it."""
+    torch.manual_seed(0)
+    config = BertConfig(**SHAPES[shape], max_position_embeddings=max(512, n), attn_implementation="sdpa")
+    model = BertModel(config, add_pooling_layer=False).eval()
+    tokens = torch.randint(1000, 30000, (1, n))
+    return model, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+
+
+def work(what: str, model: BertModel, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
+    """The thing measured: "forward" (plain SDPA), "globenc" (N-Enc, target cls) or "direct sum" (the equations)."""
+
+    def forward() -> object:
+        with torch.no_grad():
+            return model(**inputs)
+
+    return {
+        "forward": forward,
+        "globenc": lambda: globenc.attribute(model, **inputs),
+        "direct sum": lambda: globenc.attribute(model, backend="reference", **inputs),
+    }[what]
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def ratio(function: Callable[[], object], base: Callable[[], object], rounds: int) -> float:
+    """Median time of `function` over that of `base`, run in turn so that both meet the same machine."""
+    function(), base()  # warm
+    pairs = [(seconds(function), seconds(base)) for _ in range(rounds)]
+    return statistics.median(a for a, _ in pairs) / statistics.median(b for _, b in pairs)
+
+
+def peak_mb(shape: str, n: int, what: str) -> float:
+    """Peak resident memory of one warm call above the loaded model, in MB, measured in a process of its own."""
+    command = [sys.executable, __file__, shape, str(n), what]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def _status_mb(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def _measure_peak(shape: str, n: int, what: str) -> float:
+    model, inputs = build(shape, n)
+    work(what, *build(shape, 16))()  # one-time memory of libraries and threads does not count
+    before = _status_mb("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    work(what, model, inputs)()
+    return _status_mb("VmHWM") - before
+
+
+def circumstances() -> dict[str, str]:
+    """Device, versions, commit and date of a row."""
+    root = Path(__file__).parent.parent
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True)
+    return {
+        "dtype": "float32",
+        "device": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or "unknown",
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    return f"{names[0]}, {os.cpu_count()} cores" if names else platform.processor()
+
+
+def write_rows(name: str, rows: list[dict[str, str]]) -> Path:
+    """Write rows as `results/<name>.csv`, all columns of all rows."""
+    path = RESULTS / f"{name}.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+if __name__ == "__main__":
+    print(_measure_peak(sys.argv[1], int(sys.argv[2]), sys.argv[3]))

@@ -1,0 +1,5 @@
+"""`python -m globenc` is `globenc`."""
+
+from .cli import main
+
+main()

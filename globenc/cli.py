@@ -1,0 +1,507 @@
+"""The command line: `globenc attribute` and `globenc models`.
+
+Torch and transformers are imported where they are used, so that --help and --version answer at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ._version import __version__
+from .methods import METHODS, get_method
+
+if TYPE_CHECKING:
+    from .attribution import Attribution
+    from .explainer import GlobEnc
+
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
+_QUESTION, _OUTPUT, _MODEL = "What is asked", "What comes out", "Model"  # panels of --help
+_PACKAGE = str(Path(__file__).parent)
+# what typer raises for every wrong use; it has no public name of its own
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="globenc",
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, 1 (failed), 2 (wrong usage), 130 (interrupted).
+
+    Args:
+        arguments: instead of sys.argv[1:].
+    """
+    try:
+        code = typer.main.get_command(app).main(arguments, prog_name="globenc", standalone_mode=False)
+        sys.stdout.flush()
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "globenc"
+        message = error.format_message().replace("Value error, ", "").rstrip(".")
+        _say("error", f"{message} (see {command} --help)")
+        code = USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:
+        # the reader has seen enough; nothing is left to flush into the closed pipe at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    sys.exit(code)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"globenc {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Which words of a text did a transformer encoder's answer come from?
+
+    globenc runs your classifier (or any other post-LayerNorm encoder) once and follows every word's contribution
+    through attention, residual connections and LayerNorms of all layers, exactly, by the method GlobEnc.
+
+    **Start here**
+
+    - `globenc attribute "a charming and often affecting journey"`
+    """
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(USAGE)
+
+
+def _method(name: str) -> str:
+    try:
+        return get_method(name).name
+    except ValueError as error:
+        raise _UsageError(str(error)) from None
+
+
+def _target(written: str) -> str:
+    _parse_target(written)
+    return written
+
+
+def _parse_target(written: str) -> str | int | list[int]:
+    """--target as `globenc.attribute` takes it."""
+    if written in ("cls", "mean", "all"):
+        return written
+    try:
+        positions = [int(position) for position in written.split(",")]
+    except ValueError:
+        raise _UsageError(
+            f"target must be cls, mean, all, a token position or positions separated by commas; got {written!r}"
+        ) from None
+    return positions if "," in written else positions[0]
+
+
+@app.command()
+def attribute(
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="The text, in quotes. One that begins with - comes after --"),
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", metavar="FILE", help="Read the text from a UTF-8 file; - is stdin.")
+    ] = None,
+    pair: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Second text, for models that read pairs, such as NLI.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Read at most N tokens. Default: what the model takes.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", callback=_method, rich_help_panel=_QUESTION, help=f"{', '.join(METHODS)}.")
+    ] = "N-Enc",
+    target: Annotated[
+        str,
+        typer.Option(
+            metavar="WHICH",
+            callback=_target,
+            rich_help_panel=_QUESTION,
+            help="What is traced back: cls (the first token, which classifiers read), mean (of all tokens), all, a "
+            "token position such as 3 or -2, or several: 0,3,-2.",
+        ),
+    ] = "cls",
+    layers: Annotated[
+        bool, typer.Option("--layers", rich_help_panel=_QUESTION, help="Also the scores up to every layer.")
+    ] = False,
+    row_normalize: Annotated[
+        bool,
+        typer.Option(
+            "--row-normalize",
+            rich_help_panel=_QUESTION,
+            help="Divide the rows of every layer by their sums; the paper does not.",
+        ),
+    ] = False,
+    top: Annotated[
+        int, typer.Option(min=1, metavar="N", rich_help_panel=_OUTPUT, help="How many words the printed table has.")
+    ] = 10,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=_OUTPUT, help="Print everything as one JSON object, and nothing else."),
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=_OUTPUT, help="Also write a web page, complete in one file."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=_OUTPUT, help="Also draw a picture: .png, .pdf, .svg."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            rich_help_panel=_MODEL,
+            help="Folder or Hugging Face name, weights as safetensors. Default: the sentiment model in the package.",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", rich_help_panel=_MODEL, help="Branch, tag or commit of a Hugging Face model."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code", rich_help_panel=_MODEL, help="Allow code that comes with the model to run."
+        ),
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", rich_help_panel=_MODEL, help="cpu, cuda, cuda:1. Default: a GPU if there is one."),
+    ] = None,
+    dtype: Annotated[
+        Literal["float64", "float32", "bfloat16", "float16"] | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_MODEL,
+            help="float64, float32, bfloat16, float16. Default: as stored; on a CPU at least float32.",
+        ),
+    ] = None,
+    backend: Annotated[
+        Literal["auto", "reference", "torch", "triton"],
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_MODEL,
+            help="auto, torch, triton, or reference: the paper's equations as they stand, slow.",
+        ),
+    ] = "auto",
+) -> None:
+    """Score every word of a text by its share in the model's answer.
+
+    The model reads the text once. A word's score is the share of the attribution that flows from it through all layers
+    to the target: normally the first token, [CLS], from which a classifier reads its answer. All scores, those of the
+    special tokens included, add up to 100%. They say how much a word went into the answer, not whether it spoke for or
+    against it.
+
+    **Examples**
+
+    - `globenc attribute "a charming and often affecting journey"`
+
+    - `globenc attribute "He slept." --pair "He was awake." -m ./nli-model`
+
+    - `globenc attribute -f review.txt --layers --html review.html --plot r.png`
+
+    - `globenc attribute "not bad at all" --target=-2 --json`
+    """
+    written = _read_text(text, file)
+    second = None if pair is None else _checked_text("--pair", pair)
+    if html is not None and plot is not None and html.resolve() == plot.resolve():
+        raise _UsageError("--html and --plot are the same file")
+    with _errors(), _warnings(), contextlib.ExitStack() as outputs:
+        picture = None if plot is None else outputs.enter_context(_replacing(_picture(plot)))
+        web_page = None if html is None else outputs.enter_context(_replacing(html))
+        explainer = _load(model, device, dtype, backend, revision, trust_remote_code)
+        with _status("reading the text"):
+            result = explainer(
+                written,
+                second,
+                method=method,
+                target=_parse_target(target),
+                layers=layers,
+                row_normalize=row_normalize,
+                max_length=max_length,
+            )
+        if picture is not None:
+            with _status("drawing"):
+                logging.getLogger("matplotlib").setLevel(logging.ERROR)
+                result.plot(picture)
+        if web_page is not None:
+            result.save_html(web_page)
+        _print(result, as_json, top)
+    for path in (html, plot):
+        if path is not None:
+            _say("wrote", str(path))
+
+
+@app.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead, and nothing else.")] = False,
+) -> None:
+    """Show which models globenc can take, and the one that it brings.
+
+    Any checkpoint of these families works unmodified, with any head (classification, tagging, question answering,
+    masked words, none), from a folder or from the Hugging Face hub. Other post-LayerNorm encoders can be taught in one
+    call in Python: `globenc.register_encoder`.
+
+    **Examples**
+
+    - `globenc models`
+
+    - `globenc models --json`
+    """
+    with _errors(), _warnings():
+        with _status("importing torch and transformers"):
+            from .encoders import supported_encoders
+        families = [
+            {
+                "family": family.model_type,
+                "examples": family.examples,
+                "longest_text": "max_position_embeddings"
+                + (" - pad_token_id - 1" if family.positions_after_padding else ""),
+                "notes": "shared layers" if callable(family.layers) else "",
+            }
+            for family in supported_encoders()
+        ]
+        default = _default_model()
+        if as_json:
+            _print_json(json.dumps({"families": families, "default": default}, ensure_ascii=False))
+            return
+        console = Console(highlight=False)
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for column in ("family", "for example", "longest text", "notes"):
+            table.add_column(column, overflow="fold", no_wrap=column == "longest text")
+        for family in families:
+            rule = family["longest_text"].replace("max_position_embeddings", "positions").replace("_token_id", " id")
+            table.add_row(family["family"], family["examples"], rule, family["notes"])
+        console.print(table)
+        console.print()
+        console.print(
+            "Longest text, in tokens: positions is max_position_embeddings in the model's config, pad id its "
+            "pad_token_id. What is longer is cut off, with a warning."
+        )
+        console.print()
+        console.print(Text.assemble("without --model: ", (default["name"], "bold"), f". {default['about']}"))
+
+
+def _default_model() -> dict[str, str]:
+    """Name of the embedded model and what its card says first."""
+    from .explainer import DEFAULT_MODEL, DEFAULT_NAME
+
+    card = (DEFAULT_MODEL / "README.md").read_text(encoding="utf-8")
+    body = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
+    paragraphs = [part for part in re.split(r"\n\s*\n", body) if part.strip() and not part.lstrip().startswith("#")]
+    about = " ".join(paragraphs[0].replace("`", "").split())
+    accuracy = re.search(r"^\| this model \| ([\d.]+%) \|", card, flags=re.MULTILINE)
+    if accuracy is not None:
+        about += f" Accuracy on the 872 validation sentences of SST-2: {accuracy[1]}."
+    return {"name": DEFAULT_NAME, "path": str(DEFAULT_MODEL), "about": about}
+
+
+def _read_text(text: list[str] | None, file: str | None) -> str:
+    if file is not None:
+        if text:
+            raise _UsageError("give TEXT or --file, not both")
+        return _checked_text("--file", _read_file(file))
+    if not text:
+        raise _UsageError('give the text in quotes, such as globenc attribute "not bad at all", or --file FILE')
+    if len(text) > 1:
+        raise _UsageError(f"TEXT must be one argument, got {len(text)}: put the text in quotes")
+    return _checked_text("TEXT", text[0])
+
+
+def _read_file(file: str) -> str:
+    with _errors():
+        try:
+            content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+            return content.decode("utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"file {file!r} is not UTF-8 text: byte {error.start} is none of it") from None
+        except OSError as error:
+            raise OSError(f"file {file!r} cannot be read: {error.strerror}") from None
+
+
+def _checked_text(where: str, text: str) -> str:
+    if not text.strip():
+        raise _UsageError(f"{where} is empty: there is no word to score")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise _UsageError(f"{where} is not valid UTF-8")
+    return text
+
+
+def _picture(path: Path) -> Path:
+    from .render.figure import check_ending
+
+    try:
+        check_ending(path)
+    except ValueError as error:
+        raise _UsageError(str(error)) from None
+    return path
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write to; it takes the place of `path` at the end, or goes away if anything fails.
+
+    It is made at once: a place that cannot be written to is known before the model runs.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise OSError(f"cannot write {str(path)!r}: it is not a regular file")
+    part = path.with_name(f".{path.stem[:100]}.{os.getpid()}{path.suffix}")
+    try:
+        part.open("xb").close()
+    except OSError as error:
+        raise OSError(f"cannot write {str(path)!r}: {error.strerror}") from None
+    try:
+        yield part
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _load(
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    backend: str,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> GlobEnc:
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    with _status(f"loading {model or 'the default model'}"):
+        import transformers
+
+        from .explainer import GlobEnc
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        if device is not None:
+            _check_device(device)
+        try:
+            return GlobEnc.from_pretrained(
+                model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
+            )
+        except (ValueError, TypeError, OSError, RuntimeError):
+            raise
+        except Exception as error:  # what tokenizers, safetensors and model code of a hub raise has no common type
+            raise OSError(f"model {model!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise _UsageError(f"unknown device {device!r}: use cpu, cuda or cuda:0") from None
+    try:
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise RuntimeError(f"no device {device!r} here: {_first_line(error)}") from None
+
+
+def _print(result: Attribution, as_json: bool, top: int) -> None:
+    if as_json:
+        _print_json(result.to_json())
+        return
+    from .render.terminal import show
+
+    show(result, Console(highlight=False), top)
+
+
+def _print_json(line: str) -> None:
+    """JSON is UTF-8 whatever the terminal is."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(f"{line}\n".encode())
+    sys.stdout.buffer.flush()
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """What can be foreseen to go wrong as one sentence and exit code 1."""
+    try:
+        yield
+    except (BrokenPipeError, _UsageError):
+        raise
+    except MemoryError:
+        _say("error", "out of memory: try a shorter --max-length")
+        raise typer.Exit(FAILED) from None
+    except (ValueError, TypeError, OSError, RuntimeError, ArithmeticError, ImportError) as error:
+        _say("error", _sentence(error))
+        raise typer.Exit(FAILED) from None
+
+
+def _sentence(error: Exception) -> str:
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory on the GPU: try --device cpu, a shorter --max-length or --dtype float16"
+    return _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0].rstrip(".") or type(error).__name__
+
+
+@contextlib.contextmanager
+def _warnings() -> Iterator[None]:
+    """globenc's own warnings as one line each; those of other packages are not for the user of a command."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if filename.startswith(_PACKAGE):
+            _say("warning", str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = show
+        yield
+
+
+@contextlib.contextmanager
+def _status(doing: str) -> Iterator[None]:
+    """A moving line on a terminal's standard error while something takes its time."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(Text(doing)):
+        yield
+
+
+def _say(kind: str, sentence: str) -> None:
+    typer.echo(f"globenc: {kind}: {sentence}" if kind != "wrote" else f"globenc: wrote {sentence}", err=True)
