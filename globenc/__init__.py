@@ -6,12 +6,33 @@
 'positive'
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ._version import __version__
-from .attribution import Attribution, Word
-from .encoders import EncoderFamily, register_encoder, supported_encoders
-from .explainer import GlobEnc
-from .functional import AttributionOutput, attribute, completeness_gap, contribution_maps, mixing_ratios
-from .rollout import rollout
+
+if TYPE_CHECKING:
+    from .attribution import Attribution, Word
+    from .encoders import EncoderFamily, register_encoder, supported_encoders
+    from .explainer import GlobEnc
+    from .functional import AttributionOutput, attribute, completeness_gap, contribution_maps, mixing_ratios
+    from .rollouts import rollout
+
+# imported at first use, so that the command line's --help need not wait for torch and transformers
+_MODULES = {
+    "Attribution": "attribution",
+    "AttributionOutput": "functional",
+    "EncoderFamily": "encoders",
+    "GlobEnc": "explainer",
+    "Word": "attribution",
+    "attribute": "functional",
+    "completeness_gap": "functional",
+    "contribution_maps": "functional",
+    "mixing_ratios": "functional",
+    "register_encoder": "encoders",
+    "rollout": "rollouts",
+    "supported_encoders": "encoders",
+}
 
 __all__ = [
     "Attribution",
@@ -28,3 +49,15 @@ __all__ = [
     "rollout",
     "supported_encoders",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -33,7 +33,7 @@ BACKENDS = ("auto", "reference", "torch", "triton")
 SCORES_PER_BLOCK = 3 << 17  # attention weights held at once on a CPU, all heads together: the second-level cache
 SCORES_PER_GPU_BLOCK = 1 << 26
 TOKENS_PER_CHUNK = 64  # keys whose vectors u^h_j exist at once
-INDEPENDENT = 0.3  # below this share of a squared length outside the other vectors, float32 inner products lose digits
+CANCELLATION = 2.0  # of a squared sum of vectors, against independent ones: beyond it float32 products lose digits
 JITTER = 16 * torch.finfo(torch.float64).eps  # times the number of vectors; keeps rank-deficient Grams factorable
 
 
@@ -85,73 +85,139 @@ def _row_scale(trace: LayerTrace, stage: Stage) -> Tensor:
 _stage_weights: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
 
 
-def _stage_weight(trace: LayerTrace, stage: Stage, dtype: torch.dtype) -> Tensor:
-    """(M W_O)^T, [H * d_h, d]: computed in float64 once per layer and kept while the weights stay the same.
+def _stage_weight(trace: LayerTrace, stage: Stage, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(M W_O)^T, [H * d_h, d], and its largest entry: computed in float64 once per layer and kept while the weights
+    stay the same.
 
-    Version counters miss writes through `.data`, so the product with a fixed vector is compared too.
+    The same means: neither a version counter nor, because writes through `.data` pass those by, the weights' product
+    with a fixed vector has changed.
     """
     modules = trace.modules
     weight = modules.output_projection.weight.detach()
     norms = [norm_weight(norm, weight) for norm in (modules.attention_norm, modules.output_norm)[: stage.norms]]
-    probe = torch.linspace(0.5, 1.5, weight.shape[1], dtype=weight.dtype, device=weight.device)
-    print_ = [weight @ probe, *norms]
+    wide = weight.to(working_dtype(weight))  # half precision would round small changes away
+    probe = torch.linspace(0.5, 1.5, wide.shape[1], dtype=wide.dtype, device=wide.device)
+    version = None if weight.is_inference() else weight._version
+    seen = [wide @ probe, *norms]
     kept = _stage_weights.setdefault(modules.output_projection, {})
-    old_print, product = kept.get((stage.name, dtype), (None, None))
-    same = old_print is not None and all(
-        a.device == b.device and a.dtype == b.dtype and torch.equal(a, b)
-        for a, b in zip(old_print, print_, strict=True)
-    )
-    if not same:
-        wide = apply_stage(weight.double().T.contiguous(), trace, stage)
-        product = wide.to(dtype)
-        kept[stage.name, dtype] = ([print_[0], *(gamma.clone() for gamma in norms)], product)
-    assert product is not None
-    return product
+    if (stage.name, dtype) in kept:
+        old_version, old_seen, result = kept[stage.name, dtype]
+        same = version == old_version and all(
+            old.device == new.device and old.dtype == new.dtype and torch.equal(old, new)
+            for old, new in zip(old_seen, seen, strict=True)
+        )
+        if same:
+            return result
+    product = apply_stage(weight.double().T.contiguous(), trace, stage).to(dtype)
+    result = product, _largest(product)
+    kept[stage.name, dtype] = (version, [tensor.clone() for tensor in seen], result)
+    return result
 
 
-def triangular_factor(vectors: Tensor) -> Tensor:
-    """R of vectors = Q R for each token: [K, T, d] -> [T, K, K], upper triangular.
+def _largest(tensor: Tensor) -> Tensor:
+    low, high = torch.aminmax(tensor)
+    return torch.maximum(-low, high)
 
-    float64 vectors: Householder QR. float32 vectors: Cholesky factor, in float64, of their Gram matrix. A Gram matrix
-    squares the condition, so it is accumulated in float64 where vectors cancel: on a GPU always, on a CPU where the
-    float32 one shows a vector with less than `INDEPENDENT` of its squared length outside the others.
+
+class _Vectors:
+    """The vectors u^h_j and what is added to them, near 1 in size, made a few tokens at a time.
+
+    Attributes:
+        count: how many vectors a token has, K: its heads, then M x (with a residual), then M z (`with_mixed`; z is the
+            attention block's output without bias).
+        scale: the power of two they are multiplied with, so that no square leaves float32's range.
     """
-    if vectors.dtype == torch.float64:
-        factor = torch.linalg.qr(vectors.permute(1, 2, 0), mode="r").R
-        return nn.functional.pad(factor, (0, 0, 0, vectors.shape[0] - factor.shape[1]))  # d < K: the rest is zero
-    if vectors.device.type != "cpu":  # to wait for the answer below costs more than float64 there
-        return _cholesky(_gram(vectors)).to(vectors.dtype)
+
+    def __init__(self, trace: LayerTrace, stage: Stage, with_mixed: bool = False):
+        dtype = working_dtype(trace.query)
+        batch, heads, n, head_dim = trace.value.shape
+        self.weight, largest = _stage_weight(trace, stage, dtype)
+        value = trace.value.to(dtype).transpose(0, 1).reshape(heads, batch * n, head_dim)
+        extra = []
+        if stage.residual:
+            extra.append(apply_stage(trace.hidden_states.to(dtype), trace, stage).flatten(0, 1))
+        if with_mixed:
+            extra.append(trace.context.to(dtype).flatten(0, 1) @ self.weight)
+        largest = largest * _largest(value)
+        for vectors in extra:
+            largest = torch.maximum(largest, _largest(vectors))
+        self.scale = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest).exponent.clamp(-100, 100))
+        self.value = value * self.scale
+        self.extra = [vectors * self.scale for vectors in extra]
+        self.count, self.tokens = heads + len(extra), batch * n
+
+    def of(self, tokens: slice | Tensor) -> Tensor:
+        """[K, T, d] of some tokens."""
+        value = self.value[:, tokens]
+        heads, count, head_dim = value.shape
+        vectors = value.new_empty(self.count, count, self.weight.shape[1])
+        torch.bmm(value, self.weight.view(heads, head_dim, -1), out=vectors[:heads])
+        for k, vector in enumerate(self.extra, heads):
+            vectors[k] = vector[tokens]
+        return vectors
+
+
+def _triangular_factors(vectors: _Vectors, exact: bool) -> Tensor:
+    """R of vectors = Q R for each token, [T, K, K], upper triangular.
+
+    float64: Householder QR. float32: Cholesky factor, in float64, of the Gram matrix. A Gram matrix squares the
+    condition, so it is accumulated in float64 where vectors cancel. On a GPU, or if `exact`, that is always; on a CPU a
+    float32 one serves where no sum of the vectors with positive weights can lose more of its length than `CANCELLATION`
+    allows: with C the matrix of their cosines, (sum of lengths / length of sum)^2 is at most 1^T C^-1 1.
+    """
+    tokens, count = vectors.tokens, vectors.count
+    dtype, device = vectors.value.dtype, vectors.value.device
+    chunks = [slice(i, min(i + TOKENS_PER_CHUNK, tokens)) for i in range(0, tokens, TOKENS_PER_CHUNK)]
+    if dtype == torch.float64:
+        factors = [torch.linalg.qr(vectors.of(chunk).permute(1, 2, 0), mode="r").R for chunk in chunks]
+        factor = torch.cat(factors)
+        return nn.functional.pad(factor, (0, 0, 0, count - factor.shape[1]))  # d < K: the rest is zero
+    exact = exact or device.type != "cpu"  # to wait for the answer below costs more than float64 there
+    gram = torch.empty(tokens, count, count, dtype=torch.float64, device=device)
+    for chunk in chunks:
+        gram[chunk] = _gram64(vectors.of(chunk)) if exact else _gram32(vectors.of(chunk))
+    factor, loss = _cholesky(gram)
+    if not exact:
+        cancelling = (~(loss <= CANCELLATION * count)).nonzero()[:, 0]
+        for some in cancelling.split(TOKENS_PER_CHUNK):
+            factor[some] = _cholesky(_gram64(vectors.of(some)))[0]
+    return factor.to(dtype)
+
+
+def _gram32(vectors: Tensor) -> Tensor:
+    """Inner products of each token's vectors, [K, T, d] -> [T, K, K]."""
     count, tokens, d = vectors.shape
-    halves = 2 if d % 2 == 0 and vectors.is_contiguous() else 1  # shorter float32 sums, half the rounding
-    parts = vectors.reshape(count, tokens * halves, d // halves).transpose(0, 1)
-    gram = torch.bmm(parts, parts.transpose(1, 2)).view(tokens, halves, count, count).sum(1, dtype=torch.float64)
-    factor = _cholesky(gram)
-    outside = torch.diagonal(factor, dim1=1, dim2=2).square() / torch.diagonal(gram, dim1=1, dim2=2)
-    cancelling = (~(outside > INDEPENDENT).all(-1)).nonzero()[:, 0]
-    if len(cancelling):
-        factor[cancelling] = _cholesky(_gram(vectors[:, cancelling]))
-    return factor.to(vectors.dtype)
+    halves = 2 if d % 2 == 0 else 1  # shorter sums, half the rounding
+    parts = vectors.view(count, tokens * halves, d // halves).transpose(0, 1)
+    return torch.bmm(parts, parts.transpose(1, 2)).view(tokens, halves, count, count).sum(1, dtype=torch.float64)
 
 
-def _gram(vectors: Tensor) -> Tensor:
-    """Inner products of each token's vectors in float64, [K, T, d] -> [T, K, K]."""
+def _gram64(vectors: Tensor) -> Tensor:
+    """The same, accumulated in float64."""
     columns = vectors.permute(1, 2, 0).to(torch.float64, memory_format=torch.contiguous_format)
     return torch.bmm(columns.transpose(1, 2), columns)
 
 
-def _cholesky(gram: Tensor) -> Tensor:
-    """R with R^T R = gram, [T, K, K], float64.
+def _cholesky(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """R with R^T R = gram, [T, K, K], and 1^T C^-1 1 of the cosines C, [T]; float64.
 
     The matrix is scaled to a unit diagonal and gets a jitter of a few units in the last place, so that repeated,
     cancelling and zero vectors are all in order; it shifts a norm by at most 3e-7 of the vectors that cancel in it.
     What still cannot be factored is NaN, never a silent number.
     """
+    tokens, count, _ = gram.shape
     length = torch.diagonal(gram, dim1=1, dim2=2).sqrt()
     inverse = torch.where(length > 0, 1 / length, 0)
-    scaled = gram * inverse[:, :, None] * inverse[:, None, :]
-    torch.diagonal(scaled, dim1=1, dim2=2).fill_(1 + JITTER * gram.shape[1])
-    lower, failed = torch.linalg.cholesky_ex(scaled)
-    return (lower.transpose(1, 2) * length[:, None, :]).masked_fill_((failed > 0)[:, None, None], torch.nan)
+    bordered = gram.new_ones(tokens, count + 1, count + 1)  # the border's factor is L^-1 1
+    cosines = bordered[:, :count, :count]
+    torch.mul(gram, inverse[:, :, None], out=cosines).mul_(inverse[:, None, :])
+    diagonal = torch.diagonal(bordered, dim1=1, dim2=2)
+    diagonal.fill_(1 + JITTER * count)
+    diagonal[:, count] = 1e30
+    lower, failed = torch.linalg.cholesky_ex(bordered)
+    lower.masked_fill_((failed > 0)[:, None, None], torch.nan)
+    factor = lower[:, :count, :count].transpose(1, 2) * length[:, None, :]
+    return factor, lower[:, count, :count].square().sum(-1)
 
 
 class _Factors:
@@ -159,40 +225,24 @@ class _Factors:
 
     Attributes:
         heads: the factor over the heads, [B * n, H, H].
-        extra: M x (with a residual) and M z (for mixing ratios; z is the attention block's output without bias) in the
-            same coordinates, [B, n, H] each, with the norm of what is outside them, [B, n].
+        extra: M x (with a residual) and M z (`with_mixed`) in the same coordinates, [B, n, H] each, with the norm of
+            what is outside them, [B, n].
         row_scale: 1 / (s1_i s2_i), zero at padding, [B, n].
     """
 
     def __init__(self, trace: LayerTrace, stage: Stage, with_mixed: bool):
-        dtype = working_dtype(trace.query)
-        batch, heads, n, head_dim = trace.value.shape
-        weight = _stage_weight(trace, stage, dtype)
-        tokens = batch * n
-        value = trace.value.to(dtype).transpose(0, 1).reshape(heads, tokens, head_dim)
-        extra = []
-        if stage.residual:
-            extra.append(apply_stage(trace.hidden_states.to(dtype), trace, stage).flatten(0, 1))
-        if with_mixed:
-            extra.append(trace.context.to(dtype).flatten(0, 1) @ weight)
-        count = heads + len(extra)
-        factor = torch.empty(tokens, count, count, dtype=dtype, device=value.device)
-        for start in range(0, tokens, TOKENS_PER_CHUNK):
-            chunk = slice(start, min(start + TOKENS_PER_CHUNK, tokens))
-            vectors = torch.empty(count, chunk.stop - chunk.start, weight.shape[1], dtype=dtype, device=value.device)
-            torch.bmm(value[:, chunk], weight.view(heads, head_dim, -1), out=vectors[:heads])
-            for k, vector in enumerate(extra, heads):
-                vectors[k] = vector[chunk]
-            factor[chunk] = triangular_factor(vectors)
+        batch, heads, n, _ = trace.value.shape
+        vectors = _Vectors(trace, stage, with_mixed)
+        factor = _triangular_factors(vectors, exact=with_mixed)
         self.heads = factor[:, :heads, :heads]
         self.extra = [
             (
                 factor[:, :heads, k].view(batch, n, heads),
                 factor[:, heads : k + 1, k].square().sum(-1).sqrt_().view(batch, n),
             )
-            for k in range(heads, count)
+            for k in range(heads, vectors.count)
         ]
-        self.row_scale = _row_scale(trace, stage)
+        self.row_scale = _row_scale(trace, stage) / vectors.scale
         self.residual = stage.residual
 
     def norms(self, alpha: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -353,17 +403,17 @@ def direct_rows(trace: LayerTrace, method: Method, stage: Stage, positions: Tens
     The cheaper way for a row or two, which is all that a target asks of the last layer.
     """
     alpha = _Attention(trace).at(positions)  # [H, B, n, m]
-    weight = _stage_weight(trace, stage, alpha.dtype)
-    value = trace.value.to(alpha.dtype).transpose(1, 2)  # [B, n, H, d_h]
-    residual = apply_stage(trace.hidden_states.to(alpha.dtype), trace, stage) if stage.residual else None
+    heads, batch, n, count = alpha.shape
+    parts = _Vectors(trace, stage)
     norms = []
-    for m in range(positions.shape[1]):
-        vectors = (value * alpha[..., m].permute(1, 2, 0)[..., None]).flatten(2) @ weight  # [B, n, d]
-        if residual is not None:
-            index = positions[:, m, None, None].expand(-1, 1, vectors.shape[-1])
-            vectors.scatter_add_(1, index, residual.gather(1, index))
-        norms.append(vectors.norm(dim=-1))
-    columns = torch.stack(norms, -1).mul_(_at(_row_scale(trace, stage), positions)[:, None])
+    for m in range(count):
+        weighted = parts.value * alpha[..., m].reshape(heads, batch * n, 1)
+        vectors = weighted.transpose(0, 1).flatten(1) @ parts.weight  # [B * n, d]
+        own = torch.arange(batch, device=alpha.device) * n + positions[:, m]
+        for residual in parts.extra:
+            vectors[own] += residual[own]
+        norms.append(vectors.norm(dim=-1).view(batch, n))
+    columns = torch.stack(norms, -1).mul_(_at(_row_scale(trace, stage) / parts.scale, positions)[:, None])
     return _finish(columns, method, positions, _at(trace.mask, positions), None)
 
 
@@ -395,7 +445,7 @@ def completeness_gap(trace: LayerTrace) -> Tensor:
     scale1 = 1 / inverse_scale(modules.attention_norm, trace.attention_norm_input)[..., None]
     scale2 = 1 / inverse_scale(modules.output_norm, trace.output_norm_input)[..., None]
     hidden_states = trace.hidden_states.to(dtype)
-    mixed = context @ _stage_weight(trace, stage, dtype) + apply_stage(hidden_states, trace, stage)
+    mixed = context @ _stage_weight(trace, stage, dtype)[0] + apply_stage(hidden_states, trace, stage)
     tokens = mixed / (scale1 * scale2)
 
     def bias(module: nn.Module) -> Tensor:

@@ -19,7 +19,7 @@ from .contributions import layer_maps
 from .encoders import family_of_config, find_family, find_layers, max_length
 from .functional import AttributionOutput, attribute
 from .methods import get_method
-from .rollout import Target, check_target
+from .rollouts import Target, check_target
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 DEFAULT_NAME = "globenc-sst2-small"

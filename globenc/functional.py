@@ -16,7 +16,7 @@ from .capture import LayerTrace, capture, unwrap
 from .contributions import LayerMap, layer_maps
 from .encoders import find_family, find_layers, max_length
 from .methods import Method, get_method, get_stage
-from .rollout import Target, TargetRows, full_map, multiply, normalize_rows, rows_through, target_rows, top_down
+from .rollouts import Target, TargetRows, full_map, multiply, normalize_rows, rows_through, target_rows, top_down
 
 MakeLayer = Callable[[LayerTrace, Method], LayerMap]
 

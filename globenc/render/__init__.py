@@ -1,0 +1,1 @@
+"""An Attribution made visible: HTML, terminal, matplotlib. All three show the same `view`."""

@@ -1,0 +1,218 @@
+"""An Attribution as a matplotlib figure, by the object-oriented interface: no pyplot, no backend is chosen."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import font_manager
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+
+from ..attribution import Attribution
+from .view import (
+    MOST_TOKENS,
+    View,
+    answer,
+    full_scale,
+    is_whole,
+    model_name,
+    shown_tokens,
+    special_tokens,
+    target_names,
+    token_labels,
+    views,
+)
+
+_BLUE, _GREY = to_rgba("#2563eb"), to_rgba("#9aa0a8")
+_COLOURS = "Blues"
+_TOKEN_WIDTH = 0.24  # inches
+_MOST_TARGETS = 6  # heat maps of layers below one another
+# matplotlib's own font first; the others have what it lacks, where they are installed
+_FONTS = (
+    "DejaVu Sans",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK SC",
+    "Noto Sans JP",
+    "Noto Sans SC",
+    "Source Han Sans",
+    "PingFang SC",
+    "Hiragino Sans",
+    "Microsoft YaHei",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "WenQuanYi Zen Hei",
+    "IPAGothic",
+    "Arial Unicode MS",
+    "Noto Sans Devanagari",
+    "Noto Sans Thai",
+)
+
+
+def figure(attribution: Attribution) -> Figure:
+    """The attribution drawn: bars for one target, a heat map for several, and the layers where they were asked for.
+
+    A picture has at most 64 tokens: of longer texts the highest ones, in order of the text. Only the matrix of target
+    "all" is drawn whole, with fewer labels. Scores are unsigned, so there is one hue; special tokens' bars are grey.
+    """
+    shown = views(attribution)
+    tokens = shown_tokens(attribution, np.max([view.scores for view in shown], 0))
+    panels: list[tuple[float, Any]] = []
+    if len(shown) == 1:
+        panels.append((2.6, lambda axes: _bars(axes, attribution, shown[0], tokens)))
+    else:
+        panels.append((_rows_height(len(shown)), lambda axes: _targets(axes, attribution, tokens)))
+    if is_whole(attribution):
+        side = 1.2 + _TOKEN_WIDTH * len(tokens)
+        panels.append((min(side, 12.0), lambda axes: _matrix(axes, attribution)))
+    drawn = [view for view in shown if view.layer_scores is not None][:_MOST_TARGETS]
+    for view in drawn:
+        panels.append((_rows_height(len(view.layer_scores)), _layer_panel(attribution, view, tokens)))  # type: ignore[arg-type]
+    width = min(max(2.4 + _TOKEN_WIDTH * len(tokens), 6.0), 18.0)
+    made = Figure(figsize=(width, 0.7 + sum(height + 0.9 for height, _ in panels)), layout="constrained")
+    grid = made.add_gridspec(len(panels), 1, height_ratios=[height for height, _ in panels])
+    for k, (_, draw) in enumerate(panels):
+        draw(made.add_subplot(grid[k]))
+    _plain(made.suptitle(_title(attribution, len(shown), len(drawn)), fontsize=11))
+    return made
+
+
+def check_ending(path: str | Path) -> None:
+    """Whether matplotlib writes such files.
+
+    Raises:
+        ValueError: it does not, or the file has no ending; the message lists those it writes.
+    """
+    known = sorted(FigureCanvasBase.get_supported_filetypes())
+    if Path(path).suffix.lower().removeprefix(".") not in known:
+        raise ValueError(f"picture {str(path)!r} must end in one of .{', .'.join(known)}")
+
+
+def save(drawn: Figure, path: str | Path) -> None:
+    """Write the figure; characters that no installed font has are warned of once, not one by one.
+
+    Raises:
+        ValueError: as `check_ending`.
+    """
+    check_ending(path)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        drawn.savefig(path, dpi=150, bbox_inches="tight")
+    missing = {str(warning.message) for warning in caught if "missing from font" in str(warning.message)}
+    for warning in caught:
+        if str(warning.message) not in missing:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if missing:
+        warnings.warn(
+            f"{Path(path).name} has boxes in place of {len(missing)} of the characters: no installed font has them",
+            stacklevel=3,
+        )
+
+
+def _title(attribution: Attribution, targets: int, drawn: int) -> str:
+    parts = [part for part in (answer(attribution), attribution.method, model_name(attribution)) if part]
+    lines = [" · ".join(parts)]
+    if 0 < drawn < targets:
+        lines.append(f"layers of the first {drawn} of {targets} targets")
+    if attribution.truncated:
+        lines.append(f"{attribution.truncated:,} tokens were cut off")
+    return "\n".join(lines)
+
+
+def _choice(attribution: Attribution, tokens: np.ndarray) -> str:
+    n = len(attribution.tokens)
+    return "" if len(tokens) == n else f", the {len(tokens)} highest of {n:,} tokens in order of the text"
+
+
+def _rows_height(rows: int) -> float:
+    return min(max(0.28 * rows, 1.2), 9.0)
+
+
+def _bars(axes: Any, attribution: Attribution, view: View, tokens: np.ndarray) -> None:
+    special = special_tokens(attribution)[tokens]
+    axes.bar(range(len(tokens)), view.scores[tokens], width=0.8, color=[_GREY if grey else _BLUE for grey in special])
+    axes.set_xlim(-0.6, len(tokens) - 0.4)
+    axes.set_ylabel("share")
+    axes.spines[["top", "right"]].set_visible(False)
+    _plain(
+        axes.set_title(
+            f"Share of each token in {view.target}{_choice(attribution, tokens)} (special ones grey)", fontsize=10
+        )
+    )
+    _label_tokens(axes, token_labels(attribution), tokens)
+
+
+def _targets(axes: Any, attribution: Attribution, tokens: np.ndarray) -> None:
+    """One row for each of several targets."""
+    special = special_tokens(attribution)
+    _heat_map(axes, attribution.scores[:, tokens], full_scale(attribution.scores[:, ~special].ravel()))
+    _label_rows(axes, target_names(attribution))
+    _plain(axes.set_title(f"Share of each token in every target{_choice(attribution, tokens)}", fontsize=10))
+    _label_tokens(axes, token_labels(attribution), tokens)
+
+
+def _matrix(axes: Any, attribution: Attribution) -> None:
+    labels, special = token_labels(attribution), special_tokens(attribution)
+    _heat_map(axes, attribution.scores, full_scale(attribution.scores[:, ~special].ravel()))
+    _label_rows(axes, labels)
+    _plain(axes.set_title("Share of each token (across) in every token (down)", fontsize=10))
+    _label_tokens(axes, labels, np.arange(len(labels)))
+
+
+def _layer_panel(attribution: Attribution, view: View, tokens: np.ndarray) -> Any:
+    """What draws the rollout up to every layer: layers upwards, tokens across."""
+
+    def draw(axes: Any) -> None:
+        layers: np.ndarray = view.layer_scores  # type: ignore[assignment]
+        top = full_scale(view.scores[~special_tokens(attribution)])
+        _heat_map(axes, layers[:, tokens], top, origin="lower")
+        _label_rows(axes, [str(layer) for layer in range(1, len(layers) + 1)])
+        axes.set_ylabel("rollout up to layer")
+        _plain(
+            axes.set_title(
+                f"Share of each token in {view.target}, layer by layer{_choice(attribution, tokens)}", fontsize=10
+            )
+        )
+        _label_tokens(axes, token_labels(attribution), tokens)
+
+    return draw
+
+
+def _heat_map(axes: Any, shares: np.ndarray, top: float, origin: str = "upper") -> None:
+    """Shares in one hue; full colour is the highest token of the text, special tokens can lie above it."""
+    image = axes.imshow(shares, cmap=_COLOURS, vmin=0, vmax=top, aspect="auto", origin=origin, interpolation="nearest")
+    over = "max" if float(shares.max()) > top * 1.0001 else "neither"
+    axes.figure.colorbar(image, ax=axes, extend=over, label="share", pad=0.01, fraction=0.05)
+
+
+def _label_tokens(axes: Any, labels: list[str], tokens: np.ndarray) -> None:
+    step = -(-len(tokens) // MOST_TOKENS)
+    places = range(0, len(tokens), step)
+    axes.set_xticks(places, [_short(labels[tokens[place]]) for place in places], rotation=90, fontsize=8)
+    _fonts(axes.get_xticklabels())
+
+
+def _label_rows(axes: Any, labels: list[str]) -> None:
+    step = -(-len(labels) // MOST_TOKENS)
+    places = range(0, len(labels), step)
+    axes.set_yticks(places, [_short(labels[place]) for place in places], fontsize=8)
+    _fonts(axes.get_yticklabels())
+
+
+def _fonts(texts: Any) -> None:
+    for text in texts:
+        _plain(text)
+
+
+def _plain(text: Any) -> None:
+    """Dollar signs are dollar signs, and characters that DejaVu lacks come from another installed font."""
+    installed = set(font_manager.get_font_names())
+    text.set_parse_math(False)
+    text.set_fontfamily([font for font in _FONTS if font in installed])
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 18 else f"{label[:17]}…"

@@ -1,0 +1,107 @@
+"""Fixtures: tiny random models and tiny real tokenizers, all made on the spot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from helpers import FAMILIES, tiny_model
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+import globenc
+
+torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+
+CORPUS = [
+    "a charming and often affecting journey .",
+    "unflinchingly bleak and desperate",
+    "allows us to hope that nolan is poised to embark a major career as a commercial yet inventive filmmaker .",
+    "the acting , costumes , music , cinematography and sound are all astounding given the production 's locales .",
+    "it 's slow -- very , very slow .",
+]
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def family_model(request) -> transformers.PreTrainedModel:
+    """The base model of every family, float64."""
+    return tiny_model(request.param)
+
+
+@pytest.fixture
+def bert() -> transformers.PreTrainedModel:
+    """A tiny BERT, float64, new for every test."""
+    return tiny_model("bert")
+
+
+@pytest.fixture(scope="session")
+def wordpiece() -> transformers.PreTrainedTokenizerFast:
+    """A BERT-like fast WordPiece tokenizer of 80 word pieces."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=80, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer.decoder = decoders.WordPiece()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        pad_token="[PAD]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+@pytest.fixture(scope="session")
+def byte_bpe() -> transformers.PreTrainedTokenizerFast:
+    """A RoBERTa-like fast byte-level BPE tokenizer; its special tokens have RoBERTa's ids 0 to 4."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator(
+        CORPUS,
+        trainers.BpeTrainer(
+            vocab_size=330, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    template = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    tokenizer.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), template])
+    tokenizer.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        mask_token="<mask>",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+@pytest.fixture(scope="session")
+def classifier() -> transformers.PreTrainedModel:
+    """A tiny BERT classifier of two labels, float64."""
+    return tiny_model(
+        "bert", head="SequenceClassification", id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1}
+    )
+
+
+@pytest.fixture(scope="session")
+def explainer(classifier, wordpiece) -> globenc.GlobEnc:
+    """The tiny classifier with the WordPiece tokenizer."""
+    return globenc.GlobEnc(classifier, wordpiece)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,236 @@
+"""What several test files share: tiny models with awkward weights, inputs for them, and the row-by-row comparison."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from globenc.capture import LayerTrace
+from globenc.encoders import LayerModules
+
+METHODS = ("W", "W-FixedRes", "W-Res", "N", "N-FixedRes", "N-Res", "N-ResLN", "N-Enc")
+STAGES = ("N", "N-Res", "N-ResLN", "N-Enc")
+VOCABULARY = 90
+
+_BERT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "max_position_embeddings": 48,
+    "pad_token_id": 0,
+}
+_ROBERTA = {**_BERT, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
+CONFIGS = {
+    "bert": (transformers.BertConfig, _BERT),
+    "roberta": (transformers.RobertaConfig, _ROBERTA),
+    "xlm-roberta": (transformers.XLMRobertaConfig, _ROBERTA),
+    "camembert": (transformers.CamembertConfig, _ROBERTA),
+    "electra": (transformers.ElectraConfig, {**_BERT, "embedding_size": 24}),
+    "electra-projected": (transformers.ElectraConfig, {**_BERT, "embedding_size": 10}),
+    "distilbert": (
+        transformers.DistilBertConfig,
+        {
+            "vocab_size": VOCABULARY,
+            "dim": 24,
+            "n_layers": 3,
+            "n_heads": 3,
+            "hidden_dim": 40,
+            "max_position_embeddings": 48,
+            "pad_token_id": 0,
+        },
+    ),
+    # 6 steps over 2 groups: step 0-2 runs group 0, 3-5 group 1
+    "albert": (
+        transformers.AlbertConfig,
+        {**_BERT, "embedding_size": 12, "num_hidden_layers": 6, "num_hidden_groups": 2},
+    ),
+    # each step runs two different layers
+    "albert-inner": (
+        transformers.AlbertConfig,
+        {**_BERT, "embedding_size": 12, "num_hidden_layers": 2, "num_hidden_groups": 1, "inner_group_num": 2},
+    ),
+}
+FAMILIES = tuple(CONFIGS)
+
+
+def tiny_model(
+    family: str = "bert",
+    dtype: torch.dtype = torch.float64,
+    head: str = "Model",
+    seed: int = 0,
+    attention: str | None = None,
+    **config,
+) -> transformers.PreTrainedModel:
+    """A random model in evaluation mode: LayerNorm weights of both signs, no bias zero, attention far from uniform.
+
+    The same seed gives the same weights in every dtype, up to its rounding.
+    """
+    make_config, options = CONFIGS[family]
+    auto = getattr(transformers, "AutoModel" if head == "Model" else f"AutoModelFor{head}")
+    options = {**options, **config}
+    model = auto.from_config(make_config(**options), attn_implementation=attention)
+    randomize(model, seed)
+    return model.to(dtype).eval()
+
+
+def randomize(model: nn.Module, seed: int = 0) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                noise = torch.randn(parameter.shape, generator=generator)
+                if isinstance(module, nn.LayerNorm) and name == "weight":
+                    parameter.copy_(torch.where(noise < -0.8, -1.0, 1.0) * (1 + 0.5 * noise.tanh()))
+                elif parameter.ndim == 2 and not isinstance(module, nn.Embedding):
+                    parameter.copy_(noise * 1.7 / parameter.shape[1] ** 0.5)
+                else:
+                    parameter.copy_(noise * 0.5)
+
+
+def token_batch(lengths=(7,), left: bool = False, seed: int = 0, position_ids: bool = False) -> dict[str, Tensor]:
+    """input_ids and attention_mask of random texts of these lengths; a text is the same in every batch and padding.
+
+    `position_ids`: count real tokens from 0, as left padding needs.
+    """
+    longest = max(lengths)
+    input_ids = torch.zeros(len(lengths), longest, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for row, length in enumerate(lengths):
+        generator = torch.Generator().manual_seed(1000 * seed + length)
+        where = slice(longest - length, longest) if left else slice(0, length)
+        input_ids[row, where] = torch.randint(5, VOCABULARY, (length,), generator=generator)
+        mask[row, where] = 1
+    inputs = {"input_ids": input_ids, "attention_mask": mask}
+    if position_ids:
+        inputs["position_ids"] = mask.cumsum(-1).sub(1).clamp(min=0)
+    return inputs
+
+
+def row_error(actual: Tensor, expected: Tensor) -> Tensor:
+    """Largest difference in a row over the largest value of that row, [...] for [..., n]; in float64.
+
+    A row of zeros must be met exactly: any difference there is infinite. NaN anywhere gives NaN.
+    """
+    actual, expected = actual.double(), expected.double()
+    if actual.shape != expected.shape:
+        raise AssertionError(f"shape {list(actual.shape)} for {list(expected.shape)}")
+    difference, size = (actual - expected).abs().amax(-1), expected.abs().amax(-1)
+    return torch.where(difference == 0, 0.0, difference / size)
+
+
+def assert_rows_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
+    error = row_error(actual, expected)
+    assert bool((error <= tolerance).all()), f"row error {error.max():.2e} (allowed {tolerance:.0e})"
+
+
+def raw(scores: Tensor, log2_scale: Tensor) -> Tensor:
+    """The rollout's own values in float64."""
+    return scores.double() * torch.exp2(log2_scale.double())[..., None]
+
+
+def attention_state(model: transformers.PreTrainedModel) -> dict:
+    """Everything about a model that an attribution could leave changed."""
+    modules = dict(model.named_modules())
+    hook_tables = [name for name in vars(model) if name.endswith("_hooks") or "_hooks_" in name]
+    return {
+        "hooks": {
+            (name, table): list(getattr(module, table) or ())
+            for name, module in modules.items()
+            for table in hook_tables
+        },
+        "training": {name: module.training for name, module in modules.items()},
+        "attributes": {name: sorted(vars(module)) for name, module in modules.items()},
+        "attention": {
+            name: module.config._attn_implementation for name, module in modules.items() if hasattr(module, "config")
+        },
+        "config": model.config.to_dict(),
+        "requires_grad": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        "grad": {name: id(parameter.grad) for name, parameter in model.named_parameters()},
+        "versions": {name: parameter._version for name, parameter in model.named_parameters()},
+    }
+
+
+def synthetic_trace(
+    lengths=(7,),
+    heads: int = 4,
+    head_dim: int = 8,
+    d: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    kind: str = "random",
+    residual: float = 1.0,
+    seed: int = 0,
+    outside: float = 0.35,
+) -> LayerTrace:
+    """One layer's trace made of random numbers, consistent in all that the method uses.
+
+    `kind`: "cancel" head 1 undoes head 0 up to one part in a thousand; "repeat" heads 1 and 0 are equal;
+    "zero-values" no token has a value; "low-rank" all values are multiples of one vector; "staircase" every head takes
+    back most of the sum of those before it, so that all together cancel though no head is near the span of others.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    d = heads * head_dim if d is None else d
+    batch, n = len(lengths), max(lengths)
+    mask = torch.arange(n) < torch.tensor(lengths)[:, None]
+    query, key, value = (random(batch, heads, n, head_dim) for _ in range(3))
+    projection = nn.Linear(heads * head_dim, d).double()
+    norm1, norm2 = nn.LayerNorm(d).double(), nn.LayerNorm(d, eps=1e-5).double()
+    per_head = random(d, heads, head_dim) / (heads * head_dim) ** 0.5
+    if kind in ("cancel", "repeat"):
+        query[:, 1], key[:, 1], value[:, 1] = query[:, 0], key[:, 0], value[:, 0]
+        per_head[:, 1] = per_head[:, 0] if kind == "repeat" else -per_head[:, 0] * (1 + 1e-3 * random(d, head_dim))
+    if kind == "cancel":  # every head has its opposite: nothing but small remainders is left
+        for h in range(2, heads, 2):
+            query[:, h : h + 2], key[:, h : h + 2] = query[:, :2], key[:, :2]
+            value[:, h + 1] = value[:, h]
+            per_head[:, h + 1] = -per_head[:, h] * (1 + 1e-3 * random(d, head_dim))
+    if kind == "zero-values":
+        value.zero_()
+    if kind == "low-rank":
+        value[:] = value[:, :1, :1] * random(batch, heads, n, 1)
+    if kind == "staircase":
+        query.zero_()  # every head looks at all tokens alike
+        value[:] = value[:, :1, :, :1]
+        basis = torch.linalg.qr(random(d, heads)).Q
+        per_head.zero_()
+        per_head[:, 0, 0] = total = basis[:, 0]
+        for h in range(1, heads):
+            # a new direction holds a share of `outside` of the head's squared length, the rest goes against the sum
+            step = (1 - outside) ** 0.5 * total.norm()
+            direction = -((1 - outside) ** 0.5) * total / total.norm() + outside**0.5 * basis[:, h]
+            per_head[:, h, 0] = step * direction
+            total = total + per_head[:, h, 0]
+    with torch.no_grad():
+        projection.weight.copy_(per_head.flatten(1))
+        projection.bias.copy_(random(d))
+        for norm in (norm1, norm2):
+            norm.weight.copy_(random(d))
+            norm.bias.copy_(random(d))
+    x = residual * random(batch, n, d)
+    scaling = head_dim**-0.5
+    scores = (query @ key.transpose(-1, -2) * scaling).masked_fill(~mask[:, None, None], -torch.inf)
+    context = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
+    with torch.no_grad():
+        y1 = projection(context) + x
+        y2 = norm1(y1) + random(batch, n, d)
+        output = norm2(y2)
+    return LayerTrace(
+        modules=LayerModules(nn.Identity(), projection.to(dtype), norm1.to(dtype), norm2.to(dtype)),
+        query=query.to(dtype),
+        key=key.to(dtype),
+        value=value.to(dtype),
+        scaling=scaling,
+        context=context.to(dtype),
+        mask=mask,
+        padded=not bool(mask.all()),
+        hidden_states=x.to(dtype),
+        attention_norm_input=y1.to(dtype),
+        output_norm_input=y2.to(dtype),
+        output=output.to(dtype),
+    )

@@ -1,0 +1,351 @@
+"""The command line: what it prints, its exit codes, and that a failed run leaves no trace."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import matplotlib.image
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+import globenc
+from globenc import cli
+from globenc.contributions import BACKENDS
+from globenc.methods import METHODS
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+KEYS = {"tokens", "scores", "words", "label", "probability", "method", "target", "model"}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    """A folder with a random BERT of 3 layers that knows single letters, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    vocabulary = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
+    words = Tokenizer(models.WordPiece({token: k for k, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    words.normalizer = normalizers.BertNormalizer()
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=32,
+        max_position_embeddings=40,
+        id2label={0: "no", 1: "yes"},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def run(capsysbinary, monkeypatch, tmp_path):
+    """run(*arguments) -> exit code, standard output, standard error; in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(arguments)
+        out, err = capsysbinary.readouterr()
+        assert b"Traceback" not in err
+        return stopped.value.code or 0, out.decode(), err.decode()
+
+    return call
+
+
+def test_prints_a_ranked_table(run, model):
+    code, out, err = run("attribute", "a good film", "--model", model)
+    lines = out.splitlines()
+    assert code == 0
+    assert err == ""
+    assert lines[0].split()[0] in ("no", "yes")
+    ranked = [line.split()[0] for line in lines if "█" in line]
+    assert sorted(ranked) == ["a", "film", "good"]
+    assert "says how much, not for or against" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("target", ["cls", "mean", "all", "2", "-1", "0,2,-1"])
+@pytest.mark.parametrize("layers", [False, True], ids=["last", "layers"])
+def test_json_is_one_object_and_nothing_else(run, model, target, layers):
+    code, out, err = run("attribute", "a film", f"--target={target}", "--json", "-m", model, *["--layers"] * layers)
+    found = json.loads(out)
+    assert (code, err) == (0, "")
+    assert found.keys() >= KEYS
+    expected = int(target) if target.lstrip("-").isdigit() else target
+    assert found["target"] == ([0, 2, -1] if target == "0,2,-1" else expected)
+    assert (found["layer_scores"] is not None) == layers
+    assert found["tokens"] == ["[CLS]", "a", "f", "##i", "##l", "##m", "[SEP]"]
+    rows = found["scores"] if target in ("all", "0,2,-1") else [found["scores"]]
+    assert [sum(row) for row in rows] == pytest.approx([1.0] * len(rows))
+    assert len(rows) == {"all": 7, "0,2,-1": 3}.get(target, 1)
+
+
+def test_json_equals_the_library(run, model):
+    options = {"method": "W-Res", "target": -2, "layers": True, "row_normalize": True}
+    _, out, _ = run(
+        *("attribute", "a film", "--pair", "no film", "--method", "W-Res", "--target", "-2", "--layers"),
+        *("--row-normalize", "--dtype", "float64", "--device", "cpu", "--backend", "torch", "--json", "-m", model),
+    )
+    explainer = globenc.GlobEnc.from_pretrained(model, "cpu", "float64", "torch")
+    assert json.loads(out) == explainer("a film", "no film", **options).to_dict()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method(run, model, method):
+    code, out, _ = run("attribute", "a film", "--method", method, "--json", "-m", model)
+    assert (code, json.loads(out)["method"]) == (0, method)
+
+
+def test_text_from_file_and_standard_input(run, model, monkeypatch, tmp_path):
+    (tmp_path / "text.txt").write_bytes("\ufeffa fílm\n".encode())
+    _, out, _ = run("attribute", "--file", "text.txt", "--json", "-m", model)
+    assert json.loads(out)["text"] == "a fílm"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"from here\n")))
+    _, out, _ = run("attribute", "-f", "-", "--json", "-m", model)
+    assert json.loads(out)["text"] == "from here"
+
+
+def test_writes_page_and_picture(run, model, tmp_path):
+    (tmp_path / "a.html").write_text("old")
+    code, _, err = run("attribute", "a film", "--html", "a.html", "--plot", "a.png", "--layers", "-m", model)
+    assert code == 0
+    assert err == "globenc: wrote a.html\nglobenc: wrote a.png\n"
+    assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    height, width, _ = matplotlib.image.imread(tmp_path / "a.png").shape
+    assert 500 < width < 2000
+    assert 500 < height < 2000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.png"]
+
+
+def test_truncation_warns_and_says_so(run, model):
+    code, out, err = run("attribute", "a b c d e f g", "--max-length", "5", "-m", model)
+    assert code == 0
+    assert err.startswith("globenc: warning: longer than the 5 tokens that fit")
+    assert err.count("\n") == 1
+    assert "4 of 9 tokens (44%) were cut off" in out
+
+
+def test_warnings_of_others_are_not_shown(run, model, monkeypatch):
+    def noisy(*arguments, **options):
+        warnings.warn("from elsewhere", FutureWarning, stacklevel=1)
+        return original(*arguments, **options)
+
+    original = globenc.GlobEnc.from_pretrained
+    monkeypatch.setattr(globenc.GlobEnc, "from_pretrained", noisy)
+    assert run("attribute", "a film", "-m", model, "--json")[2] == ""
+
+
+USAGE = {
+    "no text": ([], "give the text in quotes"),
+    "several arguments": (["a", "film"], "TEXT must be one argument, got 2: put the text in quotes"),
+    "empty": ([" "], "TEXT is empty"),
+    "not utf-8": (["a \udcff"], "TEXT is not valid UTF-8"),
+    "text and file": (["a", "--file", "b"], "give TEXT or --file, not both"),
+    "empty pair": (["a", "--pair", ""], "--pair is empty"),
+    "method": (["a", "--method", "GlobEnc"], "method must be one of N-Enc, N-ResLN"),
+    "target": (["a", "--target", "sep"], "target must be cls, mean, all, a token position"),
+    "target list": (["a", "--target", "1,,2"], "target must be cls, mean, all, a token position"),
+    "backend": (["a", "--backend", "jax"], "'jax' is not one of 'auto', 'reference', 'torch', 'triton'"),
+    "dtype": (["a", "--dtype", "int8"], "'int8' is not one of 'float64', 'float32', 'bfloat16', 'float16'"),
+    "device": (["a", "--device", "abacus"], "unknown device 'abacus'"),
+    "option": (["a", "--bogus"], "No such option: --bogus"),
+    "picture": (["a", "--plot", "a.doc"], "picture 'a.doc' must end in one of"),
+    "same file": (["a", "--plot", "a.png", "--html", "./a.png"], "--html and --plot are the same file"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), USAGE.values(), ids=USAGE.keys())
+def test_wrong_usage_is_one_sentence_and_exit_code_2(run, tmp_path, arguments, message):
+    code, out, err = run("attribute", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("globenc: error: ")
+    assert message in err
+    assert err.endswith(" (see globenc attribute --help)\n")
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_command_and_no_command(run):
+    assert run("explain")[:2] == (2, "")
+    code, out, _ = run()
+    assert code == 2
+    assert "Usage: globenc" in out
+
+
+FAILED = {
+    "no model": (["--model", "./nowhere/at/all"], "model './nowhere/at/all' is no folder here"),
+    "folder without model": (["--model", "."], "no model in folder '.': it has no config.json"),
+    "target outside": (["--target", "9"], "target must be a token position inside the text, got 9 for 3 tokens"),
+    "too short": (["--max-length", "2"], "max_length must be more than the 2 special tokens"),
+    "output folder": (["--html", "no/such/folder.html"], "folder.html': No such file or directory"),
+    "output is a folder": (["--html", "."], "it is not a regular file"),
+    "device": (["--device", "cuda:99"], "no device 'cuda:99' here"),
+    "triton": (["--backend", "triton", "--device", "cpu"], "backend='triton' cannot run here"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), FAILED.values(), ids=FAILED.keys())
+def test_failure_is_one_sentence_and_exit_code_1(run, model, tmp_path, arguments, message):
+    code, out, err = run("attribute", "a", "-m", model, *arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("globenc: error: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "cannot be read: No such file or directory"), (b"a \xff", "is not UTF-8 text: byte 2")],
+    ids=["missing", "latin-1"],
+)
+def test_text_files_that_cannot_be_read(run, tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    code, out, err = run("attribute", "--file", "text.txt")
+    assert (code, out) == (1, "")
+    assert message in err
+
+
+def test_other_architectures_and_broken_files(run, model, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}')
+    code, _, err = run("attribute", "a", "-m", ".")
+    assert code == 1
+    assert "got . of type 'gpt2'; supported: bert, roberta" in err
+    for file in Path(model).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"\x01")
+    code, _, err = run("attribute", "a", "-m", ".")
+    assert code == 1
+    assert "'.' cannot be loaded: " in err
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried ..."), "out of memory on the GPU: try --device cpu"),
+        (MemoryError(), "out of memory: try a shorter --max-length"),
+        (FloatingPointError("not finite.\nmore"), "not finite"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_of_the_run(run, model, monkeypatch, error, message):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(globenc.GlobEnc, "__call__", fail)
+    code, out, err = run("attribute", "a", "-m", model)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"globenc: error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_a_failed_run_leaves_the_files_of_the_last_one(run, model, monkeypatch, tmp_path):
+    def fail(self, path):
+        Path(path).write_text("half")
+        raise OSError("no space left")
+
+    (tmp_path / "a.html").write_text("old page")
+    (tmp_path / "a.png").write_text("old picture")
+    monkeypatch.setattr(globenc.Attribution, "save_html", fail)
+    code, out, err = run("attribute", "a", "--html", "a.html", "--plot", "a.png", "-m", model)
+    assert (code, out, err) == (1, "", "globenc: error: no space left\n")
+    assert (tmp_path / "a.html").read_text() == "old page"
+    assert (tmp_path / "a.png").read_text() == "old picture"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.html", "a.png"]
+
+
+def test_outputs_are_checked_before_the_model_is_loaded(run, monkeypatch):
+    def never(*arguments, **options):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(globenc.GlobEnc, "from_pretrained", never)
+    assert run("attribute", "a", "--html", "no/such/folder.html")[0] == 1
+    assert run("attribute", "a", "--plot", "no/such/folder.png")[0] == 1
+
+
+def test_interrupt_is_130(run, monkeypatch, tmp_path):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(globenc.GlobEnc, "from_pretrained", interrupt)
+    assert run("attribute", "a", "--html", "a.html") == (130, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_choices_are_those_of_the_library():
+    hints = get_type_hints(cli.attribute)
+    assert set(get_args(hints["backend"])) == set(BACKENDS)
+    for name in get_args(get_args(hints["dtype"])[0]):
+        assert getattr(torch, name).is_floating_point
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["attribute", "--help"], ["models", "-h"]], ids=" ".join)
+@pytest.mark.parametrize("width", [80, 120])
+def test_help_fits_and_shows_examples(run, monkeypatch, arguments, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = run(*arguments)
+    assert code == 0
+    assert max(len(line) for line in out.splitlines()) <= width
+    assert "• globenc " in out
+
+
+def test_help_of_attribute_names_every_method_and_says_what_scores_mean(run):
+    _, out, _ = run("attribute", "--help")
+    assert all(method in out for method in METHODS)
+    assert "not whether it spoke for or against it" in " ".join(out.split())
+
+
+def test_version(run):
+    assert run("--version") == (0, f"globenc {globenc.__version__}\n", "")
+
+
+def test_models_lists_every_family_and_the_default(run):
+    code, out, _ = run("models")
+    assert code == 0
+    assert all(family.model_type in out for family in globenc.supported_encoders())
+    assert "positions - pad id - 1" in out
+    found = json.loads(run("models", "--json")[1])
+    assert [family["family"] for family in found["families"]] == [f.model_type for f in globenc.supported_encoders()]
+    assert found["default"]["name"] == "globenc-sst2-small"
+    assert "Accuracy on the 872 validation sentences of SST-2: " in found["default"]["about"]
+
+
+def test_default_model_as_a_program():
+    """Through the real program and a pipe, in a locale without UTF-8."""
+    done = subprocess.run(
+        [sys.executable, "-m", "globenc", "attribute", "a charming and often affecting journey ½", "--json"],
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    assert done.stderr == b""
+    assert (found["label"], found["model"]) == ("positive", "globenc-sst2-small")
+    assert found["text"].endswith("½")
+
+
+def test_closed_pipe_is_no_traceback():
+    program = subprocess.Popen(
+        [sys.executable, "-m", "globenc", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    program.stdout.close()  # type: ignore[union-attr]
+    assert program.stderr.read() == b""  # type: ignore[union-attr]
+    assert program.wait() == 1

@@ -1,0 +1,358 @@
+"""Every family of the table, a family registered by the user, and models that are none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from helpers import (
+    CONFIGS,
+    FAMILIES,
+    METHODS,
+    STAGES,
+    assert_rows_close,
+    randomize,
+    raw,
+    row_error,
+    tiny_model,
+    token_batch,
+)
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+import globenc
+from globenc import encoders
+
+LAYERS = {"albert": 6, "albert-inner": 4}
+
+
+@pytest.fixture(autouse=True)
+def table(monkeypatch):
+    """The table of families is as it was after each test."""
+    monkeypatch.setattr(encoders, "_FAMILIES", dict(encoders._FAMILIES))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_completeness_gap(family, attention):
+    model = tiny_model(family, attention=attention)
+    gap = globenc.completeness_gap(model, **token_batch((9, 4, 1)))
+    assert gap.shape == (LAYERS.get(family, 3), 3, 9)
+    assert float(gap.max()) < 1e-12
+    assert bool((gap[:, 1, 4:] == 0).all())
+    assert bool((gap[:, 0] > 0).any())  # it is measured, not assumed
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_torch_equals_reference(family_model, method):
+    inputs = token_batch((9, 4, 1))
+    maps = [globenc.contribution_maps(family_model, method=method, backend=b, **inputs) for b in ("torch", "reference")]
+    assert_rows_close(*maps, 1e-12)
+    for target in ("cls", "mean"):
+        fast, direct = (
+            globenc.attribute(family_model, method=method, target=target, layers=True, backend=backend, **inputs)
+            for backend in ("torch", "reference")
+        )
+        assert_rows_close(
+            raw(fast.layer_scores, fast.layer_log2_scale), raw(direct.layer_scores, direct.layer_log2_scale), 1e-12
+        )
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_mixing_ratios_equal_reference(family_model, stage):
+    inputs = token_batch((9, 4))
+    fast, direct = (
+        globenc.mixing_ratios(family_model, method=stage, backend=backend, **inputs)
+        for backend in ("torch", "reference")
+    )
+    torch.testing.assert_close(fast, direct, rtol=1e-12, atol=1e-14)
+    real = inputs["attention_mask"].bool()
+    assert bool((fast[:, real] > 0).all())
+    assert bool((fast <= 1).all())
+    assert bool((fast[:, ~real] == 0).all())
+
+
+def test_mixing_ratios_of_other_methods_are_refused(bert):
+    with pytest.raises(ValueError, match="method must be one of N, N-Res, N-ResLN, N-Enc here; got 'W-Res'"):
+        globenc.mixing_ratios(bert, method="W-Res", **token_batch((4,)))
+
+
+def test_batch_invariance(family_model):
+    pad = family_model.config.pad_token_id
+    batch = token_batch((9, 4, 6))
+    batch["input_ids"][batch["attention_mask"] == 0] = pad
+    together = globenc.attribute(family_model, **batch)
+    for row, length in enumerate((9, 4, 6)):
+        alone = globenc.attribute(family_model, **token_batch((length,)))
+        assert_rows_close(together.scores[row : row + 1, :length], alone.scores, 1e-12)
+        torch.testing.assert_close(together.log2_scale[row : row + 1], alone.log2_scale, rtol=0, atol=1e-12)
+        assert bool((together.scores[row, length:] == 0).all())
+
+
+def test_float32_families(family_model):
+    inputs = token_batch((9, 4))
+    exact = globenc.contribution_maps(family_model, **inputs)
+    single = tiny_model(
+        next(f for f in FAMILIES if CONFIGS[f][0] is type(family_model.config) and _same(family_model, f)),
+        torch.float32,
+    )
+    assert_rows_close(globenc.contribution_maps(single, **inputs), exact, 2e-5)
+
+
+def _same(model, family):
+    return all(getattr(model.config, name) == value for name, value in CONFIGS[family][1].items())
+
+
+def test_distilbert_and_bert_agree():
+    """The same weights under the names of two families."""
+    bert = tiny_model("bert", type_vocab_size=1)
+    distil = tiny_model("distilbert")
+    names = {
+        "attention.q_lin": "attention.self.query",
+        "attention.k_lin": "attention.self.key",
+        "attention.v_lin": "attention.self.value",
+        "attention.out_lin": "attention.output.dense",
+        "sa_layer_norm": "attention.output.LayerNorm",
+        "ffn.lin1": "intermediate.dense",
+        "ffn.lin2": "output.dense",
+        "output_layer_norm": "output.LayerNorm",
+    }
+    for theirs, ours in zip(distil.transformer.layer, bert.encoder.layer, strict=True):
+        for a, b in names.items():
+            theirs.get_submodule(a).load_state_dict(ours.get_submodule(b).state_dict())
+    for name in ("word_embeddings", "position_embeddings", "LayerNorm"):
+        distil.embeddings.get_submodule(name).load_state_dict(bert.embeddings.get_submodule(name).state_dict())
+    with torch.no_grad():  # DistilBERT has no token types
+        distil.embeddings.position_embeddings.weight += bert.embeddings.token_type_embeddings.weight[0]
+    inputs = token_batch((9, 4))
+    assert_rows_close(globenc.contribution_maps(distil, **inputs), globenc.contribution_maps(bert, **inputs), 1e-11)
+
+
+# A family of the user's own: other names, residual and norms where the method wants them.
+
+
+class ToyConfig(PreTrainedConfig):
+    model_type = "toy-encoder"
+
+    def __init__(self, vocab_size=90, width=12, heads=3, depth=2, is_decoder=False, **kwargs):
+        super().__init__(**kwargs)
+        self.vocab_size, self.width, self.heads, self.depth = vocab_size, width, heads, depth
+        self.is_decoder = is_decoder
+
+
+class ToyAttention(nn.Module):
+    is_causal = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+
+    def forward(self, states, attention_mask=None):
+        batch, n, width = states.shape
+        q, k, v = self.qkv(states).view(batch, n, 3, self.config.heads, -1).permute(2, 0, 3, 1, 4)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, None)
+        out, _ = attend(self, q, k, v, attention_mask, scaling=0.3, dropout=0.0)
+        return out.reshape(batch, n, width)
+
+
+class ToyLayer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.mix = ToyAttention(config)
+        self.out = nn.Linear(config.width, config.width)
+        self.first_norm = nn.LayerNorm(config.width)
+        self.up, self.down = nn.Linear(config.width, 20), nn.Linear(20, config.width)
+        self.second_norm = nn.LayerNorm(config.width)
+        self.key_like = nn.Linear(config.width, config.width)
+
+    def forward(self, states, attention_mask):
+        states = self.first_norm(states + self.out(self.mix(states, attention_mask)))
+        return self.second_norm(states + self.down(self.up(states).relu()))
+
+
+class ToyEncoder(PreTrainedModel):
+    config_class = ToyConfig
+    _supports_sdpa = True
+    _supports_attention_backend = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.words = nn.Embedding(config.vocab_size, config.width)
+        self.blocks = nn.ModuleList(ToyLayer(config) for _ in range(config.depth))
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.words
+
+    def forward(self, input_ids, attention_mask=None):
+        from transformers.masking_utils import create_bidirectional_mask
+
+        states = self.words(input_ids)
+        mask = create_bidirectional_mask(self.config, states, attention_mask)
+        for block in self.blocks:
+            states = block(states, mask)
+        return transformers.modeling_outputs.BaseModelOutput(last_hidden_state=states)
+
+
+TOY = {
+    "layers": "blocks",
+    "attention": "mix",
+    "output_projection": "out",
+    "attention_norm": "first_norm",
+    "output_norm": "second_norm",
+}
+
+
+@pytest.fixture
+def toy() -> ToyEncoder:
+    model = ToyEncoder(ToyConfig()).double().eval()
+    randomize(model)
+    return model
+
+
+def test_registered_family(toy):
+    inputs = token_batch((9, 4))
+    with pytest.raises(ValueError, match="register_encoder"):
+        globenc.attribute(toy, **inputs)
+    family = globenc.register_encoder("toy-encoder", **TOY, examples="toy")
+    assert family in globenc.supported_encoders()
+    assert float(globenc.completeness_gap(toy, **inputs).max()) < 1e-12
+    for method in METHODS:
+        maps = [globenc.contribution_maps(toy, method=method, backend=b, **inputs) for b in ("torch", "reference")]
+        assert_rows_close(*maps, 1e-12)
+    with torch.no_grad():
+        own = toy(**inputs).last_hidden_state
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(globenc.attribute(toy, **inputs).model_output.last_hidden_state[real], own[real])
+
+
+def test_registered_family_with_layers_from_a_function(toy):
+    inputs = token_batch((9, 4))
+    globenc.register_encoder("toy-encoder", **TOY)
+    expected = globenc.attribute(toy, **inputs).scores
+    globenc.register_encoder("toy-encoder", **{**TOY, "layers": lambda base: list(base.blocks)})
+    assert torch.equal(globenc.attribute(toy, **inputs).scores, expected)
+
+
+def test_wrong_projection_shows_as_a_gap(toy):
+    globenc.register_encoder("toy-encoder", **{**TOY, "output_projection": "key_like"})
+    assert float(globenc.completeness_gap(toy, **token_batch((9,))).max()) > 0.01
+
+
+def test_wrong_residual_shows_as_a_gap(toy):
+    """A pre-LN block: what enters the attention is not what is added to its output."""
+
+    class PreNorm(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block, self.norm = block, nn.LayerNorm(12).double()
+
+        def forward(self, states, mask):
+            block = self.block
+            mixed = block.first_norm(states + block.out(block.mix(self.norm(states), mask)))
+            return block.second_norm(mixed + block.down(block.up(mixed).relu()))
+
+    toy.blocks = nn.ModuleList(PreNorm(block) for block in toy.blocks)
+    globenc.register_encoder("toy-encoder", **{k: v if k == "layers" else f"block.{v}" for k, v in TOY.items()})
+    assert float(globenc.completeness_gap(toy, **token_batch((9,))).max()) > 0.01
+
+
+WRONG = {
+    "no-such-layers": ({"layers": "stack"}, r"layers='stack' does not exist in ToyEncoder"),
+    "no-such-attention": ({"attention": "attn"}, r"attention='attn' does not exist in ToyLayer"),
+    "no-such-norm": ({"output_norm": "norm2"}, r"output_norm='norm2' does not exist in ToyLayer"),
+    "projection-is-a-norm": (
+        {"output_projection": "first_norm"},
+        "output_projection .* must be a plain torch.nn.Linear",
+    ),
+    "projection-of-another-shape": ({"output_projection": "up"}, "output_projection"),
+    "norm-is-linear": ({"attention_norm": "out"}, "attention_norm .* must be a torch.nn.LayerNorm, got Linear"),
+    "norms-swapped": ({"attention_norm": "second_norm", "output_norm": "first_norm"}, "register_encoder"),
+    "one-norm-for-both": ({"output_norm": "first_norm"}, "output_norm"),
+    "attention-without-interface": ({"attention": "up"}, "register_encoder"),
+    "no-layers": ({"layers": lambda base: []}, "at least one encoder layer"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_names_are_clear_errors(toy, wrong):
+    names, message = WRONG[wrong]
+    globenc.register_encoder("toy-encoder", **{**TOY, **names})
+    for call in (globenc.attribute, globenc.contribution_maps, globenc.completeness_gap):
+        with pytest.raises((ValueError, RuntimeError), match=message) as error:
+            call(toy, **token_batch((9,)))
+        assert "toy-encoder" in str(error.value) or "encoder" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [("attention", None), ("attention", ""), ("output_norm", 3), ("layers", None), ("layers", 3)],
+)
+def test_register_encoder_refuses(argument, value):
+    with pytest.raises(TypeError, match=argument):
+        globenc.register_encoder("toy-encoder", **{**TOY, argument: value})
+    assert "toy-encoder" not in {family.model_type for family in globenc.supported_encoders()}
+
+
+def test_register_encoder_knows_its_arguments():
+    with pytest.raises(TypeError, match="residual"):
+        globenc.register_encoder("toy-encoder", **TOY, residual="x")
+
+
+def test_table_names_the_families():
+    known = [family.model_type for family in globenc.supported_encoders()]
+    assert known == ["bert", "roberta", "xlm-roberta", "camembert", "electra", "distilbert", "albert"]
+    assert all(family.examples for family in globenc.supported_encoders())
+
+
+def _gpt2():
+    config = transformers.GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    return transformers.GPT2Model(config)
+
+
+def _t5():
+    config = transformers.T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def _deberta():
+    config = transformers.DebertaV2Config(
+        vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    return transformers.DebertaV2Model(config)
+
+
+SUPPORTED = r"bert, roberta, xlm-roberta, camembert, electra, distilbert, albert"
+NOT_ENCODERS = {
+    "gpt2": (_gpt2, ValueError, rf"GPT2Model of type 'gpt2'; supported: {SUPPORTED}.*register_encoder\('gpt2'"),
+    "t5": (_t5, ValueError, rf"T5ForConditionalGeneration of type 't5', an encoder-decoder.*supported: {SUPPORTED}"),
+    "deberta": (_deberta, ValueError, r"DebertaV2Model of type 'deberta-v2'; supported: .*register_encoder"),
+    "bert-decoder": (
+        lambda: tiny_model("bert", is_decoder=True),
+        ValueError,
+        "BertModel configured as a decoder .* load it with is_decoder=False",
+    ),
+    "plain-module": (lambda: nn.Linear(2, 2), TypeError, "must be a transformers encoder .* got Linear"),
+    "no-module": (lambda: "bert-base-uncased", TypeError, "must be a transformers encoder .* got str"),
+    "nothing": (lambda: None, TypeError, "must be a transformers encoder .* got NoneType"),
+}
+
+
+@pytest.mark.parametrize("which", NOT_ENCODERS)
+def test_models_that_are_no_encoders(which):
+    make, error, message = NOT_ENCODERS[which]
+    model = make()
+    for call in (globenc.attribute, globenc.contribution_maps, globenc.mixing_ratios, globenc.completeness_gap):
+        with pytest.raises(error, match=message):
+            call(model, input_ids=torch.tensor([[5, 6]]))
+    with pytest.raises(error, match=message):
+        globenc.GlobEnc(model)
+
+
+def test_row_error_of_the_wrong_family_is_large():
+    """The comparisons above can fail: another family's random model gives other numbers."""
+    inputs = token_batch((9,))
+    a, b = (globenc.contribution_maps(tiny_model("bert", seed=seed), **inputs) for seed in (0, 1))
+    assert float(row_error(a, b).max()) > 0.01
