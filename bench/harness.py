@@ -1,4 +1,4 @@
-"""What the benchmarks share: models of known shapes, interleaved timing, peak memory, and the circumstances of a row."""
+"""What the benchmarks share: models of known shapes, interleaved timing, peak memory, a row's circumstances."""
 
 from __future__ import annotations
 

@@ -564,10 +564,8 @@ def distill(
     best, seen = -1.0, 0
     sums = np.zeros(3)
     for step, batch in enumerate(epochs(), start=1):
-        if args.steps:
-            progress = (step - 1) / args.steps
-        else:
-            progress = min(1.0, (time.monotonic() - began) / (60 * args.minutes))
+        elapsed = (time.monotonic() - began) / (60 * args.minutes)
+        progress = (step - 1) / args.steps if args.steps else min(1.0, elapsed)
         rate = min(1.0, step / 200) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * rate
@@ -583,9 +581,7 @@ def distill(
         output = student(ids, attention_mask=mask, output_hidden_states=True)
         state_losses = [
             ((head(hidden) - t_state).square() * shares).sum() / spread
-            for head, hidden, t_state, spread in zip(
-                heads, output.hidden_states[1:], t_states, variance, strict=True
-            )
+            for head, hidden, t_state, spread in zip(heads, output.hidden_states[1:], t_states, variance, strict=True)
         ]
         state_loss = sum(state_losses) / LAYERS
         index = torch.from_numpy(batch)

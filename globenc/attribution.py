@@ -136,7 +136,7 @@ class Attribution:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, strings and numbers."""
-        target = self.target if isinstance(self.target, str | int) else np.asarray(self.target).tolist()
+        target = self.target if isinstance(self.target, str) else np.asarray(self.target).tolist()
         return {
             "text": self.text,
             "text_pair": self.text_pair,

@@ -163,20 +163,22 @@ def _capturing_attention(
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention that also shows q, k, v to the recorder of this thread.
 
-    `attention_mask` is the 2-D padding mask [B, n] or None, as flash attention takes it.
+    `attention_mask` is the 2-D padding mask [B, n] or None, as flash attention takes it; another thread's forward pass
+    that met a capture half-way may bring a 4-D one.
     """
-    if attention_mask is not None and attention_mask.ndim != 2:
+    recorder = getattr(_active, "recorder", None)
+    if attention_mask is not None and attention_mask.ndim == 2:
+        attention_mask = attention_mask[:, None, None, :].bool()
+    elif attention_mask is not None and recorder is not None:
         raise ValueError(
             f"attention_mask must have shape [batch, n], got {list(attention_mask.shape)}; GlobEnc's rows need one "
             "set of real tokens per text"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mask = None if attention_mask is None else attention_mask[:, None, None, :].bool()
     output = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling
+        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
     )
     output = output.transpose(1, 2).contiguous()
-    recorder = getattr(_active, "recorder", None)
     if recorder is not None:
         recorder.attend(query, key, value, scaling, output)
     return output, None

@@ -459,9 +459,14 @@ def completeness_gap(trace: LayerTrace) -> Tensor:
     nobody = apply_stage(b_o, trace, stage) / (scale1 * scale2)
     after = beta1 + (y2 - middle)  # beta1 and the feed-forward vector, through the second LayerNorm alone
     nobody = nobody + (after - after.mean(-1, keepdim=True)) * gamma2 / scale2 + beta2
-    output = trace.output.to(dtype)
-    gap = (tokens + nobody - output).norm(dim=-1)
-    return _divide(gap, output.norm(dim=-1)) * trace.mask
+    return relative_gap(tokens + nobody, trace.output, trace.mask)
+
+
+def relative_gap(found: Tensor, expected: Tensor, mask: Tensor) -> Tensor:
+    """||found - expected|| / ||expected|| token by token, [B, n]; zero at padding."""
+    dtype = working_dtype(expected)
+    found, expected = found.to(dtype), expected.to(dtype)
+    return _divide((found - expected).norm(dim=-1), expected.norm(dim=-1)) * mask
 
 
 class ReferenceLayer:

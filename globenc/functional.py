@@ -319,15 +319,17 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
     """How far the contributions are from adding up to what each layer really put out: the method's own proof.
 
     In every layer sum_j c_ij, recomputed from the captured queries, keys, values and residual, plus what belongs to no
-    token (the biases b_O, beta1, beta2 and the feed-forward block's vector) is compared with the layer's output. The
-    gap is rounding: below 1e-12 for float64 models, about 1e-6 for float32, 1e-2 for bfloat16. More means that an
-    encoder was registered with wrong names.
+    token (the biases b_O, beta1, beta2 and the feed-forward block's vector) is compared with the layer's output, and
+    the output with what the next layer reads. The gap is rounding: below 1e-12 for float64 models, about 1e-6 for float32,
+    1e-2 for bfloat16. More means that an encoder was registered with wrong names, or that a hook changes what flows
+    between the parts.
 
     Args:
         model, **model_inputs: as in `globenc.attribute`.
 
     Returns:
-        ||parts - output|| / ||output||, [layers, batch, n]; zero at padding.
+        ||parts - output|| / ||output||, or ||next layer's input - output|| / ||output|| where that is more,
+        [layers, batch, n]; zero at padding.
 
     Raises:
         TypeError, ValueError: as `globenc.attribute`.
@@ -340,5 +342,14 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
         True
     """
     gaps: list[Tensor] = []
-    _Run(model, model_inputs)(lambda index, trace: gaps.append(contributions.completeness_gap(trace)))
+    outputs: list[Tensor] = []  # of the layer before
+
+    def consume(index: int, trace: LayerTrace) -> None:
+        if outputs:
+            before = outputs.pop()
+            gaps[-1] = torch.maximum(gaps[-1], contributions.relative_gap(trace.hidden_states, before, trace.mask))
+        gaps.append(contributions.completeness_gap(trace))
+        outputs.append(trace.output)
+
+    _Run(model, model_inputs)(consume)
     return torch.stack(gaps)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -61,11 +62,11 @@ def check_target(target: Target, n: int, many: bool = False) -> None:
 
 def _positions(target: Any) -> list[int]:
     """A position or a list of them as a list."""
-    listed = [target] if isinstance(target, int) else target
+    listed = [target] if isinstance(target, Integral) else target
     is_list = isinstance(listed, Sequence) and not isinstance(listed, str | bytes) and len(listed) > 0
-    if not is_list or not all(isinstance(t, int) and not isinstance(t, bool) for t in listed):
+    if not is_list or not all(isinstance(t, Integral) and not isinstance(t, bool) for t in listed):
         raise TypeError(f"target must be {TARGETS}; got {target!r}")
-    return list(listed)
+    return [int(position) for position in listed]
 
 
 def target_rows(target: Target, mask: Tensor, dtype: torch.dtype) -> TargetRows:
@@ -87,7 +88,7 @@ def target_rows(target: Target, mask: Tensor, dtype: torch.dtype) -> TargetRows:
     real_first = (~mask).to(torch.int8).argsort(dim=-1, stable=True)
     positions = real_first.gather(-1, wanted)
     weights = torch.zeros(*positions.shape, mask.shape[1], dtype=dtype, device=mask.device)
-    return TargetRows(positions, weights.scatter_(-1, positions[..., None], 1), isinstance(target, str | int))
+    return TargetRows(positions, weights.scatter_(-1, positions[..., None], 1), isinstance(target, str | Integral))
 
 
 def _weighted(target: Tensor, mask: Tensor, dtype: torch.dtype) -> TargetRows:

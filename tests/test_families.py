@@ -356,3 +356,18 @@ def test_row_error_of_the_wrong_family_is_large():
     inputs = token_batch((9,))
     a, b = (globenc.contribution_maps(tiny_model("bert", seed=seed), **inputs) for seed in (0, 1))
     assert float(row_error(a, b).max()) > 0.01
+
+
+def test_completeness_sees_what_follows_the_output_norm():
+    """The layer's output is checked against what the next layer reads: its own formula cannot see this."""
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        hidden_size=16, num_attention_heads=2, num_hidden_layers=2, intermediate_size=32, vocab_size=50
+    )
+    model = transformers.BertModel(config).double().eval()
+    inputs = {"input_ids": torch.randint(0, 50, (1, 7))}
+    assert globenc.completeness_gap(model, **inputs).max() < 1e-12
+    for layer in model.encoder.layer:  # something behind the norm that the family's names do not know of
+        layer.register_forward_hook(lambda module, args, output: output * 1.5)
+    gap = globenc.completeness_gap(model, **inputs)
+    assert gap[0].max() > 0.1
