@@ -68,7 +68,9 @@ def norm_weight(norm: nn.LayerNorm, like: Tensor) -> Tensor:
 def apply_stage(x: Tensor, trace: LayerTrace, stage: Stage) -> Tensor:
     """M x for vectors on the last dimension: element-wise work and mean subtractions, O(d)."""
     for norm in (trace.modules.attention_norm, trace.modules.output_norm)[: stage.norms]:
-        x = (x - x.mean(-1, keepdim=True)) * norm_weight(norm, x)
+        # one fused pass: a layer norm without its division; eps 1 keeps that in range
+        x, _, inverse = torch.native_layer_norm(x, norm.normalized_shape, norm_weight(norm, x), None, 1.0)
+        x = x.div_(inverse)
     return x
 
 
@@ -142,8 +144,11 @@ class _Vectors:
         for vectors in extra:
             largest = torch.maximum(largest, _largest(vectors))
         self.scale = torch.ldexp(torch.ones_like(largest), -torch.frexp(largest).exponent.clamp(-100, 100))
-        self.value = value * self.scale
-        self.extra = [vectors * self.scale for vectors in extra]
+        if largest.device.type == "cpu" and 2**-30 < float(largest) < 2**30:  # as in any real model: spare the passes
+            self.scale = torch.ones_like(largest)
+        else:
+            value, extra = value * self.scale, [vectors * self.scale for vectors in extra]
+        self.value, self.extra = value, extra
         self.count, self.tokens = heads + len(extra), batch * n
 
     def of(self, tokens: slice | Tensor) -> Tensor:
@@ -407,8 +412,8 @@ def direct_rows(trace: LayerTrace, method: Method, stage: Stage, positions: Tens
     parts = _Vectors(trace, stage)
     norms = []
     for m in range(count):
-        weighted = parts.value * alpha[..., m].reshape(heads, batch * n, 1)
-        vectors = weighted.transpose(0, 1).flatten(1) @ parts.weight  # [B * n, d]
+        weights = alpha[..., m].reshape(heads, batch * n).T[..., None]
+        vectors = (parts.value.transpose(0, 1) * weights).flatten(1) @ parts.weight  # [B * n, d]
         own = torch.arange(batch, device=alpha.device) * n + positions[:, m]
         for residual in parts.extra:
             vectors[own] += residual[own]

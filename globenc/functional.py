@@ -320,9 +320,9 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
 
     In every layer sum_j c_ij, recomputed from the captured queries, keys, values and residual, plus what belongs to no
     token (the biases b_O, beta1, beta2 and the feed-forward block's vector) is compared with the layer's output, and
-    the output with what the next layer reads. The gap is rounding: below 1e-12 for float64 models, about 1e-6 for float32,
-    1e-2 for bfloat16. More means that an encoder was registered with wrong names, or that a hook changes what flows
-    between the parts.
+    the output with what the next layer reads. The gap is rounding: below 1e-12 for float64 models, about 1e-6 for
+    float32, 1e-2 for bfloat16. More means that an encoder was registered with wrong names, or that a hook changes what
+    flows between the parts.
 
     Args:
         model, **model_inputs: as in `globenc.attribute`.
