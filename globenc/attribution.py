@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +39,7 @@ class Word:
         return self.segment is None
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Attribution:
     """Which tokens of a text an answer came from.
 
@@ -136,7 +137,10 @@ class Attribution:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, strings and numbers."""
-        target = self.target if isinstance(self.target, str) else np.asarray(self.target).tolist()
+        target = self.target
+        if isinstance(target, torch.Tensor):
+            target = target.detach().double().cpu()
+        target = target if isinstance(target, str) else np.asarray(target).tolist()
         return {
             "text": self.text,
             "text_pair": self.text_pair,
@@ -168,7 +172,7 @@ class Attribution:
 
     def to_json(self, indent: int | None = None) -> str:
         """`to_dict` as one JSON object."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent)
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent, allow_nan=False)
 
     def _repr_html_(self) -> str:
         from .render.html import fragment

@@ -8,15 +8,15 @@ that its tensors need not outlive it. The model is left exactly as found, also a
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import flash_attention_mask
 
 from .encoders import LayerModules
@@ -54,6 +54,15 @@ class LayerTrace:
     output_norm_input: Tensor
     output: Tensor
 
+    @functools.cached_property
+    def probe(self) -> tuple[Tensor, Tensor]:
+        """A fixed direction p of the hidden space, [d], and p W_O, [H * d_h]: a fingerprint of what W_O does."""
+        weight = self.modules.output_projection.weight.detach()
+        weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
+        direction = torch.linspace(1.0, 2.0, len(weight), dtype=weight.dtype, device=weight.device)
+        direction[1::2] *= -1
+        return direction, direction @ weight
+
 
 @dataclass
 class _Partial:
@@ -77,14 +86,13 @@ class _Recorder:
         self.partial: _Partial | None = None
 
     def hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        seen: set[int] = set()
-        for layer in self.layers:
-            if id(layer.attention) in seen:  # shared layers (ALBERT) run the same modules again
-                continue
-            seen.add(id(layer.attention))
-            yield layer.attention.register_forward_pre_hook(self.enter_attention, with_kwargs=True)
-            yield layer.attention_norm.register_forward_pre_hook(self.enter_attention_norm)
-            yield layer.output_norm.register_forward_hook(self.leave_output_norm)
+        # shared layers (ALBERT) run the same modules again: one hook a module
+        for module in {id(layer.attention): layer.attention for layer in self.layers}.values():
+            yield module.register_forward_pre_hook(self.enter_attention, with_kwargs=True)
+        for module in {id(layer.attention_norm): layer.attention_norm for layer in self.layers}.values():
+            yield module.register_forward_pre_hook(self.enter_attention_norm)
+        for module in {id(layer.output_norm): layer.output_norm for layer in self.layers}.values():
+            yield module.register_forward_hook(self.leave_output_norm)
 
     def current(self, piece: str) -> _Partial:
         if self.partial is None or self.done >= len(self.layers):
@@ -147,8 +155,39 @@ class _Recorder:
 
 
 _active = threading.local()  # .recorder: the recorder of this thread's capture, if any
-_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_locks_guard = threading.Lock()
+
+
+class _Borrowed:
+    """Attributes of shared objects changed for a while: set by the first who asks, put back by the last who leaves.
+
+    Models share configurations and threads share models, so that saving and restoring by each capture on its own
+    would put back what another one has set.
+    """
+
+    def __init__(self, attribute: str, value: Any):
+        self.attribute, self.value = attribute, value
+        self.lock = threading.Lock()
+        self.kept: dict[int, tuple[Any, Any, int]] = {}  # id -> object, its own value, how many need the other
+
+    def take(self, things: list[Any]) -> None:
+        with self.lock:
+            for thing in things:
+                _, own, users = self.kept.get(id(thing), (thing, getattr(thing, self.attribute), 0))
+                self.kept[id(thing)] = thing, own, users + 1
+                setattr(thing, self.attribute, self.value)
+
+    def give_back(self, things: list[Any]) -> None:
+        with self.lock:
+            for thing in things:
+                _, own, users = self.kept.pop(id(thing))
+                if users > 1:
+                    self.kept[id(thing)] = thing, own, users - 1
+                else:
+                    setattr(thing, self.attribute, own)
+
+
+_evaluating = _Borrowed("training", False)
+_captured = _Borrowed("_attn_implementation_internal", ATTENTION)
 
 
 def _capturing_attention(
@@ -202,20 +241,15 @@ def unwrap(model: Any) -> Any:
 @contextlib.contextmanager
 def _as_found(modules: list[nn.Module]) -> Iterator[None]:
     """Evaluation mode and the capturing attention inside, everything as it was outside."""
-    training = [module for module in modules if module.training]
-    configs = {id(m.config): m.config for m in modules if isinstance(m, PreTrainedModel)}
-    attention = [(config, config._attn_implementation_internal) for config in configs.values()]
-    try:
-        for module in training:
-            module.training = False
-        for config, _ in attention:
-            config._attn_implementation_internal = ATTENTION
+    owners = (getattr(module, "config", None) for module in modules)  # layers may have a configuration of their own
+    configs = list({id(config): config for config in owners if isinstance(config, PreTrainedConfig)}.values())
+    training = [module for module in modules if module.training or id(module) in _evaluating.kept]
+    with contextlib.ExitStack() as stack:
+        _evaluating.take(training)
+        stack.callback(_evaluating.give_back, training)
+        _captured.take(configs)
+        stack.callback(_captured.give_back, configs)
         yield
-    finally:
-        for config, implementation in attention:
-            config._attn_implementation_internal = implementation
-        for module in training:
-            module.training = True
 
 
 def _eager(modules: list[nn.Module]) -> contextlib.AbstractContextManager:
@@ -249,9 +283,7 @@ def capture(
     """
     recorder = _Recorder(layers, mask, consume)
     modules = list(model.modules())
-    with _locks_guard:
-        lock = _locks.setdefault(model.base_model, threading.RLock())  # one lock for an encoder under any head
-    with lock, contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_eager(modules))
         stack.enter_context(_as_found(modules))

@@ -6,10 +6,12 @@ Torch and transformers are imported where they are used, so that --help and --ve
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from .attribution import Attribution
     from .explainer import GlobEnc
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 130
+FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 _QUESTION, _OUTPUT, _MODEL = "What is asked", "What comes out", "Model"  # panels of --help
 _PACKAGE = str(Path(__file__).parent)
 # what typer raises for every wrong use; it has no public name of its own
@@ -49,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: instead of sys.argv[1:].
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that half-written files go away
     try:
+        if sys.stdout is None:
+            raise _UsageError("standard output is closed: there is nowhere to print to")
         code = typer.main.get_command(app).main(arguments, prog_name="globenc", standalone_mode=False)
         sys.stdout.flush()
     except _UsageError as error:
@@ -159,7 +164,7 @@ def attribute(
     ] = False,
     top: Annotated[
         int, typer.Option(min=1, metavar="N", rich_help_panel=_OUTPUT, help="How many words the printed table has.")
-    ] = 10,
+    ] = 15,
     as_json: Annotated[
         bool,
         typer.Option("--json", rich_help_panel=_OUTPUT, help="Print everything as one JSON object, and nothing else."),
@@ -232,7 +237,7 @@ def attribute(
     """
     written = _read_text(text, file)
     second = None if pair is None else _checked_text("--pair", pair)
-    if html is not None and plot is not None and html.resolve() == plot.resolve():
+    if html is not None and plot is not None and os.path.realpath(html) == os.path.realpath(plot):
         raise _UsageError("--html and --plot are the same file")
     with _errors(), _warnings(), contextlib.ExitStack() as outputs:
         picture = None if plot is None else outputs.enter_context(_replacing(_picture(plot)))
@@ -339,6 +344,8 @@ def _read_text(text: list[str] | None, file: str | None) -> str:
 def _read_file(file: str) -> str:
     with _errors():
         try:
+            if file == "-" and sys.stdin is None:
+                raise OSError(errno.EBADF, "standard input is closed")
             content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
             return content.decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:

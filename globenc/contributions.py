@@ -97,10 +97,8 @@ def _stage_weight(trace: LayerTrace, stage: Stage, dtype: torch.dtype) -> tuple[
     modules = trace.modules
     weight = modules.output_projection.weight.detach()
     norms = [norm_weight(norm, weight) for norm in (modules.attention_norm, modules.output_norm)[: stage.norms]]
-    wide = weight.to(working_dtype(weight))  # half precision would round small changes away
-    probe = torch.linspace(0.5, 1.5, wide.shape[1], dtype=wide.dtype, device=wide.device)
     version = None if weight.is_inference() else weight._version
-    seen = [wide @ probe, *norms]
+    seen = [trace.probe[1], *norms]
     kept = _stage_weights.setdefault(modules.output_projection, {})
     if (stage.name, dtype) in kept:
         old_version, old_seen, result = kept[stage.name, dtype]
@@ -465,6 +463,26 @@ def completeness_gap(trace: LayerTrace) -> Tensor:
     after = beta1 + (y2 - middle)  # beta1 and the feed-forward vector, through the second LayerNorm alone
     nobody = nobody + (after - after.mean(-1, keepdim=True)) * gamma2 / scale2 + beta2
     return relative_gap(tokens + nobody, trace.output, trace.mask)
+
+
+def patched(trace: LayerTrace) -> Tensor:
+    """How much of what enters LayerNorm 1 is not x + W_O context + b_O, a number; 1 and more is no rounding.
+
+    Both sides are compared along one direction, at the price of three dot products a token. A vector off by a share of
+    its length is off by a sqrt(d)-th of that along it.
+    """
+    dtype, bias = working_dtype(trace.query), trace.modules.output_projection.bias
+    direction, projected = (part.to(dtype) for part in trace.probe)
+    own, real = trace.hidden_states.to(dtype), trace.attention_norm_input.to(dtype)
+    expected = trace.context.to(dtype) @ projected + own @ direction
+    if bias is not None:
+        expected = expected + bias.detach().to(dtype) @ direction
+    size = real.norm(dim=-1) + own.norm(dim=-1)
+    allowed = ROUNDING[trace.context.dtype] * size * direction.norm() / len(direction) ** 0.5
+    return (_divide((real @ direction - expected).abs(), allowed) * trace.mask).amax()
+
+
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 def relative_gap(found: Tensor, expected: Tensor, mask: Tensor) -> Tensor:

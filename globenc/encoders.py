@@ -235,7 +235,8 @@ def find_layers(base_model: nn.Module, family: EncoderFamily) -> list[LayerModul
     if callable(family.layers):
         layers = list(family.layers(base_model))
     else:
-        layers = list(_resolve(base_model, family.layers, "layers", family).children())
+        container = _resolve(base_model, family.layers, "layers", family)
+        layers = list(container if isinstance(container, nn.ModuleList) else container.children())
     resolved = []
     for layer in layers:
         attention, projection, attention_norm, output_norm = (

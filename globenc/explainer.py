@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
@@ -34,7 +35,7 @@ HEADS = (
 
 
 class GlobEnc:
-    """Attribution of texts by GlobEnc: which tokens an encoder's answer came from.
+    """Attribution of texts by GlobEnc: which tokens an encoder's answer came from. `.model` is the model.
 
     Args:
         model: a transformers encoder of a known family with any head (`globenc.supported_encoders()`).
@@ -85,30 +86,36 @@ class GlobEnc:
             trust_remote_code: allow code that comes with the model to run.
 
         Raises:
-            OSError: there is no such model, or it has no safetensors file.
-            ValueError: it is no supported encoder, or the dtype is unknown.
+            OSError: there is no such model, or it has no safetensors file or no tokenizer.
+            TypeError: the name is neither a string nor a path.
+            ValueError: it is no supported encoder, or the dtype or the device is unknown.
+            RuntimeError: there is no such device here.
         """
-        name = DEFAULT_MODEL if name_or_path is None else name_or_path
-        if isinstance(name, Path) or Path(name).is_dir():
-            if not (Path(name) / "config.json").is_file():
-                raise OSError(f"no model in folder {str(name)!r}: it has no config.json")
-            name = str(name)
-        place = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+        name = _model_source(name_or_path)
+        place = _device(device)
         options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
         try:
             config = AutoConfig.from_pretrained(name, **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise _no_model(name, error) from error
-        family_of_config(config, str(name))
+        family_of_config(config, name)
         chosen = _dtype(dtype, config, place)
         try:
             model = _auto_class(config).from_pretrained(name, dtype=chosen, use_safetensors=True, **options)
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise _no_model(name, error) from error
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise OSError(
+                f"model {name!r} has no tokenizer: save its tokenizer beside it, or use GlobEnc(model, tokenizer)"
+            )
         if name_or_path is None:
             model.config._name_or_path = DEFAULT_NAME
         return cls(model.to(place).eval(), tokenizer, backend)
+
+    def __repr__(self) -> str:
+        name = self.model.config._name_or_path or type(self.model).__name__
+        return f"GlobEnc({name!r}, device={str(self.device)!r}, dtype={self.model.dtype}, backend={self.backend!r})"
 
     @property
     def device(self) -> torch.device:
@@ -135,8 +142,8 @@ class GlobEnc:
 
     def __call__(
         self,
-        texts: str | Sequence[str],
-        text_pair: str | Sequence[str] | None = None,
+        texts: str | Iterable[str],
+        text_pair: str | Iterable[str] | None = None,
         *,
         method: str = "N-Enc",
         target: Target = "cls",
@@ -148,7 +155,7 @@ class GlobEnc:
         """Attribute a text, or many at once.
 
         Args:
-            texts: a text, or a list of them.
+            texts: a text, or several: a list, an array, a column of a table, any iterable of strings.
             text_pair: the second text of a pair (a premise's hypothesis, a question's context), one for each text.
             method, target, layers, row_normalize: as in `globenc.attribute`; positions count all tokens, [CLS] is 0.
                 A weight tensor goes with a single text.
@@ -168,6 +175,9 @@ class GlobEnc:
         single = isinstance(texts, str)
         firsts, seconds = _check_texts(texts, text_pair)
         get_method(method)
+        for name, number in (("max_length", max_length), ("batch_tokens", batch_tokens)):
+            if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+                raise ValueError(f"{name} must be a positive whole number, got {number!r}")
         encoded = [
             self._encode(i, a, b, max_length, single) for i, (a, b) in enumerate(zip(firsts, seconds, strict=True))
         ]
@@ -211,6 +221,12 @@ class GlobEnc:
             where = "text" if single else f"text {i}"
             raise ValueError(f"{where} has no token: the tokenizer finds nothing in {first!r}")
         n = len(special)
+        unknown = tokenizer.unk_token_id
+        if unknown is not None and all(
+            token == unknown for token, hidden in zip(encoding["input_ids"], special, strict=True) if not hidden
+        ):
+            where = "the text" if single else f"text {i}"
+            warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=3)
         if tokenizer.is_fast:
             segments = [None if special[k] else encoding.sequence_ids()[k] for k in range(n)]
             offsets = [None if segments[k] is None else tuple(encoding["offset_mapping"][k]) for k in range(n)]
@@ -292,22 +308,22 @@ class GlobEnc:
 
 
 def _check_texts(
-    texts: str | Sequence[str], text_pair: str | Sequence[str] | None
+    texts: str | Iterable[str], text_pair: str | Iterable[str] | None
 ) -> tuple[list[str], list[str | None]]:
     """Texts and pairs as lists of equal length, every one a string with something in it."""
 
-    def checked(name: str, value: str | Sequence[str]) -> list[str]:
-        if isinstance(value, bytes) or not isinstance(value, str | Sequence):
+    def checked(name: str, value: str | Iterable[str]) -> list[str]:
+        if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
             raise TypeError(f"{name} must be a string or a list of strings, got {type(value).__name__}")
         values = [value] if isinstance(value, str) else list(value)
         for i, text in enumerate(values):
             where = name if isinstance(value, str) else f"{name}[{i}]"
             if not isinstance(text, str):
-                raise TypeError(
-                    f"{where} must be a string, got {text!r}"
-                    if text is None
-                    else f"{where} must be a string, got {type(text).__name__}"
-                )
+                got = "None" if text is None else type(text).__name__
+                pairs = "; second texts of pairs go to text_pair" if isinstance(text, list | tuple) else ""
+                raise TypeError(f"{where} must be a string, got {got}{pairs}")
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise ValueError(f"{where} is no valid text: it holds half of a surrogate pair")
             if not text.strip():
                 raise ValueError(f"{where} is empty: there is no token to attribute to")
         return values
@@ -334,7 +350,7 @@ def _warn_truncated(encoded: list[dict[str, Any]], limit: int | None, single: bo
         for i, lost, full in cut[:5]
     )
     more = f"; and {len(cut) - 5} more" if len(cut) > 5 else ""
-    warnings.warn(f"longer than the {limit} tokens that fit, so the end was cut off: {shown}{more}", stacklevel=3)
+    warnings.warn(f"longer than the {limit} tokens that fit, so they were cut: {shown}{more}", stacklevel=3)
 
 
 def _batches(lengths: list[int], budget: int) -> list[list[int]]:
@@ -359,7 +375,9 @@ def _answer(model: Any, output: Any, row: int) -> tuple[str | None, float | None
     several = kind == "multi_label_classification"
     row_logits = logits[row].double()
     probability, label = (row_logits.sigmoid() if several else row_logits.softmax(-1)).max(-1)
-    return str(model.config.id2label[int(label)]), float(probability)
+    if not bool(torch.isfinite(probability)):
+        raise FloatingPointError("the model's logits are not finite: its classification head holds NaN or infinity")
+    return str((model.config.id2label or {}).get(int(label), f"LABEL_{int(label)}")), float(probability)
 
 
 def _auto_class(config: Any) -> Any:
@@ -385,17 +403,47 @@ def _dtype(asked: torch.dtype | str | None, config: Any, device: torch.device) -
     return "auto"
 
 
+def _model_source(name_or_path: str | Path | None) -> str:
+    """A hub name, or a folder that holds a model."""
+    if name_or_path is None:
+        return str(DEFAULT_MODEL)
+    if not isinstance(name_or_path, str | Path):
+        raise TypeError(f"name_or_path must be a folder or a hub name, got {type(name_or_path).__name__}")
+    folder = Path(name_or_path).expanduser()
+    if folder.is_dir() and str(name_or_path):
+        if not (folder / "config.json").is_file():
+            raise OSError(f"no model in folder {str(name_or_path)!r}: it has no config.json")
+        return str(folder)
+    name = str(name_or_path)
+    if isinstance(name_or_path, Path) or not name or name.startswith(("/", ".", "~", "\\")) or name.count("/") > 1:
+        raise OSError(f"there is no folder {name!r} to load a model from")
+    return name
+
+
+def _device(asked: str | torch.device | None) -> torch.device:
+    """Where to run; the best there is where nothing was asked for."""
+    if asked is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise ValueError(f'device must be "cpu", "cuda", "cuda:1" or the like, got {asked!r}') from None
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise RuntimeError(f"there is no device {str(device)!r} here: torch sees {count} CUDA GPUs")
+    return device
+
+
 def _first_line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
 
 
-def _no_model(name: str | Path, error: Exception) -> Exception:
+def _no_model(name: str, error: Exception) -> Exception:
     """The same error in one sentence that names the model."""
     if "trust_remote_code" in str(error):
-        return ValueError(f"model {str(name)!r} brings code of its own: allow it with trust_remote_code=True")
+        return ValueError(f"model {name!r} brings code of its own: allow it with trust_remote_code=True")
     if Path(name).exists():
-        return OSError(f"model in {str(name)!r} cannot be loaded: {_first_line(error)}")
+        return OSError(f"model in {name!r} cannot be loaded: {_first_line(error)}")
     return OSError(
-        f"model {str(name)!r} is no folder here and could not be fetched from the Hugging Face hub: "
-        f"{_first_line(error)}"
+        f"model {name!r} is no folder here and could not be fetched from the Hugging Face hub: {_first_line(error)}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import warnings
 from collections.abc import Callable
@@ -18,10 +19,12 @@ from .encoders import find_family, find_layers, max_length
 from .methods import Method, get_method, get_stage
 from .rollouts import Target, TargetRows, full_map, multiply, normalize_rows, rows_through, target_rows, top_down
 
+OPTIONS = ("method", "target", "layers", "row_normalize", "backend")  # what is ours among the keyword arguments
+
 MakeLayer = Callable[[LayerTrace, Method], LayerMap]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AttributionOutput:
     """Scores of every token for the target.
 
@@ -59,8 +62,10 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     accepted = inspect.signature(model.forward).parameters
     unknown = [name for name in inputs if name not in accepted and name not in ("output_hidden_states", "return_dict")]
     if unknown:
-        taken = ", ".join(name for name in accepted if name not in ("kwargs", "args"))
-        raise TypeError(f"{type(model).__name__} takes no input {unknown[0]!r}; it takes {taken}")
+        taken = [name for name in accepted if name not in ("kwargs", "args")]
+        near = difflib.get_close_matches(unknown[0], [*OPTIONS, *taken], n=1)
+        hint = f", did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"{type(model).__name__} takes no input {unknown[0]!r}{hint}; it takes {', '.join(taken)}")
     tokens, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     if (tokens is None) == (embeds is None):
         raise ValueError("give input_ids [batch, n] or inputs_embeds [batch, n, d], one of the two")
@@ -85,17 +90,23 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
             f"{name} has {n} tokens, and {type(model).__name__} takes at most {longest}: truncate the text"
         )
     if tokens is not None:
-        if tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise TypeError(f"input_ids must be integers, got {tokens.dtype}")
+        if tokens.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"input_ids must be int64 or int32, got {tokens.dtype}")
         rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
         low, high = (int(v) for v in torch.aminmax(tokens))
         if low < 0 or high >= rows:
             raise ValueError(
                 f"input_ids must be in 0..{rows - 1}, got {low if low < 0 else high}: is the tokenizer this model's?"
             )
-    types, kinds = inputs.get("token_type_ids"), getattr(model.config, "type_vocab_size", None)
-    if isinstance(types, Tensor) and kinds is not None and int(types.max()) >= kinds:
-        raise ValueError(f"token_type_ids must be in 0..{kinds - 1} for this model, got {int(types.max())}")
+    else:
+        width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+        if given.dtype != model.dtype or given.shape[2] != width:
+            raise ValueError(
+                f"inputs_embeds must be {model.dtype} with {width} numbers a token for this model, got {given.dtype} "
+                f"with {given.shape[2]}"
+            )
+    _check_ids("token_type_ids", inputs, (batch, n), getattr(model.config, "type_vocab_size", None))
+    _check_ids("position_ids", inputs, (batch, n), getattr(model.config, "max_position_embeddings", None))
     mask = inputs.get("attention_mask")
     if mask is None:
         return torch.ones(batch, n, dtype=torch.bool, device=given.device)
@@ -111,13 +122,33 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
             f"attention_mask is all zero for text {empty[0]} of the batch: it has no token to attribute to"
         )
     shifts = "position_ids" in accepted and inputs.get("position_ids") is None
-    if shifts and not find_family(model).positions_after_padding and not bool(real[:, 0].all()):
+    if shifts and find_family(model).positions_after_padding and tokens is not None:
+        shifts = bool(
+            (tokens[~real] != getattr(model.config, "pad_token_id", None)).any()
+        )  # else the model counts past the padding
+    if shifts and not bool(real[:, 0].all()):
         warnings.warn(
             "the batch is padded on the left and no position_ids are given: the model reads its texts at shifted "
             "positions; pass position_ids = attention_mask.cumsum(-1).sub(1).clamp(min=0), or pad on the right",
             stacklevel=4,
         )
     return real
+
+
+def _check_ids(name: str, inputs: dict[str, Any], shape: tuple[int, int], rows: int | None) -> None:
+    """Raises where optional ids are no integers of the shape [batch, n] below `rows`."""
+    ids = inputs.get(name)
+    if ids is None:
+        return
+    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"{name} must be an integer tensor, got {got}")
+    if ids.ndim != 2 or ids.shape[0] not in (1, shape[0]) or ids.shape[1] != shape[1]:
+        raise ValueError(f"{name} must have shape [batch, n] = {list(shape)}, got {list(ids.shape)}")
+    low, high = (int(v) for v in torch.aminmax(ids))
+    if low < 0 or (rows is not None and high >= rows):
+        limit = f"in 0..{rows - 1}" if rows is not None else "at least 0"
+        raise ValueError(f"{name} must be {limit} for this model, got {low if low < 0 else high}")
 
 
 class _Run:
@@ -130,14 +161,30 @@ class _Run:
         self.inputs = inputs
         self.mask = check_inputs(self.model, inputs)
 
-    def __call__(self, consume: Callable[[int, LayerTrace], None]) -> Any:
-        """Show every layer to `consume`, whose numbers keep their own precision whatever the caller's autocast says."""
+    def __call__(self, consume: Callable[[int, LayerTrace], None], check: bool = True) -> Any:
+        """Show every layer to `consume`, whose numbers keep their own precision whatever the caller's autocast says.
+
+        Raises:
+            ValueError: something of the caller's changes what flows from the attention to the first LayerNorm (unless
+                `check` is off), so that the parts would not be the output's.
+        """
+        gaps: list[Tensor] = []
 
         def precise(index: int, trace: LayerTrace) -> None:
             with torch.autocast(self.mask.device.type, enabled=False):
+                gaps.append(contributions.patched(trace))
                 consume(index, trace)
 
-        return capture(self.model, self.layers, self.inputs, self.mask, precise)
+        output = capture(self.model, self.layers, self.inputs, self.mask, precise)
+        worst = torch.stack([gap.to(self.mask.device) for gap in gaps])
+        if check and bool((worst > 1).any()):
+            raise ValueError(
+                f"layer {int((worst > 1).nonzero()[0])}: what enters the first LayerNorm is not the residual plus the "
+                "output projection of the attention; a hook or a replaced forward changes it in between (remove it, or "
+                "patch the value vectors or the layer's input instead), or the encoder family's names are wrong; "
+                "completeness_gap shows by how much"
+            )
+        return output
 
 
 def _finite(values: Tensor) -> Tensor:
@@ -351,5 +398,5 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
         gaps.append(contributions.completeness_gap(trace))
         outputs.append(trace.output)
 
-    _Run(model, model_inputs)(consume)
+    _Run(model, model_inputs)(consume, check=False)
     return torch.stack(gaps)

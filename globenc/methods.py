@@ -33,6 +33,7 @@ class Method:
     Attributes:
         name: the paper's name.
         summary: one line for help texts.
+        equation: the paper's number of it; empty where it has none.
         stage: whose norms fill the map; None for the mean attention weights.
         mix: what is mixed with the identity: "" nothing, "half" 0.5 (13, 16), "ratio" the N-Enc mixing ratio (15).
         normalize: rows are divided by their sum before the mix.
@@ -40,6 +41,7 @@ class Method:
 
     name: str
     summary: str
+    equation: str
     stage: Stage | None
     mix: str = ""
     normalize: bool = False
@@ -48,14 +50,14 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("N-Enc", "norms through attention, residual and both LayerNorms: GlobEnc (11)", STAGES["N-Enc"]),
-        Method("N-ResLN", "norms through attention, residual and the first LayerNorm (6)", STAGES["N-ResLN"]),
-        Method("N-Res", "norms through attention and residual (5)", STAGES["N-Res"]),
-        Method("N", "norms through attention alone (4)", STAGES["N"]),
-        Method("N-FixedRes", "N, rows summing to 1, half identity (16)", STAGES["N"], mix="half", normalize=True),
-        Method("W", "mean attention weights", None),
-        Method("W-FixedRes", "attention rollout: W and half identity (13)", None, mix="half"),
-        Method("W-Res", "W mixed with the identity by the N-Enc mixing ratio (15)", None, mix="ratio"),
+        Method("N-Enc", "GlobEnc: norms through attention, residual and both LayerNorms", "11", STAGES["N-Enc"]),
+        Method("N-ResLN", "norms through attention, residual and the first LayerNorm", "6", STAGES["N-ResLN"]),
+        Method("N-Res", "norms through attention and residual", "5", STAGES["N-Res"]),
+        Method("N", "norms through attention alone", "4", STAGES["N"]),
+        Method("N-FixedRes", "N, rows summing to 1, half identity", "16", STAGES["N"], mix="half", normalize=True),
+        Method("W", "mean attention weights", "", None),
+        Method("W-FixedRes", "attention rollout: W and half identity", "13", None, mix="half"),
+        Method("W-Res", "W mixed with the identity by the N-Enc mixing ratio", "15", None, mix="ratio"),
     )
 }
 
@@ -67,8 +69,14 @@ def get_method(name: str) -> Method:
         ValueError: no method has that name; the message lists the eight.
     """
     if name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {name!r}")
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {name!r}{_hint(name)}")
     return METHODS[name]
+
+
+def _hint(name: object) -> str:
+    """What a near miss probably meant."""
+    meant = {"globenc": "N-Enc", **{known.lower(): known for known in METHODS}}.get(str(name).lower())
+    return f", did you mean {meant!r}?" if meant else ""
 
 
 def get_stage(name: str) -> Stage:

@@ -27,12 +27,14 @@ class TargetRows:
 
     Attributes:
         positions: columns of the batch where the target tokens stand, [B, m]; None for a weighted target.
-        weights: the target as a weighted sum of rows, [B, m, n].
+        weights: the target as a weighted sum of rows, [B, m, n], times a power of two.
+        log2_scale: that power, to be added to the result's, [B, m].
         single: one target a text was asked for, so the result has no target dimension.
     """
 
     positions: Tensor | None
     weights: Tensor
+    log2_scale: Tensor
     single: bool
 
 
@@ -80,7 +82,7 @@ def target_rows(target: Target, mask: Tensor, dtype: torch.dtype) -> TargetRows:
     check_target(target, int(mask.sum(-1).min()))
     if target == "mean":
         weights = mask.to(dtype) / mask.sum(-1, keepdim=True).to(dtype)
-        return TargetRows(None, weights[:, None], single=True)
+        return TargetRows(None, weights[:, None], weights.new_zeros(len(mask), 1), single=True)
     wanted = torch.tensor([0] if target == "cls" else _positions(target), device=mask.device)
     wanted = wanted.expand(mask.shape[0], -1)
     wanted = torch.where(wanted < 0, wanted + mask.sum(-1, keepdim=True), wanted)
@@ -88,12 +90,13 @@ def target_rows(target: Target, mask: Tensor, dtype: torch.dtype) -> TargetRows:
     real_first = (~mask).to(torch.int8).argsort(dim=-1, stable=True)
     positions = real_first.gather(-1, wanted)
     weights = torch.zeros(*positions.shape, mask.shape[1], dtype=dtype, device=mask.device)
-    return TargetRows(positions, weights.scatter_(-1, positions[..., None], 1), isinstance(target, str | Integral))
+    weights.scatter_(-1, positions[..., None], 1)
+    return TargetRows(positions, weights, weights.new_zeros(positions.shape), isinstance(target, str | Integral))
 
 
 def _weighted(target: Tensor, mask: Tensor, dtype: torch.dtype) -> TargetRows:
     batch, n = mask.shape
-    weights = target.detach().to(device=mask.device, dtype=dtype)
+    weights = target.detach().to(device=mask.device, dtype=torch.float64)
     single = weights.ndim < 3
     if weights.ndim == 1:
         weights = weights[None, None]
@@ -109,7 +112,8 @@ def _weighted(target: Tensor, mask: Tensor, dtype: torch.dtype) -> TargetRows:
         raise ValueError("target weights must be finite and not negative")
     if not bool((weights.sum(-1) > 0).all()):
         raise ValueError("target weights must have a positive sum over the real tokens of every text")
-    return TargetRows(None, weights, single)
+    weights, scale = rescale(weights, torch.zeros(weights.shape[:2], dtype=torch.float64, device=mask.device))
+    return TargetRows(None, weights.to(dtype), scale, single)
 
 
 def rescale(rows: Tensor, log2_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,7 +166,7 @@ def top_down(
             scale = torch.cat([torch.zeros(batch, count, dtype=scale.dtype, device=scale.device), scale], 1)
         block, scale = rescale(rows_through(block, layer, row_normalize), scale)
     block = block.view(batch, -1, count, n).transpose(0, 1)
-    return block, scale.view(batch, -1, count).transpose(0, 1)
+    return block, scale.view(batch, -1, count).transpose(0, 1) + target.log2_scale
 
 
 def rollout(maps: Tensor, row_normalize: bool = False) -> tuple[Tensor, Tensor]:
@@ -189,7 +193,8 @@ def rollout(maps: Tensor, row_normalize: bool = False) -> tuple[Tensor, Tensor]:
         (torch.Size([12, 2, 5, 5]), torch.Size([12, 2, 5]))
     """
     if not isinstance(maps, Tensor) or not maps.is_floating_point():
-        raise TypeError(f"maps must be a floating-point tensor, got {getattr(maps, 'dtype', type(maps).__name__)}")
+        got = f"a {maps.dtype} tensor" if isinstance(maps, Tensor) else type(maps).__name__
+        raise TypeError(f"maps must be a floating-point torch tensor, got {got}")
     if maps.ndim < 3 or maps.shape[-1] != maps.shape[-2] or maps.shape[0] == 0 or maps.shape[-1] == 0:
         raise ValueError(f"maps must have shape [layers, ..., n, n], got {list(maps.shape)}")
     mantissas, scales = [], []

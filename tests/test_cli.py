@@ -190,7 +190,7 @@ def test_unknown_command_and_no_command(run):
 
 
 FAILED = {
-    "no model": (["--model", "./nowhere/at/all"], "model './nowhere/at/all' is no folder here"),
+    "no model": (["--model", "./nowhere/at/all"], "there is no folder './nowhere/at/all'"),
     "folder without model": (["--model", "."], "no model in folder '.': it has no config.json"),
     "target outside": (["--target", "9"], "target must be a token position inside the text, got 9 for 3 tokens"),
     "too short": (["--max-length", "2"], "max_length must be more than the 2 special tokens"),

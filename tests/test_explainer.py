@@ -230,7 +230,10 @@ def test_max_length(explainer):
         assert len(explainer("a a a", max_length=4).tokens) == 4
     with pytest.warns(UserWarning, match="tokens that fit"):
         assert len(explainer("a a a", text_pair="a a a", max_length=5).tokens) == 5
-    for too_short in (2, 1, 0, -3):
+    for no_length in (0, -3):
+        with pytest.raises(ValueError, match=f"max_length must be a positive whole number, got {no_length}"):
+            explainer("a a a", max_length=no_length)
+    for too_short in (2, 1):
         with pytest.raises(ValueError, match=f"max_length must be more than the 2 special tokens, got {too_short}"):
             explainer("a a a", max_length=too_short)
 
@@ -321,12 +324,11 @@ BAD_CALLS = {
     "number-in-list": (([3],), {}, TypeError, r"^texts\[0\] must be a string, got int"),
     "bytes": ((b"good",), {}, TypeError, "^texts must be a string or a list of strings, got bytes"),
     "bytes-in-list": (([b"good"],), {}, TypeError, r"^texts\[0\] must be a string, got bytes"),
-    "generator": (
-        ((t for t in ["good"]),),
-        {},
-        TypeError,
-        "^texts must be a string or a list of strings, got generator",
-    ),
+    "mapping": (({"a": "good"},), {}, TypeError, "^texts must be a string or a list of strings, got dict"),
+    "tuples": (([("good", "bad")],), {}, TypeError, "second texts of pairs go to text_pair"),
+    "surrogate": (("good \ud800",), {}, ValueError, "half of a surrogate pair"),
+    "no-budget": (("good",), {"batch_tokens": 0}, ValueError, "^batch_tokens must be a positive whole number, got 0"),
+    "half-a-length": (("good",), {"max_length": 2.5}, ValueError, "^max_length must be a positive whole number"),
     "control-characters": (("\u0000\u0001",), {}, ValueError, "text has no token: the tokenizer finds nothing"),
     "control-characters-in-list": ((["a", "\u0000"],), {}, ValueError, "text 1 has no token"),
     "empty-pair": (("good",), {"text_pair": " "}, ValueError, "^text_pair is empty"),
@@ -391,7 +393,7 @@ BAD_INPUTS = {
     "flat": ({"input_ids": IDS[0]}, ValueError, r"input_ids must have shape \[batch, n\] .* got \[3\]"),
     "no-text": ({"input_ids": IDS[:0]}, ValueError, r"no empty dimension, got \[0, 3\]"),
     "no-token": ({"input_ids": IDS[:, :0]}, ValueError, r"no empty dimension, got \[1, 0\]"),
-    "floats": ({"input_ids": IDS.float()}, TypeError, "input_ids must be integers, got torch.float32"),
+    "floats": ({"input_ids": IDS.float()}, TypeError, "input_ids must be int64 or int32, got torch.float32"),
     "beyond-vocabulary": ({"input_ids": IDS + 90}, ValueError, r"input_ids must be in 0..89, got 97"),
     "negative-id": ({"input_ids": IDS - 6}, ValueError, r"input_ids must be in 0..89, got -1"),
     "too-long": ({"input_ids": IDS.repeat(1, 17)}, ValueError, "input_ids has 51 tokens, and BertForSeq.* at most 48"),

@@ -183,7 +183,7 @@ def test_public_names():
         "attribute",
         "contribution_maps",
         "mixing_ratios",
-        "rollouts",
+        "rollout",
         "register_encoder",
         "completeness_gap",
     }

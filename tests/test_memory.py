@@ -23,4 +23,4 @@ def test_memory_is_linear():
     forward, short, long = peak_mb(4096, "forward"), peak_mb(4096, "globenc"), peak_mb(8192, "globenc")
     assert short - forward <= 300
     assert long <= 2.1 * short
-    assert peak_mb(1024, "direct sum") > peak_mb(1024, "globenc") + 1000  # the harness does see what is stored
+    assert peak_mb(512, "direct sum") > peak_mb(512, "globenc") + 600  # the harness does see what is stored

@@ -336,8 +336,8 @@ def test_rollout_shapes(shape):
         (torch.ones(2, 3, 4), ValueError, r"got \[2, 3, 4\]"),
         (torch.ones(0, 4, 4), ValueError, r"got \[0, 4, 4\]"),
         (torch.ones(2, 0, 0), ValueError, r"got \[2, 0, 0\]"),
-        (torch.ones(2, 4, 4, dtype=torch.long), TypeError, "floating-point tensor, got torch.int64"),
-        ([[[1.0]]], TypeError, "floating-point tensor, got list"),
+        (torch.ones(2, 4, 4, dtype=torch.long), TypeError, "floating-point torch tensor, got a torch.int64 tensor"),
+        ([[[1.0]]], TypeError, "floating-point torch tensor, got list"),
     ],
     ids=["flat", "not-square", "no-layer", "no-token", "integers", "list"],
 )

@@ -31,7 +31,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 _UNREAD_CHARACTERS = 200
 
 
-def show(attribution: Attribution, console: Console, top: int = 10) -> None:
+def show(attribution: Attribution, console: Console, top: int = 15) -> None:
     """Print the answer, the text coloured by score, the `top` highest words, and the layers where asked for."""
     shown = views(attribution)
     said = answer(attribution)
@@ -136,4 +136,11 @@ def _layers(view: View, top: int, console: Console) -> Table:
         shares = [float(layer_scores[layer, slice(*word.tokens)].sum()) for layer in chosen]
         cells = [Text(view.percent(share)[:-1], _style(share / scale)) for share in shares]
         table.add_row(Text(printable(word.text)), *cells)
+    for name, rest in (
+        ("other words", view.ranked()[top:]),
+        ("special tokens", [word for word in view.words if word.special]),
+    ):
+        if rest:
+            shares = [sum(float(layer_scores[layer, slice(*word.tokens)].sum()) for word in rest) for layer in chosen]
+            table.add_row(Text(name, "dim"), *(Text(view.percent(share)[:-1], "dim") for share in shares))
     return table
