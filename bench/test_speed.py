@@ -14,8 +14,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import globenc
 
-CASES = [(shape, n) for shape in ("BERT-base", "MiniLM-L6") for n in (32, 64, 128, 256, 512)]
-CASES += [("2 layers, d=768", 4096), ("2 layers, d=768", 8192)]
+CASES = [("BERT-base", n) for n in (32, 64, 128, 256, 512)]
+CASES += [("MiniLM-L6", n) for n in (32, 128, 256, 512)]
+CASES += [("2 layers, d=768", 4096)]
 LONGEST_DIRECT_SUM = 256
 
 
@@ -29,7 +30,7 @@ def test_speed(benchmark: BenchmarkFixture, record: list[dict[str, str]], shape:
         scores, direct = (globenc.attribute(model, backend=b, **inputs).scores for b in ("torch", "reference"))
         torch.testing.assert_close(scores, direct, rtol=1e-4, atol=1e-6)
     function = work(what, model, inputs)
-    rounds = 3 if what == "direct sum" or n > 512 else max(5, 2560 // n)
+    rounds = 2 if what == "direct sum" or n > 512 else max(5, 1280 // n)
     benchmark.group = f"{shape} n={n}"
     benchmark.pedantic(function, rounds=rounds, iterations=1, warmup_rounds=1)
     row = {
