@@ -112,13 +112,21 @@ def _processor() -> str:
 
 
 def write_rows(name: str, rows: list[dict[str, str]]) -> Path:
-    """Write rows as `results/<name>.csv`, all columns of all rows."""
+    """Put rows into `results/<name>.csv`, in place of older ones of the same case."""
     path = RESULTS / f"{name}.csv"
+    cases = {tuple(row[key] for key in ("shape", "batch", "n", "what")): row for row in _read_rows(path) + rows}
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(cases.values())
     return path
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ def table() -> str:
             f"| {shape} | {n:,} | {float(forward['median_ms']):,.0f} ms | **{ours['ratio_to_forward']}x** | {slow} | "
             f"{peaks} MB |"
         )
-    row = rows[0]
+    row, commits = rows[0], ", ".join(dict.fromkeys(row["commit"] for row in rows))
     lines.append("")
     lines.append(
         f"One text, {row['dtype']}, method N-Enc, target `cls`, forward pass included; {row['device']}, "
-        f"torch {row['torch']}, transformers {row['transformers']}, commit {row['commit']}, {row['date']}."
+        f"torch {row['torch']}, transformers {row['transformers']}, commit {commits}, {row['date']}."
     )
     return "\n".join(lines)
 

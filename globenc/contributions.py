@@ -8,9 +8,9 @@ u^h_j = M W_O^h v^h_j,
 
 For each key j the H vectors u^h_j (and M x_j) span at most H + 1 dimensions. The triangular factor R_j of
 U_j = [u^1_j .. u^H_j, M x_j] = Q_j R_j holds all their lengths and angles, so the norm is ||R_j alpha_ij||:
-H(H+1)/2 multiply-adds a pair instead of H d, and n H^2 numbers instead of n^2 d. R_j comes from the Gram
-matrix of U_j accumulated in float64, which keeps the rounding error that of the direct sum in float32
-also where heads cancel; float64 models get it from a QR decomposition.
+H(H+1)/2 multiply-adds a pair instead of H d, and n H^2 numbers instead of n^2 d. R_j is the Cholesky factor
+of the Gram matrix of U_j, which is accumulated in float64 where vectors cancel and so keeps the rounding
+error that of the direct sum in float32; float64 models get it from a QR decomposition.
 
 Everything is evaluated in blocks of query rows, so memory is linear in n.
 """
@@ -32,6 +32,7 @@ from .methods import STAGES, Method, Stage
 BACKENDS = ("auto", "reference", "torch", "triton")
 SCORES_PER_BLOCK = 3 << 17  # attention weights held at once on a CPU, all heads together: the second-level cache
 SCORES_PER_GPU_BLOCK = 1 << 26
+QUERIES_PER_BLOCK = 64  # at least: fewer starve the matrix products of long texts
 TOKENS_PER_CHUNK = 64  # keys whose vectors u^h_j exist at once
 CANCELLATION = 2.0  # of a squared sum of vectors, against independent ones: beyond it float32 products lose digits
 JITTER = 16 * torch.finfo(torch.float64).eps  # times the number of vectors; keeps rank-deficient Grams factorable
@@ -312,7 +313,7 @@ class _Attention:
         query, key = self._heads_first()
         heads, batch, n, _ = query.shape
         budget = SCORES_PER_BLOCK if query.device.type == "cpu" else SCORES_PER_GPU_BLOCK
-        size = max(1, budget // (batch * heads * n))
+        size = max(QUERIES_PER_BLOCK, budget // (batch * heads * n))
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
             yield rows, self._columns(query[:, :, rows], key)

@@ -228,7 +228,8 @@ class GlobEnc:
             where = "the text" if single else f"text {i}"
             warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=3)
         if tokenizer.is_fast:
-            segments = [None if special[k] else encoding.sequence_ids()[k] for k in range(n)]
+            sequence_ids = encoding.sequence_ids()
+            segments = [None if special[k] else sequence_ids[k] for k in range(n)]
             offsets = [None if segments[k] is None else tuple(encoding["offset_mapping"][k]) for k in range(n)]
             word_ids = encoding.word_ids()
         else:

@@ -205,6 +205,7 @@ def test_block_boundaries(monkeypatch, method, scores_per_block):
     whole = fast_map(trace, method)
     blocks = len(list(layer_maps("torch", CPU)(trace, TABLE[method]).blocks()))
     monkeypatch.setattr(contributions, "SCORES_PER_BLOCK", scores_per_block)
+    monkeypatch.setattr(contributions, "QUERIES_PER_BLOCK", 1)
     monkeypatch.setattr(contributions, "TOKENS_PER_CHUNK", 7)
     layer = layer_maps("torch", CPU)(trace, TABLE[method])
     tiles = list(layer.blocks())
@@ -219,6 +220,7 @@ def test_block_boundaries_of_mixing_ratios(monkeypatch, stage):
     trace = synthetic_trace((31, 12), heads=6, head_dim=4)
     whole = contributions.mixing_ratios(trace, STAGE_TABLE[stage])
     monkeypatch.setattr(contributions, "SCORES_PER_BLOCK", 400)
+    monkeypatch.setattr(contributions, "QUERIES_PER_BLOCK", 1)
     monkeypatch.setattr(contributions, "TOKENS_PER_CHUNK", 5)
     torch.testing.assert_close(contributions.mixing_ratios(trace, STAGE_TABLE[stage]), whole, rtol=1e-13, atol=0)
 
