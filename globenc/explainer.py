@@ -20,7 +20,7 @@ from .contributions import layer_maps
 from .encoders import family_of_config, find_family, find_layers, max_length
 from .functional import AttributionOutput, attribute
 from .methods import get_method
-from .rollouts import Target, check_target
+from .rollouts import Target, check_target, plain_target
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 DEFAULT_NAME = "globenc-sst2-small"
@@ -188,7 +188,7 @@ class GlobEnc:
             except ValueError as error:
                 raise ValueError(str(error) if single else f"text {i}: {error}") from None
         budget = batch_tokens or (32768 if self.device.type == "cuda" else 4096)
-        options = {"method": method, "target": target, "layers": layers, "row_normalize": row_normalize}
+        options = {"method": method, "target": plain_target(target), "layers": layers, "row_normalize": row_normalize}
         results: list[Attribution | None] = [None] * len(encoded)
         for batch in _batches([len(e["input_ids"]) for e in encoded], budget):
             chosen = [encoded[i] for i in batch]

@@ -62,6 +62,14 @@ def check_target(target: Target, n: int, many: bool = False) -> None:
                 )
 
 
+def plain_target(target: Target) -> Target:
+    """The same target with positions as Python's own integers, as results and renderings keep it."""
+    if isinstance(target, str | Tensor):
+        return target
+    positions = _positions(target)
+    return positions[0] if isinstance(target, Integral) else positions
+
+
 def _positions(target: Any) -> list[int]:
     """A position or a list of them as a list."""
     listed = [target] if isinstance(target, Integral) else target

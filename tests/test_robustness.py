@@ -174,6 +174,13 @@ def test_json_of_any_target(explainer, target):
     assert json.loads(explainer("a good film", target=target).to_json())["target"] is not None
 
 
+@pytest.mark.parametrize("target", [np.int64(1), [np.int64(1), 2]], ids=["one", "list"])
+def test_numpy_positions_are_drawn_like_any(explainer, target):
+    a = explainer("a good film", target=target)
+    assert a.target == (1 if isinstance(target, np.integer) else [1, 2])
+    assert "(token 1)" in a._repr_html_()
+
+
 def test_containers_of_texts(explainer):
     expected = [a.scores for a in explainer(["a good film", "bad"])]
     for texts in (("a good film", "bad"), np.array(["a good film", "bad"]), (t for t in ["a good film", "bad"])):
