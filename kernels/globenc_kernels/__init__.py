@@ -1,28 +1,46 @@
 """Triton kernels of globenc: an import package of its own that knows tensors and nothing of models.
 
-It imports torch alone; triton is imported where a kernel is, so that everything but the kernels works
-without it. The kernels themselves (`head_factors`, `contribution_norms`, `rollout_rows`) are not part
-of this version: `unavailable_reason` says so, and the PyTorch path of `globenc` does the work.
+| step | file |
+|---|---|
+| attention forward, with log-sum-exp and each token's own part | attention.py |
+| value vectors -> a triangular factor a token | head_factors.py |
+| LayerNorm scales and norms of vectors, O(n d) | layer_norms.py |
+| the local map, its row sums | contribution_norms.py |
+| target rows through the local map | rollout.py |
+
+Where triton is not installed, `unavailable_reason` is all there is. With TRITON_INTERPRET=1 in the environment the
+kernels run on CPU tensors, slowly, for checking.
 """
 
 from __future__ import annotations
 
 import importlib.util
 
-import torch
+from .capability import interpreted, unavailable_reason, unsupported_reason
 
-__all__ = ["unavailable_reason"]
+__all__ = ["interpreted", "unavailable_reason", "unsupported_reason"]
 
-MINIMUM_CAPABILITY = (8, 0)
+if importlib.util.find_spec("triton") is not None:
+    from .arguments import Texts
+    from .attention import AttentionOutput, attention
+    from .contribution_norms import LocalMap, contribution_norms, row_sums
+    from .head_factors import GramWeight, HeadFactors, gram_weight, head_factors
+    from .layer_norms import LayerScales, layer_scales, stage_norms
+    from .rollout import rollout_rows
 
-
-def unavailable_reason(device: torch.device) -> str:
-    """Why the kernels cannot run on a device, as a sentence without capital and full stop."""
-    if importlib.util.find_spec("triton") is None:
-        return "the package triton is not installed"
-    if device.type != "cuda":
-        return f"it needs a CUDA GPU, and the model is on {str(device)!r}"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < MINIMUM_CAPABILITY:
-        return f"it needs compute capability 8.0 or higher, and {device} has {capability[0]}.{capability[1]}"
-    return "the fused kernels are not part of this version of globenc"
+    __all__ += [
+        "AttentionOutput",
+        "GramWeight",
+        "HeadFactors",
+        "LayerScales",
+        "LocalMap",
+        "Texts",
+        "attention",
+        "contribution_norms",
+        "gram_weight",
+        "head_factors",
+        "layer_scales",
+        "rollout_rows",
+        "row_sums",
+        "stage_norms",
+    ]

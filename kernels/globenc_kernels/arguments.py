@@ -1,0 +1,169 @@
+"""What every kernel's launcher shares: texts and their ranges, argument checks, the launch itself."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BLOCK = 64  # tokens a block in the layouts of log-sum-exps and factors; tiles divide it
+MAX_HEADS, HEAD_DIMS, MAX_TOKENS, MAX_HIDDEN_SIZE = 32, (16, 128), 131072, 4096
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SLOW_COMPILATION = 2.0  # seconds after which a compilation says that it is one
+
+
+def blocks(n: int) -> int:
+    """Blocks of tokens that n tokens fill."""
+    return -(-n // BLOCK)
+
+
+class Texts:
+    """The real tokens of a batch, looked at once and shared by every kernel of a forward pass.
+
+    Attributes:
+        mask: 1 at real tokens, [batch, n], int8.
+        ranges: first real token, last one + 1, and whether there is padding between, [batch, 3], int32.
+
+    Args:
+        attention_mask: True at real tokens, [batch, n], bool.
+
+    Example:
+        >>> Texts(torch.tensor([[True, True, False]])).ranges
+        tensor([[0, 2, 0]], dtype=torch.int32)
+    """
+
+    def __init__(self, attention_mask: Tensor):
+        expect(attention_mask, "attention_mask", ("batch", "n"), (torch.bool,))
+        self.mask = attention_mask.contiguous().view(torch.int8)
+        n = attention_mask.shape[1]
+        first = self.mask.argmax(1)
+        last = n - self.mask.flip(1).argmax(1)
+        holes = last - first != attention_mask.sum(1)
+        self.ranges = torch.stack([first, last, holes], 1).to(torch.int32)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(batch, n)."""
+        return self.mask.shape[0], self.mask.shape[1]
+
+    def to(self, device: torch.device) -> Texts:
+        """The same on another device."""
+        if device == self.mask.device:
+            return self
+        moved = object.__new__(Texts)
+        moved.mask, moved.ranges = self.mask.to(device), self.ranges.to(device)
+        return moved
+
+
+def expect(
+    tensor: Any,
+    name: str,
+    shape: Sequence[int | str],
+    dtypes: Sequence[torch.dtype],
+    device: torch.device | None = None,
+) -> None:
+    """Raises where `tensor` is not what a kernel reads; a name in `shape` stands for any size.
+
+    Raises:
+        TypeError: no tensor, or another dtype.
+        ValueError: another shape or device, or none of a dimension.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in dtypes:
+        raise TypeError(f"{name} must be {' or '.join(str(dtype) for dtype in dtypes)}, got {tensor.dtype}")
+    fits = len(shape) == tensor.ndim and all(
+        size == given if isinstance(size, int) else given > 0
+        for size, given in zip(shape, tensor.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name} must have shape [{', '.join(map(str, shape))}], got {list(tensor.shape)}")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{name} must be on {device} like the other tensors, got {tensor.device}")
+
+
+def expect_heads(tensor: Tensor, name: str, texts: Texts, like: Tensor | None = None) -> None:
+    """Raises where queries, keys or values [batch, heads, n, head_dim] cannot be read by the kernels."""
+    expect(tensor, name, ("batch", "heads", "n", "head_dim"), DTYPES if like is None else (like.dtype,))
+    _, heads, n, head_dim = tensor.shape
+    if like is not None and tensor.shape != like.shape:
+        raise ValueError(f"{name} must have the other tensors' shape {list(like.shape)}, got {list(tensor.shape)}")
+    if heads > MAX_HEADS:
+        raise ValueError(f"{name} must have 1 to {MAX_HEADS} heads, got {heads}; use backend='torch'")
+    if not HEAD_DIMS[0] <= head_dim <= HEAD_DIMS[1]:
+        raise ValueError(
+            f"{name} must have heads of size {HEAD_DIMS[0]} to {HEAD_DIMS[1]}, got {head_dim}; use backend='torch'"
+        )
+    if n > MAX_TOKENS:
+        raise ValueError(f"{name} must have at most {MAX_TOKENS} tokens, got {n}")
+    if (tensor.shape[0], n) != texts.shape:
+        raise ValueError(f"{name} must have the mask's batch and tokens {list(texts.shape)}, got {list(tensor.shape)}")
+    if tensor.device != texts.mask.device:
+        raise ValueError(f"{name} must be on {texts.mask.device} like attention_mask, got {tensor.device}")
+
+
+def expect_scores(scaling: float, window: int | None) -> None:
+    """Raises where a factor of scores or a window is none."""
+    if not scaling > 0 or scaling == float("inf"):
+        raise ValueError(f"scaling must be a positive number, got {scaling!r}")
+    if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 0):
+        raise ValueError(f"window must be None or a number of tokens of at least 0, got {window!r}")
+
+
+def heads_last(tensor: Tensor) -> Tensor:
+    """[batch, heads, n, head_dim] as [batch, n, heads, head_dim] with a token's heads side by side in memory.
+
+    That is how a projection leaves them, so there is seldom anything to copy.
+    """
+    tensor = tensor.transpose(1, 2)
+    side_by_side = tensor.stride(3) == 1 and (tensor.shape[2] == 1 or tensor.stride(2) == tensor.shape[3])
+    return tensor if side_by_side and tensor.stride(1) * 64 < 2**31 else tensor.contiguous()
+
+
+_launched: set[tuple] = set()
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Run a kernel on its tensors' device; says so where a first compilation takes long."""
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    if device.type == "cpu":
+        _interpret(kernel, grid, args, options)
+        return
+    dtypes = tuple(arg.dtype for arg in args if isinstance(arg, Tensor))
+    case = (kernel, device, dtypes, *sorted(options.items()))
+    with torch.cuda.device(device):
+        if case in _launched:
+            kernel[grid](*args, **options)
+            return
+        note = threading.Timer(SLOW_COMPILATION, _say_compiling, [kernel, options])
+        note.daemon = True
+        note.start()
+        try:
+            kernel[grid](*args, **options)
+        finally:
+            note.cancel()
+        _launched.add(case)
+
+
+def _interpret(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict[str, Any]) -> None:
+    """Run a kernel in Triton's interpreter, which knows no bfloat16 products: those tensors go as float32."""
+    given = list(args)
+    for i, arg in enumerate(args):
+        if isinstance(arg, Tensor) and arg.dtype == torch.bfloat16:
+            given[i] = torch.empty_strided(arg.shape, arg.stride(), dtype=torch.float32).copy_(arg)
+    with np.errstate(all="ignore"):  # as on a GPU, where nobody hears of what is computed and not used
+        kernel[grid](*given, **options)
+    for arg, computed in zip(args, given, strict=True):
+        if arg is not computed and not torch.equal(arg.float(), computed):
+            arg.copy_(computed)
+
+
+def _say_compiling(kernel: Any, options: dict[str, Any]) -> None:
+    shape = f" for {options['H']} heads of size {options['D']}" if "D" in options else ""
+    name = getattr(kernel, "__name__", "kernel").strip("_")
+    print(f"globenc: compiling {name}{shape}, once for a model shape; Triton keeps it on disk", file=sys.stderr)

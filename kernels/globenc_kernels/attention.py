@@ -1,0 +1,180 @@
+"""Attention forward that also keeps what contribution maps need, in the one pass over the scores that the model pays for.
+
+Beside the context it writes every row's log-sum-exp, from which later kernels recompute attention weights tile by
+tile, and each token's own part alpha_ii v_i, the diagonal of the map before the output projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import BLOCK, Texts, blocks, expect_heads, expect_scores, heads_last, launch
+from .tiles import attention_tiles
+
+LOG2_E = tl.constexpr(1.4426950408889634)
+
+
+@dataclass(frozen=True)
+class AttentionOutput:
+    """What one attention call leaves.
+
+    Attributes:
+        context: sum_j alpha_ij v_j, [batch, n, heads, head_dim], the dtype of value.
+        own_context: alpha_ii v_i, the same shape and dtype; zero at padding.
+        own_weight: alpha_ii, [batch, heads, n], float32; zero at padding.
+        log_sum_exp: of the scaled scores of a row, base 2, float32, in blocks of 64 queries:
+            [batch, ceil(n / 64), heads, 64]; what stands behind the last query is not defined.
+    """
+
+    context: Tensor
+    own_context: Tensor
+    own_weight: Tensor
+    log_sum_exp: Tensor
+
+
+@triton.jit
+def _attend_keys(
+    q, acc, total, top, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, scale, rows_q, start, n, window,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, MASKED: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """One block of keys into the running softmax: acc, its total and its largest score."""
+    rows_k = start + tl.arange(0, BLOCK_K)
+    safe_k = tl.minimum(rows_k, n - 1)
+    offs_d = tl.arange(0, BLOCK_D)
+    real_d = (offs_d < D)[None, :]
+    k = tl.load(k_ptr + safe_k[:, None].to(tl.int64) * stride_kn + offs_d[None, :], mask=real_d, other=0.0)
+    v = tl.load(v_ptr + safe_k[:, None].to(tl.int64) * stride_vn + offs_d[None, :], mask=real_d, other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    if MASKED:
+        seen = ((tl.load(mask_ptr + safe_k) != 0) & (rows_k < n))[None, :]
+        v = tl.where(tl.trans(seen), v, tl.zeros_like(v))  # what stands at padding may be anything, also NaN
+        if WINDOW:
+            seen = seen & (tl.abs(rows_q[:, None] - rows_k[None, :]) <= window)
+        scores = tl.where(seen, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, axis=1))
+    shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # no key seen so far
+    weights = tl.exp2(scores - shift[:, None])
+    fade = tl.exp2(top - shift)
+    total = total * fade + tl.sum(weights, axis=1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
+    return acc, total, new_top
+
+
+@triton.jit(do_not_specialize=["n", "window"])
+def _attention_kernel(
+    q_ptr, k_ptr, v_ptr, mask_ptr, range_ptr, context_ptr, own_ptr, weight_ptr, lse_ptr,
+    n, window, scale,
+    stride_qb, stride_qn, stride_kb, stride_kn, stride_vb, stride_vn, stride_cb, stride_lb,
+    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    WINDOW: tl.constexpr,
+):  # fmt: skip
+    start_q = tl.program_id(0) * BLOCK_Q
+    h = tl.program_id(1)
+    b = tl.program_id(2).to(tl.int64)
+    first = tl.load(range_ptr + 3 * b)
+    last = tl.load(range_ptr + 3 * b + 1)
+    holes = tl.load(range_ptr + 3 * b + 2)
+    rows_q = start_q + tl.arange(0, BLOCK_Q)
+    safe_q = tl.minimum(rows_q, n - 1).to(tl.int64)
+    offs_d = tl.arange(0, BLOCK_D)
+    real_d = (offs_d < D)[None, :]
+    q = tl.load(q_ptr + b * stride_qb + h * D + safe_q[:, None] * stride_qn + offs_d[None, :], mask=real_d, other=0.0)
+    k_ptr += b * stride_kb + h * D
+    v_ptr += b * stride_vb + h * D
+    mask_ptr += b * n
+
+    low, high = first, last
+    if WINDOW:
+        low = tl.maximum(first, start_q - window)
+        high = tl.minimum(last, start_q + BLOCK_Q + window)
+    if (start_q >= last) | (start_q + BLOCK_Q <= first):  # nothing but padding
+        low, high = last, last
+    high = tl.maximum(low, high)
+    middle = low + (high - low) // BLOCK_K * BLOCK_K
+    if WINDOW or holes != 0:
+        middle = low
+    acc = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    top = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    for start in range(low, middle, BLOCK_K):
+        acc, total, top = _attend_keys(
+            q, acc, total, top, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, scale, rows_q, start, n, window,
+            D, BLOCK_D, BLOCK_K, False, WINDOW,
+        )  # fmt: skip
+    for start in range(middle, high, BLOCK_K):
+        acc, total, top = _attend_keys(
+            q, acc, total, top, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, scale, rows_q, start, n, window,
+            D, BLOCK_D, BLOCK_K, True, WINDOW,
+        )  # fmt: skip
+    total = tl.where(total == 0, 1.0, total)  # no key at all: a context of zero
+    lse = tl.where(top == float("-inf"), 0.0, top) + tl.log2(total)
+
+    real_q = (tl.load(mask_ptr + safe_q) != 0) & (rows_q < n)
+    k_own = tl.load(k_ptr + safe_q[:, None] * stride_kn + offs_d[None, :], mask=real_d, other=0.0)
+    v_own = tl.load(v_ptr + safe_q[:, None] * stride_vn + offs_d[None, :], mask=real_d, other=0.0)
+    own = tl.sum(q.to(tl.float32) * k_own.to(tl.float32), axis=1) * scale
+    own = tl.where(real_q, tl.exp2(own - lse), 0.0)
+    v_own = tl.where(real_q[:, None], v_own.to(tl.float32), 0.0)
+
+    inside = (rows_q < n)[:, None] & real_d
+    offsets = b * stride_cb + h * D + safe_q[:, None] * (H * D) + offs_d[None, :]
+    tl.store(context_ptr + offsets, acc / total[:, None], mask=inside)
+    tl.store(own_ptr + offsets, own[:, None] * v_own, mask=inside)
+    tl.store(weight_ptr + (b * H + h) * n + safe_q, own, mask=rows_q < n)
+    block = rows_q // 64
+    tl.store(lse_ptr + b * stride_lb + (block * H + h) * 64 + rows_q % 64, lse, mask=rows_q < n)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    texts: Texts,
+    scaling: float,
+    window: int | None = None,
+) -> AttentionOutput:
+    """Scaled dot-product attention over the real tokens of every text.
+
+    Args:
+        query, key, value: [batch, heads, n, head_dim], float32, float16 or bfloat16, any strides; 1 to 32 heads of size
+            16 to 128.
+        texts: the real tokens, `Texts(attention_mask)`; padding on either side or between.
+        scaling: factor of the scores, positive.
+        window: a query sees keys at most this far from it; None sees all.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind, shape, dtype or device; the message names it.
+
+    Example:
+        >>> q = k = v = torch.randn(2, 12, 100, 64, device="cuda", dtype=torch.bfloat16)
+        >>> texts = Texts(torch.ones(2, 100, dtype=torch.bool, device="cuda"))
+        >>> attention(q, k, v, texts, 0.125).context.shape
+        torch.Size([2, 100, 12, 64])
+    """
+    expect_heads(query, "query", texts)
+    expect_heads(key, "key", texts, like=query)
+    expect_heads(value, "value", texts, like=query)
+    expect_scores(scaling, window)
+    batch, heads, n, head_dim = query.shape
+    query, key, value = heads_last(query), heads_last(key), heads_last(value)
+    context = value.new_empty(batch, n, heads, head_dim)
+    own_context = torch.empty_like(context)
+    own_weight = value.new_empty(batch, heads, n, dtype=torch.float32)
+    lse = value.new_empty(batch, blocks(n), heads, BLOCK, dtype=torch.float32)
+    tiles = attention_tiles(query.dtype, head_dim, query.device)
+    launch(
+        _attention_kernel,
+        (triton.cdiv(n, tiles.q), heads, batch),
+        query, key, value, texts.mask, texts.ranges, context, own_context, own_weight, lse,
+        n, window or 0, scaling * LOG2_E.value,
+        query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
+        context.stride(0), lse.stride(0),
+        H=heads, D=head_dim, BLOCK_D=max(16, triton.next_power_of_2(head_dim)), BLOCK_Q=tiles.q, BLOCK_K=tiles.k,
+        WINDOW=window is not None, num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+    return AttentionOutput(context, own_context, own_weight, lse)

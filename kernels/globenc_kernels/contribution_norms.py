@@ -1,0 +1,254 @@
+"""A layer's local map, tile by tile: attention weights recomputed, transformed, scaled and normed in one pass.
+
+    A_ij = ||R_j alpha_ij|| / (s1_i s2_i) for i != j,     A_ii given,
+
+with alpha_ij of all heads recomputed from queries, keys and the rows' log-sum-exps, and R_j the factor of key j. Every
+method of the paper has this form: where there are no factors the norm is the mean attention weight, and what a method
+does to its rows is in the row scale and the diagonal.
+
+`local_map_tile` is the one routine; the kernels below, and rollout.py, say where its tiles go. Tiles stand with keys in
+rows: that spares half of the loads of R.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import BLOCK, DTYPES, Texts, blocks, expect, expect_heads, expect_scores, heads_last, launch
+from .attention import LOG2_E
+from .head_factors import HeadFactors
+from .tiles import Tiles, map_tiles
+
+
+@dataclass(frozen=True, eq=False)
+class LocalMap:
+    """What a layer's local map is made of; O(n) memory.
+
+    Attributes:
+        query, key: [batch, heads, n, head_dim], float32, float16 or bfloat16, any strides.
+        scaling: factor of the scores.
+        log_sum_exp: as `attention` gives it, [batch, ceil(n / 64), heads, 64], float32.
+        factors: as `head_factors` gives them; None for the mean attention weight over heads.
+        row_scale: what row i is multiplied by off the diagonal, [batch, n], float32.
+        diagonal: A_ii, [batch, n], float32.
+        texts: the real tokens; rows and columns of the others are zero.
+        window: as in `attention`.
+
+    Raises:
+        TypeError, ValueError: an attribute of another kind, shape, dtype or device; the message names it.
+    """
+
+    query: Tensor
+    key: Tensor
+    scaling: float
+    log_sum_exp: Tensor
+    factors: HeadFactors | None
+    row_scale: Tensor
+    diagonal: Tensor
+    texts: Texts
+    window: int | None = None
+
+    def __post_init__(self) -> None:
+        expect_heads(self.query, "query", self.texts)
+        expect_heads(self.key, "key", self.texts, like=self.query)
+        expect_scores(self.scaling, self.window)
+        batch, heads, n, _ = self.query.shape
+        device, single = self.query.device, (torch.float32,)
+        expect(self.log_sum_exp, "log_sum_exp", (batch, blocks(n), heads, BLOCK), single, device)
+        expect(self.row_scale, "row_scale", (batch, n), single, device)
+        expect(self.diagonal, "diagonal", (batch, n), single, device)
+        if self.factors is not None:
+            pairs = heads * (heads + 1) // 2
+            expect(self.factors.factor, "factors.factor", (batch, blocks(n), pairs, BLOCK), single, device)
+            expect(self.factors.key_scale, "factors.key_scale", (batch, n), single, device)
+
+    def arguments(self) -> tuple:
+        """What every kernel here gets first."""
+        query, key, lse = heads_last(self.query), heads_last(self.key), self.log_sum_exp.contiguous()
+        row_scale, diagonal = self.row_scale.contiguous(), self.diagonal.contiguous()
+        # without factors their pointers are never read
+        factor = lse if self.factors is None else self.factors.factor.contiguous()
+        key_scale = row_scale if self.factors is None else self.factors.key_scale.contiguous()
+        return (
+            query, key, lse, factor, key_scale, row_scale, diagonal, self.texts.mask, self.texts.ranges,
+            query.shape[1], self.window or 0, 0, self.scaling * LOG2_E.value,
+            query.stride(0), query.stride(1), key.stride(0), key.stride(1), lse.stride(0), factor.stride(0),
+        )  # fmt: skip
+
+    def options(self, tiles: Tiles) -> dict:
+        """What every kernel here is compiled for."""
+        _, heads, _, head_dim = self.query.shape
+        return {
+            "H": heads, "D": head_dim, "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
+            "BLOCK_Q": tiles.q, "BLOCK_K": tiles.k, "WEIGHTS": self.factors is None, "WINDOW": self.window is not None,
+            "num_warps": tiles.warps, "num_stages": tiles.stages,
+        }  # fmt: skip
+
+    def tiles(self, targets: int) -> Tiles:
+        """The tile size for kernels that keep `targets` rows beside a tile."""
+        _, heads, _, head_dim = self.query.shape
+        return map_tiles(self.query.dtype, heads, head_dim, targets, self.query.device)
+
+
+@triton.jit
+def load_heads(
+    ptr, stride_n, start, n, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The vectors of BLOCK tokens, one tile [BLOCK, BLOCK_D] a head; behind the last token that one again."""
+    rows = tl.minimum(tl.arange(0, BLOCK), n - 1 - start)
+    offs_d = tl.arange(0, BLOCK_D)
+    pointers = ptr + tl.cast(start, tl.int64) * stride_n + rows[:, None] * stride_n + offs_d[None, :]
+    tiles = ()
+    for h in tl.static_range(H):
+        if BLOCK_D == D:
+            tiles = tiles + (tl.load(pointers + h * D),)
+        else:
+            tiles = tiles + (tl.load(pointers + h * D, mask=(offs_d < D)[None, :], other=0.0),)
+    return tiles
+
+
+@triton.jit
+def local_map_tile(
+    q, k, start_q, start_k, lse_ptr, factor_ptr, key_scale_ptr, row_scale_ptr, diagonal_ptr, mask_ptr,
+    n, window, zero, scale,
+    H: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, WEIGHTS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """A_ij of a tile, [BLOCK_K, BLOCK_Q], zero outside the text; q and k hold one tile a head, pointers are the text's.
+
+    `zero` is 0, and unknown to the compiler: it keeps loads in the loop they stand in, where hoisted they would need
+    more registers than there are.
+    """
+    rows_q = start_q + tl.arange(0, BLOCK_Q)
+    rows_k = start_k + tl.arange(0, BLOCK_K)
+    safe_q = tl.minimum(rows_q, n - 1)
+    safe_k = tl.minimum(rows_k, n - 1)
+    lse_ptr += tl.cast(start_q // 64, tl.int64) * (H * 64) + start_k * zero + rows_q % 64
+    alpha = ()
+    for h in tl.static_range(H):
+        scores = tl.dot(k[h], tl.trans(q[h]), input_precision="ieee")
+        lse = tl.load(lse_ptr + h * 64)
+        alpha = alpha + (tl.exp2(scores * scale - lse[None, :]),)
+    tile = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
+    if WEIGHTS:
+        for h in tl.static_range(H):
+            tile += alpha[h]
+        tile = tile * (1.0 / H)
+    else:
+        factor_ptr += tl.cast(start_k // 64, tl.int64) * (H * (H + 1) // 2 * 64) + start_q * zero + rows_k % 64
+        for a in tl.static_range(H):
+            part = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
+            for h in tl.static_range(a, H):
+                part += tl.load(factor_ptr + (a * H - a * (a - 1) // 2 + h - a) * 64)[:, None] * alpha[h]
+            tile += part * part
+        tile = tl.sqrt(tile) * tl.load(key_scale_ptr + safe_k)[:, None]
+    tile = tile * tl.load(row_scale_ptr + safe_q)[None, :]
+    if WINDOW:
+        tile = tl.where(tl.abs(rows_q[None, :] - rows_k[:, None]) <= window, tile, 0.0)
+    tile = tl.where(rows_q[None, :] == rows_k[:, None], tl.load(diagonal_ptr + safe_q)[None, :], tile)
+    real_q = (tl.load(mask_ptr + safe_q) != 0) & (rows_q < n)
+    real_k = (tl.load(mask_ptr + safe_k) != 0) & (rows_k < n)
+    return tl.where(real_q[None, :] & real_k[:, None], tile, 0.0)
+
+
+@triton.jit
+def in_reach(low, high, start, window, BLOCK: tl.constexpr, OTHER: tl.constexpr, WINDOW: tl.constexpr):
+    """Where the blocks of OTHER tokens begin and end that a block of tokens from `start` on meets; from == to: none."""
+    empty = (start >= high) | (start + BLOCK <= low)
+    if WINDOW:
+        low = tl.maximum(low, start - window)
+        high = tl.minimum(high, start + BLOCK + window)
+    low = low // OTHER * OTHER
+    return low, tl.where(empty, low, tl.maximum(low, high))
+
+
+@triton.jit(do_not_specialize=["n", "window", "zero"])
+def _contribution_norms_kernel(
+    q_ptr, k_ptr, lse_ptr, factor_ptr, key_scale_ptr, row_scale_ptr, diagonal_ptr, mask_ptr, range_ptr,
+    n, window, zero, scale, stride_qb, stride_qn, stride_kb, stride_kn, stride_lb, stride_fb,
+    map_ptr,
+    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    WEIGHTS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """One column of tiles of the map."""
+    start_k = tl.program_id(0) * BLOCK_K
+    b = tl.program_id(1).to(tl.int64)
+    low, high = in_reach(
+        tl.load(range_ptr + 3 * b), tl.load(range_ptr + 3 * b + 1), start_k, window, BLOCK_K, BLOCK_Q, WINDOW
+    )
+    k = load_heads(k_ptr + b * stride_kb, stride_kn, start_k, n, H, D, BLOCK_D, BLOCK_K)
+    rows_k = start_k + tl.arange(0, BLOCK_K)
+    offs_q = tl.arange(0, BLOCK_Q)
+    for start_q in tl.range(low, high, BLOCK_Q):
+        q = load_heads(q_ptr + b * stride_qb, stride_qn, start_q, n, H, D, BLOCK_D, BLOCK_Q)
+        tile = local_map_tile(
+            q, k, start_q, start_k, lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
+            row_scale_ptr + b * n, diagonal_ptr + b * n, mask_ptr + b * n, n, window, zero, scale,
+            H, BLOCK_Q, BLOCK_K, WEIGHTS, WINDOW,
+        )  # fmt: skip
+        corner = map_ptr + (b * n + start_q) * n + start_k
+        inside = (rows_k < n)[:, None] & (start_q + offs_q < n)[None, :]
+        tl.store(corner + offs_q[None, :] * n + (rows_k - start_k)[:, None], tile, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n", "window", "zero"])
+def _row_sums_kernel(
+    q_ptr, k_ptr, lse_ptr, factor_ptr, key_scale_ptr, row_scale_ptr, diagonal_ptr, mask_ptr, range_ptr,
+    n, window, zero, scale, stride_qb, stride_qn, stride_kb, stride_kn, stride_lb, stride_fb,
+    sum_ptr,
+    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    WEIGHTS: tl.constexpr, WINDOW: tl.constexpr,
+):  # fmt: skip
+    """Sums of BLOCK_Q rows of the map."""
+    start_q = tl.program_id(0) * BLOCK_Q
+    b = tl.program_id(1).to(tl.int64)
+    low, high = in_reach(
+        tl.load(range_ptr + 3 * b), tl.load(range_ptr + 3 * b + 1), start_q, window, BLOCK_Q, BLOCK_K, WINDOW
+    )
+    q = load_heads(q_ptr + b * stride_qb, stride_qn, start_q, n, H, D, BLOCK_D, BLOCK_Q)
+    total = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
+    for start_k in tl.range(low, high, BLOCK_K):
+        k = load_heads(k_ptr + b * stride_kb, stride_kn, start_k, n, H, D, BLOCK_D, BLOCK_K)
+        total += local_map_tile(
+            q, k, start_q, start_k, lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
+            row_scale_ptr + b * n, diagonal_ptr + b * n, mask_ptr + b * n, n, window, zero, scale,
+            H, BLOCK_Q, BLOCK_K, WEIGHTS, WINDOW,
+        )  # fmt: skip
+    rows_q = start_q + tl.arange(0, BLOCK_Q)
+    tl.store(sum_ptr + b * n + rows_q, tl.sum(total, axis=0), mask=rows_q < n)
+
+
+def contribution_norms(local_map: LocalMap) -> Tensor:
+    """The whole map, [batch, n, n], float32, rows are queries: (4)-(11) of Modarressi et al., or mean weights.
+
+    The only function here whose memory is not linear in n.
+
+    Example:
+        >>> contribution_norms(local_map).shape
+        torch.Size([2, 100, 100])
+    """
+    batch, n = local_map.texts.shape
+    result = torch.zeros(batch, n, n, dtype=torch.float32, device=local_map.query.device)
+    tiles = local_map.tiles(1)
+    grid = (triton.cdiv(n, tiles.k), batch)
+    launch(_contribution_norms_kernel, grid, *local_map.arguments(), result, **local_map.options(tiles))
+    return result
+
+
+def row_sums(local_map: LocalMap) -> Tensor:
+    """Sums of the map's rows, [batch, n], float32; zero at padding. What methods that normalise rows need first.
+
+    Example:
+        >>> row_sums(local_map).shape
+        torch.Size([2, 100])
+    """
+    batch, n = local_map.texts.shape
+    result = local_map.row_scale.new_empty(batch, n)
+    tiles = local_map.tiles(1)
+    grid = (triton.cdiv(n, tiles.q), batch)
+    launch(_row_sums_kernel, grid, *local_map.arguments(), result, **local_map.options(tiles))
+    return result

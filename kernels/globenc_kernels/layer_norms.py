@@ -1,0 +1,173 @@
+"""What is O(n d) of a layer: the rows' LayerNorm scales, and norms of vectors sent through the LayerNorms' linear part.
+
+One program a token, the token's whole vector at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .arguments import DTYPES, MAX_HIDDEN_SIZE, expect, launch
+
+
+@triton.jit
+def _load(ptr, row, offs, size, stride):
+    return tl.load(ptr + row * stride + offs, mask=offs < size, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _inverse_deviation(y, inside, d, eps):
+    centred = tl.where(inside, y - tl.sum(y) / d, 0.0)
+    return 1.0 / tl.sqrt_rn(tl.sum(centred * centred) / d + eps)
+
+
+@triton.jit
+def _layer_scales_kernel(
+    x_ptr, y1_ptr, y2_ptr, context_ptr, direction_ptr, projected_ptr, offset_ptr, inverse1_ptr, inverse2_ptr, gap_ptr,
+    d, width, eps1, eps2, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    offs = tl.arange(0, BLOCK)
+    inside = offs < d
+    y1 = _load(y1_ptr, row, offs, d, d)
+    tl.store(inverse1_ptr + row, _inverse_deviation(y1, inside, d, eps1))
+    y2 = _load(y2_ptr, row, offs, d, d)
+    tl.store(inverse2_ptr + row, _inverse_deviation(y2, inside, d, eps2))
+    x = _load(x_ptr, row, offs, d, d)
+    offs_w = tl.arange(0, BLOCK_W)
+    context = _load(context_ptr, row, offs_w, width, width)
+    direction = _load(direction_ptr, 0, offs, d, 0)
+    attended = tl.sum(context * _load(projected_ptr, 0, offs_w, width, 0)) + tl.load(offset_ptr)
+    gap = tl.abs(tl.sum(y1 * direction) - tl.sum(x * direction) - attended)
+    size = (tl.sqrt(tl.sum(x * x)) + tl.sqrt(tl.sum(y1 * y1))) * tl.sqrt(tl.sum(direction * direction) / d)
+    tl.store(gap_ptr + row, tl.where(size == 0, 0.0, gap / size))
+
+
+@dataclass(frozen=True)
+class LayerScales:
+    """Attributes, all [batch, n], float32:
+
+    inverse1, inverse2: 1 / s_i of the two LayerNorms.
+    gap: how far what enters LayerNorm 1 is from residual + projected context, along one direction, relative.
+    """
+
+    inverse1: Tensor
+    inverse2: Tensor
+    gap: Tensor
+
+
+def layer_scales(
+    hidden_states: Tensor,
+    norm_inputs: tuple[Tensor, Tensor],
+    eps: tuple[float, float],
+    context: Tensor,
+    probe: tuple[Tensor, Tensor, Tensor],
+) -> LayerScales:
+    """1 / s_i = 1 / sqrt(var + eps) of what entered both LayerNorms, (6), (7), (11), and whether all of it is known.
+
+    Args:
+        hidden_states: the residual, [batch, n, d].
+        norm_inputs: what entered LayerNorm 1 and 2, [batch, n, d] each.
+        eps: the two LayerNorms' eps.
+        context: what entered the output projection, [batch, n, width].
+        probe: a direction p, [d]; p W_O, [width]; and p b_O, a scalar tensor; float32.
+
+    Raises:
+        TypeError, ValueError: an argument of another shape, dtype or device; the message names it.
+
+    Example:
+        >>> x = torch.randn(2, 100, 768, device="cuda")
+        >>> p, zero = torch.ones(768, device="cuda"), torch.zeros((), device="cuda")
+        >>> layer_scales(x, (x, x), (1e-12, 1e-12), x, (p, p, zero)).gap.shape
+        torch.Size([2, 100])
+    """
+    expect(hidden_states, "hidden_states", ("batch", "n", "d"), DTYPES)
+    batch, n, d = hidden_states.shape
+    device, single = hidden_states.device, (torch.float32,)
+    _expect_width(d, "hidden_states")
+    for name, tensor in zip(("norm_inputs[0]", "norm_inputs[1]"), norm_inputs, strict=True):
+        expect(tensor, name, (batch, n, d), DTYPES, device)
+    expect(context, "context", (batch, n, "width"), DTYPES, device)
+    width = context.shape[2]
+    _expect_width(width, "context")
+    direction, projected, offset = probe
+    expect(direction, "probe[0]", (d,), single, device)
+    expect(projected, "probe[1]", (width,), single, device)
+    expect(offset, "probe[2]", (), single, device)
+    inverse1, inverse2, gap = torch.empty(3, batch, n, dtype=torch.float32, device=device)
+    y1, y2 = norm_inputs
+    launch(
+        _layer_scales_kernel,
+        (batch * n,),
+        hidden_states.contiguous(), y1.contiguous(), y2.contiguous(), context.contiguous(), direction.contiguous(),
+        projected.contiguous(), offset, inverse1, inverse2, gap, d, width, *map(float, eps),
+        BLOCK=triton.next_power_of_2(d), BLOCK_W=triton.next_power_of_2(width), num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return LayerScales(inverse1, inverse2, gap)
+
+
+def _expect_width(width: int, name: str) -> None:
+    if width > MAX_HIDDEN_SIZE:
+        raise ValueError(f"{name} must be at most {MAX_HIDDEN_SIZE} wide, got {width}; use backend='torch'")
+
+
+@triton.jit
+def _stage_norms_kernel(
+    y_ptr, x_ptr, gamma1_ptr, gamma2_ptr, norm_ptr, d,
+    RESIDUAL: tl.constexpr, NORMS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    offs = tl.arange(0, BLOCK)
+    inside = offs < d
+    y = _load(y_ptr, row, offs, d, d)
+    if RESIDUAL:
+        y += _load(x_ptr, row, offs, d, d)
+    if NORMS >= 1:
+        y = tl.where(inside, y - tl.sum(y) / d, 0.0) * _load(gamma1_ptr, 0, offs, d, 0)
+    if NORMS >= 2:
+        y = tl.where(inside, y - tl.sum(y) / d, 0.0) * _load(gamma2_ptr, 0, offs, d, 0)
+    largest = tl.max(tl.abs(y))
+    largest = tl.where(largest == 0, 1.0, largest)  # no square leaves float32's range
+    y = y / largest
+    tl.store(norm_ptr + row, tl.sqrt_rn(tl.sum(y * y)) * largest)
+
+
+def stage_norms(vectors: Tensor, residual: Tensor | None, gammas: tuple[Tensor, ...]) -> Tensor:
+    """||M (y + x)|| of every token, M = diag(gamma2) C diag(gamma1) C as far as `gammas` go; [batch, n], float32.
+
+    Args:
+        vectors: y, [batch, n, d].
+        residual: x, [batch, n, d], or None.
+        gammas: LayerNorm weights to go through, none, one or two, [d] each, float32.
+
+    Raises:
+        TypeError, ValueError: an argument of another shape, dtype or device; the message names it.
+
+    Example:
+        >>> stage_norms(torch.randn(2, 100, 768, device="cuda"), None, ()).shape
+        torch.Size([2, 100])
+    """
+    expect(vectors, "vectors", ("batch", "n", "d"), DTYPES)
+    batch, n, d = vectors.shape
+    _expect_width(d, "vectors")
+    if residual is not None:
+        expect(residual, "residual", (batch, n, d), DTYPES, vectors.device)
+    if len(gammas) > 2:
+        raise ValueError(f"gammas must be at most two, got {len(gammas)}")
+    for i, gamma in enumerate(gammas):
+        expect(gamma, f"gammas[{i}]", (d,), (torch.float32,), vectors.device)
+    result = torch.empty(batch, n, dtype=torch.float32, device=vectors.device)
+    vectors = vectors.contiguous()
+    gamma1, gamma2 = (*(gamma.contiguous() for gamma in gammas), result, result)[:2]
+    launch(
+        _stage_norms_kernel,
+        (batch * n,),
+        vectors, vectors if residual is None else residual.contiguous(), gamma1, gamma2, result, d,
+        RESIDUAL=residual is not None, NORMS=len(gammas), BLOCK=triton.next_power_of_2(d), num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return result
