@@ -39,6 +39,8 @@ class LayerTrace:
         attention_norm_input: y1, what enters LayerNorm 1, [B, n, d].
         output_norm_input: y2, what enters LayerNorm 2, [B, n, d].
         output: the layer's output, [B, n, d].
+        attention: what the attention kernel left beside the context; None where torch's attention ran.
+        doubts: scalar tensors, true where something kept from earlier calls has turned out to be of other weights.
     """
 
     modules: LayerModules
@@ -53,15 +55,29 @@ class LayerTrace:
     attention_norm_input: Tensor
     output_norm_input: Tensor
     output: Tensor
+    attention: Any = None
+    doubts: list[Tensor] = field(default_factory=list)
 
     @functools.cached_property
     def probe(self) -> tuple[Tensor, Tensor]:
         """A fixed direction p of the hidden space, [d], and p W_O, [H * d_h]: a fingerprint of what W_O does."""
         weight = self.modules.output_projection.weight.detach()
         weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
-        direction = torch.linspace(1.0, 2.0, len(weight), dtype=weight.dtype, device=weight.device)
-        direction[1::2] *= -1
+        direction = _direction(len(weight), weight.dtype, weight.device)
         return direction, direction @ weight
+
+
+@functools.lru_cache(maxsize=64)
+def _direction(d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        direction = torch.linspace(1.0, 2.0, d, dtype=dtype, device=device)
+        direction[1::2] *= -1
+        return direction
+
+
+Attend = Callable[[LayerModules, Tensor, Tensor, Tensor, float], tuple[Tensor, Any] | None]
+"""An attention of our own: layer's modules, query, key, value, scaling -> context [B, n, H, d_h] and what it leaves
+for the layer's trace; None where it leaves the layer to torch."""
 
 
 @dataclass
@@ -77,8 +93,15 @@ class _Partial:
 class _Recorder:
     """Collects the pieces of the layers of one forward pass and hands complete layers on."""
 
-    def __init__(self, layers: list[LayerModules], mask: Tensor, consume: Callable[[int, LayerTrace], None]):
+    def __init__(
+        self,
+        layers: list[LayerModules],
+        mask: Tensor,
+        consume: Callable[[int, LayerTrace], None],
+        attend: Attend | None,
+    ):
         self.layers = layers
+        self.own_attention = attend
         self.mask = mask
         self.padded = not bool(mask.all())
         self.consume = consume
@@ -112,14 +135,18 @@ class _Recorder:
         hidden_states = args[0] if args else kwargs["hidden_states"]
         self.partial = _Partial(hidden_states)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, context: Tensor) -> None:
-        self.current("attention").attention = {
-            "query": query,
-            "key": key,
-            "value": value,
-            "scaling": scaling,
-            "context": context.flatten(2),
-        }
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor | None:
+        """The context by an attention of our own, if there is one for this layer."""
+        partial = self.current("attention")
+        attended = None
+        if self.own_attention is not None:
+            attended = self.own_attention(self.layers[self.done], query, key, value, scaling)
+        context, left = (None, None) if attended is None else attended
+        partial.attention = {"query": query, "key": key, "value": value, "scaling": scaling, "attention": left}
+        return context
+
+    def attended(self, context: Tensor) -> None:
+        self.current("attention").attention["context"] = context.flatten(2)
 
     def enter_attention_norm(self, module: nn.Module, args: tuple) -> None:
         if self.elsewhere():
@@ -141,7 +168,7 @@ class _Recorder:
         inputs, outputs = zip(*partial.output_norm, strict=True)
         trace = LayerTrace(
             modules=self.layers[self.done],
-            mask=self.mask,
+            mask=self.mask.to(partial.hidden_states.device),
             padded=self.padded,
             hidden_states=partial.hidden_states,
             attention_norm_input=partial.attention_norm_input,
@@ -188,6 +215,19 @@ class _Borrowed:
 
 _evaluating = _Borrowed("training", False)
 _captured = _Borrowed("_attn_implementation_internal", ATTENTION)
+_matmul = torch.backends.cuda.matmul
+_precise = _Borrowed("fp32_precision", "ieee") if hasattr(_matmul, "fp32_precision") else _Borrowed("allow_tf32", False)
+
+
+@contextlib.contextmanager
+def precise(device: torch.device) -> Iterator[None]:
+    """Numbers keep their own precision inside, whatever the caller's autocast and TF32 settings say."""
+    with torch.autocast(device.type, enabled=False):
+        _precise.take([_matmul])
+        try:
+            yield
+        finally:
+            _precise.give_back([_matmul])
 
 
 def _capturing_attention(
@@ -214,12 +254,14 @@ def _capturing_attention(
             "set of real tokens per text"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
-    )
-    output = output.transpose(1, 2).contiguous()
+    output = None if recorder is None else recorder.attend(query, key, value, scaling)
+    if output is None:
+        output = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
+        )
+        output = output.transpose(1, 2).contiguous()
     if recorder is not None:
-        recorder.attend(query, key, value, scaling, output)
+        recorder.attended(output)
     return output, None
 
 
@@ -265,6 +307,7 @@ def capture(
     model_inputs: dict[str, Any],
     mask: Tensor,
     consume: Callable[[int, LayerTrace], None],
+    attend: Attend | None = None,
 ) -> Any:
     """Run `model(**model_inputs)` once, without gradients and dropout, and show every layer to `consume`.
 
@@ -274,6 +317,7 @@ def capture(
         model_inputs: keyword arguments of its forward.
         mask: True at real tokens, [B, n].
         consume: called with (layer index, LayerTrace) as soon as a layer is complete, in order.
+        attend: an attention of our own in place of torch's.
 
     Returns:
         The model's own output object.
@@ -281,7 +325,7 @@ def capture(
     Raises:
         RuntimeError: the family's names do not fit the model.
     """
-    recorder = _Recorder(layers, mask, consume)
+    recorder = _Recorder(layers, mask, consume, attend)
     modules = list(model.modules())
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())

@@ -18,18 +18,17 @@ Everything is evaluated in blocks of query rows, so memory is linear in n.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, Protocol
 
 import torch
-from globenc_kernels import unavailable_reason
 from torch import Tensor, nn
 
 from . import equations
 from .capture import LayerTrace
+from .encoders import LayerModules
 from .methods import STAGES, Method, Stage
 
-BACKENDS = ("auto", "reference", "torch", "triton")
 SCORES_PER_BLOCK = 3 << 17  # attention weights held at once on a CPU, all heads together: the second-level cache
 SCORES_PER_GPU_BLOCK = 1 << 26
 QUERIES_PER_BLOCK = 64  # at least: fewer starve the matrix products of long texts
@@ -39,13 +38,37 @@ JITTER = 16 * torch.finfo(torch.float64).eps  # times the number of vectors; kee
 
 
 class LayerMap(Protocol):
-    """One layer's local map [B, n, n], given out in blocks of rows; padded rows and columns are zero."""
+    """One layer's local map A, [B, n, n]; padded rows and columns are zero."""
 
     def blocks(self) -> Iterator[tuple[slice, Tensor]]:
         """(rows, that slice of the map, [B, rows, n]) over all rows in order."""
 
     def rows_at(self, positions: Tensor) -> Tensor:
         """The rows of these queries, [B, m, n] for positions [B, m]."""
+
+    def through(self, rows: Tensor, row_normalize: bool) -> Tensor:
+        """rows @ A for rows [B, m, n]; `row_normalize`: A's rows divided by their sums."""
+
+
+class _Blocks:
+    """Rows through a layer whose map comes in blocks: each is consumed as it comes, nothing of size n x n is stored."""
+
+    def through(self: LayerMap, rows: Tensor, row_normalize: bool) -> Tensor:
+        result = None
+        for block, tile in self.blocks():
+            if row_normalize:
+                tile = normalize_rows(tile)
+            rows = rows.to(tile.device)
+            result = torch.zeros_like(rows) if result is None else result
+            result.baddbmm_(rows[:, :, block], tile)
+        assert result is not None
+        return result
+
+
+def normalize_rows(rows: Tensor) -> Tensor:
+    """Rows divided by their sums; a row of zeros (padding) stays."""
+    total = rows.sum(-1, keepdim=True)
+    return rows / total.where(total > 0, torch.ones_like(total))
 
 
 def working_dtype(tensor: Tensor) -> torch.dtype:
@@ -85,34 +108,57 @@ def _row_scale(trace: LayerTrace, stage: Stage) -> Tensor:
     return scale
 
 
-_stage_weights: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
+_kept: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
 
 
-def _stage_weight(trace: LayerTrace, stage: Stage, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(M W_O)^T, [H * d_h, d], and its largest entry: computed in float64 once per layer and kept while the weights
-    stay the same.
+def kept(trace: LayerTrace, stage: Stage, key: Hashable, make: Callable[[], Any]) -> Any:
+    """make(), kept under `key` while the layer's output projection and the stage's LayerNorm weights stay the same.
 
     The same means: neither a version counter nor, because writes through `.data` pass those by, the weights' product
-    with a fixed vector has changed.
+    with a fixed vector has changed. On a GPU nobody waits for that answer: it is left in `trace.doubts`, and who finds
+    it true calls `forget` and begins again.
     """
     modules = trace.modules
     weight = modules.output_projection.weight.detach()
     norms = [norm_weight(norm, weight) for norm in (modules.attention_norm, modules.output_norm)[: stage.norms]]
     version = None if weight.is_inference() else weight._version
-    seen = [trace.probe[1], *norms]
-    kept = _stage_weights.setdefault(modules.output_projection, {})
-    if (stage.name, dtype) in kept:
-        old_version, old_seen, result = kept[stage.name, dtype]
-        same = version == old_version and all(
-            old.device == new.device and old.dtype == new.dtype and torch.equal(old, new)
-            for old, new in zip(old_seen, seen, strict=True)
-        )
-        if same:
-            return result
-    product = apply_stage(weight.double().T.contiguous(), trace, stage).to(dtype)
-    result = product, _largest(product)
-    kept[stage.name, dtype] = (version, [tensor.clone() for tensor in seen], result)
-    return result
+    seen = torch.cat([trace.probe[1], *norms])
+    things = _kept.setdefault(modules.output_projection, {})
+    if key in things:
+        old_version, old_seen, thing = things[key]
+        like = (seen.device, seen.dtype, seen.shape)
+        if version == old_version and like == (old_seen.device, old_seen.dtype, old_seen.shape):
+            differ = (seen != old_seen).any()
+            if seen.device.type == "cpu":
+                if not bool(differ):
+                    return thing
+            else:
+                trace.doubts.append(differ)
+                return thing
+    thing = make()
+    things[key] = version, seen, thing
+    return thing
+
+
+def forget(modules: LayerModules) -> None:
+    """Drop what is kept of a layer's weights."""
+    _kept.pop(modules.output_projection, None)
+
+
+def stage_product(trace: LayerTrace, stage: Stage) -> Tensor:
+    """(M W_O)^T, [H * d_h, d], float64."""
+    weight = trace.modules.output_projection.weight.detach()
+    return apply_stage(weight.double().T.contiguous(), trace, stage)
+
+
+def _stage_weight(trace: LayerTrace, stage: Stage, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(M W_O)^T, [H * d_h, d], computed in float64, and its largest entry."""
+
+    def make() -> tuple[Tensor, Tensor]:
+        product = stage_product(trace, stage).to(dtype)
+        return product, _largest(product)
+
+    return kept(trace, stage, (stage.name, dtype), make)
 
 
 def _largest(tensor: Tensor) -> Tensor:
@@ -359,7 +405,7 @@ def _set_own(columns: Tensor, rows: slice | Tensor, values: Tensor) -> None:
         columns.scatter_(1, rows[:, None], values[:, None])
 
 
-class TorchLayer:
+class TorchLayer(_Blocks):
     """A layer's local map by the factor form, in PyTorch, on any device."""
 
     def __init__(self, trace: LayerTrace, method: Method):
@@ -389,14 +435,14 @@ class TorchLayer:
         return self._rows(self.attention.at(positions), positions)
 
 
+MakeLayer = Callable[[LayerTrace, Method], LayerMap]
 DIRECT_ROWS = 2  # up to so many rows cost less by the direct sum than by a factor of every key
 
 
-def top_rows(
-    trace: LayerTrace, method: Method, positions: Tensor, make_layer: Callable[[LayerTrace, Method], LayerMap]
-) -> Tensor:
+def top_rows(trace: LayerTrace, method: Method, positions: Tensor, make_layer: MakeLayer) -> Tensor:
     """Rows of the last layer's map at positions [B, m], the cheapest way the backend has, [B, m, n]."""
-    if make_layer is TorchLayer and positions.shape[1] <= DIRECT_ROWS and method.stage and method.mix != "ratio":
+    by_torch = make_layer is not ReferenceLayer and trace.attention is None
+    if by_torch and positions.shape[1] <= DIRECT_ROWS and method.stage and method.mix != "ratio":
         return direct_rows(trace, method, method.stage, positions)
     return make_layer(trace, method).rows_at(positions)
 
@@ -493,7 +539,7 @@ def relative_gap(found: Tensor, expected: Tensor, mask: Tensor) -> Tensor:
     return _divide((found - expected).norm(dim=-1), expected.norm(dim=-1)) * mask
 
 
-class ReferenceLayer:
+class ReferenceLayer(_Blocks):
     """A layer's local map by `equations.py`: the direct sum, for checking and teaching."""
 
     def __init__(self, trace: LayerTrace, method: Method):
@@ -527,17 +573,3 @@ def equation_layer(trace: LayerTrace) -> equations.EncoderLayer:
         s2=norm_scale(modules.output_norm, trace.output_norm_input),
         mask=trace.mask,
     )
-
-
-def layer_maps(backend: str, device: torch.device) -> Callable[[LayerTrace, Method], LayerMap]:
-    """What makes a layer's map on this device: trace, method -> LayerMap. An explicit choice never falls back.
-
-    Raises:
-        ValueError: no such backend.
-        RuntimeError: backend "triton" cannot run here; the message says why.
-    """
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
-    if backend == "triton":
-        raise RuntimeError(f"backend='triton' cannot run here: {unavailable_reason(device)}; use backend='torch'")
-    return ReferenceLayer if backend == "reference" else TorchLayer

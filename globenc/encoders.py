@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from transformers import PreTrainedConfig
@@ -190,7 +190,7 @@ def find_family(model: nn.Module) -> EncoderFamily:
             f"model must be a transformers encoder (a PreTrainedModel with a config), got {type(model).__name__}; "
             "of a SentenceTransformer pass its `[0].auto_model`"
         )
-    return family_of_config(model.config, type(model).__name__)
+    return family_of_config(cast(PreTrainedConfig, model.config), type(model).__name__)
 
 
 def family_of_config(config: PreTrainedConfig, name: str) -> EncoderFamily:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoTokenizer
 
 from .attribution import Attribution
+from .backends import check_backend
 from .capture import unwrap
-from .contributions import layer_maps
 from .encoders import family_of_config, find_family, find_layers, max_length
 from .functional import AttributionOutput, attribute
 from .methods import get_method
@@ -61,7 +61,7 @@ class GlobEnc:
         self.model = eager
         self.backend = backend
         self._tokenizer = tokenizer
-        layer_maps(backend, self.device)
+        check_backend(backend, self.device)
 
     @classmethod
     def from_pretrained(

@@ -7,21 +7,20 @@ import inspect
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from . import contributions, equations
-from .capture import LayerTrace, capture, unwrap
-from .contributions import LayerMap, layer_maps
+from .backends import layer_maps
+from .capture import Attend, LayerTrace, capture, precise, unwrap
+from .contributions import LayerMap, MakeLayer, normalize_rows
 from .encoders import find_family, find_layers, max_length
 from .methods import Method, get_method, get_stage
-from .rollouts import Target, TargetRows, full_map, multiply, normalize_rows, rows_through, target_rows, top_down
+from .rollouts import Target, TargetRows, full_map, multiply, target_rows, top_down
 
 OPTIONS = ("method", "target", "layers", "row_normalize", "backend")  # what is ours among the keyword arguments
-
-MakeLayer = Callable[[LayerTrace, Method], LayerMap]
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +150,9 @@ def _check_ids(name: str, inputs: dict[str, Any], shape: tuple[int, int], rows: 
         raise ValueError(f"{name} must be {limit} for this model, got {low if low < 0 else high}")
 
 
+T = TypeVar("T")
+
+
 class _Run:
     """A model and its inputs, checked and ready for one forward pass."""
 
@@ -160,23 +162,36 @@ class _Run:
         self.layers = find_layers(self.model.base_model, family)
         self.inputs = inputs
         self.mask = check_inputs(self.model, inputs)
+        self.attend: Attend | None = None
+        self.gaps: list[Tensor] = []
+        self.doubts: list[Tensor] = []
 
-    def __call__(self, consume: Callable[[int, LayerTrace], None], check: bool = True) -> Any:
-        """Show every layer to `consume`, whose numbers keep their own precision whatever the caller's autocast says.
+    def forward(self, consume: Callable[[int, LayerTrace], None]) -> Any:
+        """Show every layer to `consume`, whose numbers keep their own precision."""
+
+        def observe(index: int, trace: LayerTrace) -> None:
+            with precise(self.mask.device):
+                consume(index, trace)
+                gap = contributions.patched(trace) if trace.attention is None else trace.attention.patched(trace)
+            self.gaps.append(gap.to(self.mask.device))
+            self.doubts.extend(doubt.to(self.mask.device) for doubt in trace.doubts)
+
+        self.gaps, self.doubts = [], []
+        return capture(self.model, self.layers, self.inputs, self.mask, observe, self.attend)
+
+    def checked(self, compute: Callable[[], T], check: bool = True) -> T:
+        """compute(), which calls `forward`; its answers are looked at when all the work is on its way.
 
         Raises:
             ValueError: something of the caller's changes what flows from the attention to the first LayerNorm (unless
                 `check` is off), so that the parts would not be the output's.
         """
-        gaps: list[Tensor] = []
-
-        def precise(index: int, trace: LayerTrace) -> None:
-            with torch.autocast(self.mask.device.type, enabled=False):
-                gaps.append(contributions.patched(trace))
-                consume(index, trace)
-
-        output = capture(self.model, self.layers, self.inputs, self.mask, precise)
-        worst = torch.stack([gap.to(self.mask.device) for gap in gaps])
+        result = compute()
+        if self.doubts and bool(torch.stack(self.doubts).any()):  # the weights have changed since the last call
+            for layer in self.layers:
+                contributions.forget(layer)
+            result = compute()
+        worst = torch.stack(self.gaps)
         if check and bool((worst > 1).any()):
             raise ValueError(
                 f"layer {int((worst > 1).nonzero()[0])}: what enters the first LayerNorm is not the residual plus the "
@@ -184,7 +199,7 @@ class _Run:
                 "patch the value vectors or the layer's input instead), or the encoder family's names are wrong; "
                 "completeness_gap shows by how much"
             )
-        return output
+        return result
 
 
 def _finite(values: Tensor) -> Tensor:
@@ -239,12 +254,14 @@ def attribute(
         torch.Size([1, 5])
     """
     run = _Run(model, model_inputs)
-    chosen, make_layer = get_method(method), layer_maps(backend, run.mask.device)
+    chosen, (make_layer, run.attend) = get_method(method), layer_maps(backend, run.mask)
     if isinstance(target, str) and target == "all":
-        output, mantissa, scale = _all_rows(run, chosen, make_layer, layers, row_normalize)
+        output, mantissa, scale = run.checked(lambda: _all_rows(run, chosen, make_layer, layers, row_normalize))
     else:
         rows = target_rows(target, run.mask, torch.float64 if run.model.dtype == torch.float64 else torch.float32)
-        output, mantissa, scale = _target_rows(run, chosen, make_layer, rows, layers, row_normalize)
+        output, mantissa, scale = run.checked(
+            lambda: _target_rows(run, chosen, make_layer, rows, layers, row_normalize)
+        )
         if rows.single:
             mantissa, scale = mantissa[:, :, 0], scale[:, :, 0]
     total = _finite(mantissa.sum(-1))
@@ -270,13 +287,13 @@ def _target_rows(
         if index < len(run.layers) - 1:
             below.append(make_layer(trace, method))
         elif target.positions is None:
-            top.append(rows_through(target.weights, make_layer(trace, method), row_normalize))
+            top.append(make_layer(trace, method).through(target.weights, row_normalize))
         else:
             rows = contributions.top_rows(trace, method, target.positions, make_layer)
             top.append(normalize_rows(rows) if row_normalize else rows)
 
-    output = run(consume)
-    with torch.no_grad(), torch.autocast(run.mask.device.type, enabled=False):
+    output = run.forward(consume)
+    with torch.no_grad(), precise(run.mask.device):
         return output, *top_down(top[0], target, reversed(below), row_normalize, layers)
 
 
@@ -294,7 +311,7 @@ def _all_rows(
             products.clear()
         products.append(multiply(local, *before))
 
-    output = run(consume)
+    output = run.forward(consume)
     mantissas, scales = zip(*products, strict=True)
     return output, torch.stack(mantissas), torch.stack(scales)
 
@@ -320,10 +337,14 @@ def contribution_maps(model: nn.Module, *, method: str = "N-Enc", backend: str =
         torch.Size([1, 5, 5])
     """
     run = _Run(model, model_inputs)
-    chosen, make_layer = get_method(method), layer_maps(backend, run.mask.device)
-    maps: list[Tensor] = []
-    run(lambda index, trace: maps.append(full_map(make_layer(trace, chosen))))
-    return _finite(torch.stack(maps))
+    chosen, (make_layer, run.attend) = get_method(method), layer_maps(backend, run.mask)
+
+    def compute() -> Tensor:
+        maps: list[Tensor] = []
+        run.forward(lambda index, trace: maps.append(full_map(make_layer(trace, chosen))))
+        return torch.stack(maps)
+
+    return _finite(run.checked(compute))
 
 
 def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "auto", **model_inputs: Any) -> Tensor:
@@ -349,17 +370,21 @@ def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "au
         torch.Size([1, 5])
     """
     run, stage = _Run(model, model_inputs), get_stage(method)
-    reference = layer_maps(backend, run.mask.device) is contributions.ReferenceLayer
-    ratios: list[Tensor] = []
+    _, run.attend = layer_maps(backend, run.mask)
 
-    def consume(index: int, trace: LayerTrace) -> None:
-        if reference:
-            ratios.append(equations.mixing_ratio(contributions.equation_layer(trace), stage.name))
-        else:
-            ratios.append(contributions.mixing_ratios(trace, stage))
+    def ratio(trace: LayerTrace) -> Tensor:
+        if backend == "reference":
+            return equations.mixing_ratio(contributions.equation_layer(trace), stage.name)
+        if trace.attention is None:
+            return contributions.mixing_ratios(trace, stage)
+        return trace.attention.mixing_ratios(trace, stage)
 
-    run(consume)
-    return _finite(torch.stack(ratios))
+    def compute() -> Tensor:
+        ratios: list[Tensor] = []
+        run.forward(lambda index, trace: ratios.append(ratio(trace)))
+        return torch.stack(ratios)
+
+    return _finite(run.checked(compute))
 
 
 def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
@@ -388,15 +413,20 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
         >>> bool(globenc.completeness_gap(explainer.model, **inputs).max() < 1e-5)
         True
     """
-    gaps: list[Tensor] = []
-    outputs: list[Tensor] = []  # of the layer before
+    run = _Run(model, model_inputs)
 
-    def consume(index: int, trace: LayerTrace) -> None:
-        if outputs:
-            before = outputs.pop()
-            gaps[-1] = torch.maximum(gaps[-1], contributions.relative_gap(trace.hidden_states, before, trace.mask))
-        gaps.append(contributions.completeness_gap(trace))
-        outputs.append(trace.output)
+    def compute() -> Tensor:
+        gaps: list[Tensor] = []
+        outputs: list[Tensor] = []  # of the layer before
 
-    _Run(model, model_inputs)(consume, check=False)
-    return torch.stack(gaps)
+        def consume(index: int, trace: LayerTrace) -> None:
+            if outputs:
+                before = outputs.pop()
+                gaps[-1] = torch.maximum(gaps[-1], contributions.relative_gap(trace.hidden_states, before, trace.mask))
+            gaps.append(contributions.completeness_gap(trace))
+            outputs.append(trace.output)
+
+        run.forward(consume)
+        return torch.stack(gaps)
+
+    return run.checked(compute, check=False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contributions import LayerMap
+from .contributions import LayerMap, normalize_rows
 
 NAMED_TARGETS = ("cls", "mean", "all")
 TARGETS = '"cls", "mean", "all", a token position, a non-empty list of positions or a weight tensor'
@@ -130,22 +130,6 @@ def rescale(rows: Tensor, log2_scale: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ldexp(rows, -exponent[..., None]), log2_scale + exponent
 
 
-def normalize_rows(rows: Tensor) -> Tensor:
-    """Rows divided by their sums; a row of zeros (padding) stays."""
-    total = rows.sum(-1, keepdim=True)
-    return rows / total.where(total > 0, torch.ones_like(total))
-
-
-def rows_through(block: Tensor, layer: LayerMap, row_normalize: bool) -> Tensor:
-    """block @ A for target rows [B, m, n]; A is computed and consumed tile by tile, never stored."""
-    result = torch.zeros_like(block)
-    for rows, tile in layer.blocks():
-        if row_normalize:
-            tile = normalize_rows(tile)
-        result.baddbmm_(block[:, :, rows], tile)
-    return result
-
-
 def full_map(layer: LayerMap, row_normalize: bool = False) -> Tensor:
     """The whole local map, [B, n, n]."""
     local = torch.cat([tile for _, tile in layer.blocks()], 1)
@@ -170,11 +154,13 @@ def top_down(
     block, scale = rescale(top, scale)
     for layer in below:
         if layers:
-            block = torch.cat([target.weights.to(block.dtype), block], 1)
+            block = torch.cat([target.weights.to(block), block], 1)
             scale = torch.cat([torch.zeros(batch, count, dtype=scale.dtype, device=scale.device), scale], 1)
-        block, scale = rescale(rows_through(block, layer, row_normalize), scale)
+        block = layer.through(block, row_normalize)
+        block, scale = rescale(block, scale.to(block.device))
     block = block.view(batch, -1, count, n).transpose(0, 1)
-    return block, scale.view(batch, -1, count).transpose(0, 1) + target.log2_scale
+    scale = scale.view(batch, -1, count).transpose(0, 1).to(target.log2_scale.device)
+    return block.to(scale.device), scale + target.log2_scale
 
 
 def rollout(maps: Tensor, row_normalize: bool = False) -> tuple[Tensor, Tensor]:

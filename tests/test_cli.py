@@ -19,7 +19,7 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 import globenc
 from globenc import cli
-from globenc.contributions import BACKENDS
+from globenc.backends import BACKENDS
 from globenc.methods import METHODS
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -202,7 +202,8 @@ FAILED = {
 
 
 @pytest.mark.parametrize(("arguments", "message"), FAILED.values(), ids=FAILED.keys())
-def test_failure_is_one_sentence_and_exit_code_1(run, model, tmp_path, arguments, message):
+def test_failure_is_one_sentence_and_exit_code_1(run, model, tmp_path, arguments, message, monkeypatch):
+    monkeypatch.setattr("globenc_kernels.capability.interpreted", lambda: False)
     code, out, err = run("attribute", "a", "-m", model, *arguments)
     assert (code, out) == (1, "")
     assert err.startswith("globenc: error: ")

@@ -10,22 +10,21 @@ from helpers import METHODS, STAGES, assert_rows_close, row_error, synthetic_tra
 
 from globenc import contributions, equations
 from globenc.capture import LayerTrace
-from globenc.contributions import equation_layer, layer_maps
+from globenc.contributions import TorchLayer, equation_layer
 from globenc.methods import METHODS as TABLE
 from globenc.methods import STAGES as STAGE_TABLE
 from globenc.rollouts import full_map
 
-CPU = torch.device("cpu")
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
 def fast_map(trace: LayerTrace, method: str) -> torch.Tensor:
-    return full_map(layer_maps("torch", CPU)(trace, TABLE[method]))
+    return full_map(TorchLayer(trace, TABLE[method]))
 
 
 def fast_row(trace: LayerTrace, method: str, positions: torch.Tensor) -> torch.Tensor:
     """Rows of the last layer's map, which may take a way of their own."""
-    return contributions.top_rows(trace, TABLE[method], positions, layer_maps("torch", CPU))
+    return contributions.top_rows(trace, TABLE[method], positions, TorchLayer)
 
 
 def direct_map(trace: LayerTrace, method: str) -> torch.Tensor:
@@ -203,11 +202,11 @@ def test_block_boundaries(monkeypatch, method, scores_per_block):
     """Blocks of one row, of a few rows with a rest, and keys in chunks with a rest give what one block gives."""
     trace = synthetic_trace((31, 12), heads=6, head_dim=4)
     whole = fast_map(trace, method)
-    blocks = len(list(layer_maps("torch", CPU)(trace, TABLE[method]).blocks()))
+    blocks = len(list(TorchLayer(trace, TABLE[method]).blocks()))
     monkeypatch.setattr(contributions, "SCORES_PER_BLOCK", scores_per_block)
     monkeypatch.setattr(contributions, "QUERIES_PER_BLOCK", 1)
     monkeypatch.setattr(contributions, "TOKENS_PER_CHUNK", 7)
-    layer = layer_maps("torch", CPU)(trace, TABLE[method])
+    layer = TorchLayer(trace, TABLE[method])
     tiles = list(layer.blocks())
     assert len(tiles) > blocks
     assert [rows.start for rows, _ in tiles] == [0] + [rows.stop for rows, _ in tiles[:-1]]

@@ -13,7 +13,7 @@ from torch import nn
 import globenc
 from globenc import equations
 from globenc.capture import LayerTrace
-from globenc.contributions import layer_maps, mixing_ratios
+from globenc.contributions import TorchLayer, mixing_ratios
 from globenc.encoders import LayerModules
 from globenc.methods import METHODS as TABLE
 from globenc.methods import STAGES as STAGE_TABLE
@@ -148,11 +148,10 @@ def test_mixing_ratio_by_hand(toy, stage):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fast_path_by_hand(toy_trace, method):
-    make_layer = layer_maps("torch", torch.device("cpu"))
-    layer = make_layer(toy_trace, TABLE[method])
+    layer = TorchLayer(toy_trace, TABLE[method])
     torch.testing.assert_close(full_map(layer)[0], float64(*BY_HAND[method]), rtol=1e-13, atol=0)
     for i in (0, 1):
-        row = make_layer(toy_trace, TABLE[method]).rows_at(torch.tensor([[i]]))
+        row = TorchLayer(toy_trace, TABLE[method]).rows_at(torch.tensor([[i]]))
         torch.testing.assert_close(row[0, 0], float64(*BY_HAND[method][i]), rtol=1e-13, atol=0)
 
 

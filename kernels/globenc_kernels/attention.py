@@ -1,4 +1,4 @@
-"""Attention forward that also keeps what contribution maps need, in the one pass over the scores that the model pays for.
+"""Attention forward that keeps what contribution maps need, in the one pass over the scores that the model pays for.
 
 Beside the context it writes every row's log-sum-exp, from which later kernels recompute attention weights tile by
 tile, and each token's own part alpha_ii v_i, the diagonal of the map before the output projection.
@@ -16,7 +16,7 @@ from torch import Tensor
 from .arguments import BLOCK, Texts, blocks, expect_heads, expect_scores, heads_last, launch
 from .tiles import attention_tiles
 
-LOG2_E = tl.constexpr(1.4426950408889634)
+LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,11 @@ def _attention_kernel(
             q, acc, total, top, k_ptr, v_ptr, mask_ptr, stride_kn, stride_vn, scale, rows_q, start, n, window,
             D, BLOCK_D, BLOCK_K, True, WINDOW,
         )  # fmt: skip
-    total = tl.where(total == 0, 1.0, total)  # no key at all: a context of zero
+    real_q = (tl.load(mask_ptr + safe_q) != 0) & (rows_q < n)
+    # no key at all: a context of zero at padding; a real query sees itself, and its scores are all -inf
+    total = tl.where(total == 0, tl.where(real_q, float("nan"), 1.0), total)
     lse = tl.where(top == float("-inf"), 0.0, top) + tl.log2(total)
 
-    real_q = (tl.load(mask_ptr + safe_q) != 0) & (rows_q < n)
     k_own = tl.load(k_ptr + safe_q[:, None] * stride_kn + offs_d[None, :], mask=real_d, other=0.0)
     v_own = tl.load(v_ptr + safe_q[:, None] * stride_vn + offs_d[None, :], mask=real_d, other=0.0)
     own = tl.sum(q.to(tl.float32) * k_own.to(tl.float32), axis=1) * scale
@@ -171,7 +172,7 @@ def attention(
         _attention_kernel,
         (triton.cdiv(n, tiles.q), heads, batch),
         query, key, value, texts.mask, texts.ranges, context, own_context, own_weight, lse,
-        n, window or 0, scaling * LOG2_E.value,
+        n, window or 0, scaling * LOG2_E,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
         context.stride(0), lse.stride(0),
         H=heads, D=head_dim, BLOCK_D=max(16, triton.next_power_of_2(head_dim)), BLOCK_Q=tiles.q, BLOCK_K=tiles.k,

@@ -1,4 +1,4 @@
-"""Where the kernels can run, and on what: asked before anything is launched, so that nothing is found out by failing."""
+"""Where the kernels can run, and on what: asked before anything is launched."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def unavailable_reason(device: torch.device) -> str | None:
 def unsupported_reason(
     dtype: torch.dtype, heads: int, n: int, head_dim: int, hidden_size: int, scaling: float
 ) -> str | None:
-    """Why the kernels cannot take a layer of this shape, as a sentence without capital and full stop; None: they can."""
+    """Why the kernels cannot take a layer of this shape, in words; None: they can."""
     if dtype not in DTYPES:
         return f"it computes in {', '.join(str(d) for d in DTYPES)}, and the layer is {dtype}"
     if heads > MAX_HEADS:
@@ -55,6 +55,6 @@ def unsupported_reason(
         return f"it takes hidden sizes up to {MAX_HIDDEN_SIZE}, and the layer has {max(hidden_size, heads * head_dim)}"
     if n > MAX_TOKENS:
         return f"it takes up to {MAX_TOKENS} tokens, and the text has {n}"
-    if not scaling > 0:
+    if not 0 < scaling < float("inf"):
         return f"it takes positive factors of scores, and the layer's is {scaling}"
     return None

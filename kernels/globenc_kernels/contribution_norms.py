@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import BLOCK, DTYPES, Texts, blocks, expect, expect_heads, expect_scores, heads_last, launch
+from .arguments import BLOCK, Texts, blocks, expect, expect_heads, expect_scores, heads_last, launch
 from .attention import LOG2_E
 from .head_factors import HeadFactors
 from .tiles import Tiles, map_tiles
@@ -76,7 +76,7 @@ class LocalMap:
         key_scale = row_scale if self.factors is None else self.factors.key_scale.contiguous()
         return (
             query, key, lse, factor, key_scale, row_scale, diagonal, self.texts.mask, self.texts.ranges,
-            query.shape[1], self.window or 0, 0, self.scaling * LOG2_E.value,
+            query.shape[1], self.window or 0, 0, self.scaling * LOG2_E,
             query.stride(0), query.stride(1), key.stride(0), key.stride(1), lse.stride(0), factor.stride(0),
         )  # fmt: skip
 
@@ -96,9 +96,7 @@ class LocalMap:
 
 
 @triton.jit
-def load_heads(
-    ptr, stride_n, start, n, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr
-):
+def load_heads(ptr, stride_n, start, n, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr):
     """The vectors of BLOCK tokens, one tile [BLOCK, BLOCK_D] a head; behind the last token that one again."""
     rows = tl.minimum(tl.arange(0, BLOCK), n - 1 - start)
     offs_d = tl.arange(0, BLOCK_D)

@@ -22,7 +22,10 @@ from .arguments import BLOCK, Texts, blocks, expect, expect_heads, heads_last, l
 from .tiles import gram_tiles
 
 PARTS = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # so many matrices of PART_DTYPE add up to P
-SMALLEST_PIVOT = {torch.float64: 2.0**-44, torch.float32: 2.0**-22}  # of a unit diagonal; below it there is but rounding
+SMALLEST_PIVOT = {
+    torch.float64: 2.0**-44,
+    torch.float32: 2.0**-22,
+}  # of a unit diagonal; below it there is but rounding
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,11 @@ def head_factors(value: Tensor, weight: GramWeight, texts: Texts) -> HeadFactors
     batch, heads, n, head_dim = value.shape
     part_dtype = torch.float64 if value.dtype == torch.float32 else value.dtype
     expect(
-        weight.parts, "weight.parts", (PARTS[value.dtype], heads, heads, head_dim, head_dim), (part_dtype,), value.device
+        weight.parts,
+        "weight.parts",
+        (PARTS[value.dtype], heads, heads, head_dim, head_dim),
+        (part_dtype,),
+        value.device,
     )
     expect(weight.head_scale, "weight.head_scale", (heads,), (torch.float32,), value.device)
     value = heads_last(value)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import DTYPES, MAX_HIDDEN_SIZE, expect, launch
+from .arguments import DTYPES, MAX_HIDDEN_SIZE, Texts, expect, launch
 
 
 @triton.jit
@@ -28,36 +28,43 @@ def _inverse_deviation(y, inside, d, eps):
 
 @triton.jit
 def _layer_scales_kernel(
-    x_ptr, y1_ptr, y2_ptr, context_ptr, direction_ptr, projected_ptr, offset_ptr, inverse1_ptr, inverse2_ptr, gap_ptr,
-    d, width, eps1, eps2, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr,
+    x_ptr, y1_ptr, y2_ptr, context_ptr, direction_ptr, projected_ptr, bias_ptr, mask_ptr,
+    scale1_ptr, scale2_ptr, gap_ptr, d, width, eps1, eps2,
+    BIAS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK)
     inside = offs < d
     y1 = _load(y1_ptr, row, offs, d, d)
-    tl.store(inverse1_ptr + row, _inverse_deviation(y1, inside, d, eps1))
+    scale1 = _inverse_deviation(y1, inside, d, eps1)
+    tl.store(scale1_ptr + row, scale1)
     y2 = _load(y2_ptr, row, offs, d, d)
-    tl.store(inverse2_ptr + row, _inverse_deviation(y2, inside, d, eps2))
+    tl.store(scale2_ptr + row, scale1 * _inverse_deviation(y2, inside, d, eps2))
     x = _load(x_ptr, row, offs, d, d)
     offs_w = tl.arange(0, BLOCK_W)
     context = _load(context_ptr, row, offs_w, width, width)
     direction = _load(direction_ptr, 0, offs, d, 0)
-    attended = tl.sum(context * _load(projected_ptr, 0, offs_w, width, 0)) + tl.load(offset_ptr)
-    gap = tl.abs(tl.sum(y1 * direction) - tl.sum(x * direction) - attended)
+    attended = tl.sum(context * _load(projected_ptr, 0, offs_w, width, 0))
+    added = x
+    if BIAS:
+        added += _load(bias_ptr, 0, offs, d, 0)
+    gap = tl.abs(tl.sum(y1 * direction) - tl.sum(added * direction) - attended)
     size = (tl.sqrt(tl.sum(x * x)) + tl.sqrt(tl.sum(y1 * y1))) * tl.sqrt(tl.sum(direction * direction) / d)
-    tl.store(gap_ptr + row, tl.where(size == 0, 0.0, gap / size))
+    tl.store(gap_ptr + row, tl.where((size == 0) | (tl.load(mask_ptr + row) == 0), 0.0, gap / size))
 
 
 @dataclass(frozen=True)
 class LayerScales:
     """Attributes, all [batch, n], float32:
 
-    inverse1, inverse2: 1 / s_i of the two LayerNorms.
-    gap: how far what enters LayerNorm 1 is from residual + projected context, along one direction, relative.
+    scale1: 1 / s1_i, what every contribution to token i is multiplied by in LayerNorm 1.
+    scale2: 1 / (s1_i s2_i), in both LayerNorms.
+    gap: how far what enters LayerNorm 1 is from residual + projected context + bias, along one direction, relative to
+        what the direction has of a vector of that length in the mean; zero at padding.
     """
 
-    inverse1: Tensor
-    inverse2: Tensor
+    scale1: Tensor
+    scale2: Tensor
     gap: Tensor
 
 
@@ -66,7 +73,9 @@ def layer_scales(
     norm_inputs: tuple[Tensor, Tensor],
     eps: tuple[float, float],
     context: Tensor,
-    probe: tuple[Tensor, Tensor, Tensor],
+    probe: tuple[Tensor, Tensor],
+    bias: Tensor | None,
+    texts: Texts,
 ) -> LayerScales:
     """1 / s_i = 1 / sqrt(var + eps) of what entered both LayerNorms, (6), (7), (11), and whether all of it is known.
 
@@ -75,15 +84,17 @@ def layer_scales(
         norm_inputs: what entered LayerNorm 1 and 2, [batch, n, d] each.
         eps: the two LayerNorms' eps.
         context: what entered the output projection, [batch, n, width].
-        probe: a direction p, [d]; p W_O, [width]; and p b_O, a scalar tensor; float32.
+        probe: a direction p, [d], and p W_O, [width], float32.
+        bias: b_O, [d], or None.
+        texts: the real tokens.
 
     Raises:
         TypeError, ValueError: an argument of another shape, dtype or device; the message names it.
 
     Example:
         >>> x = torch.randn(2, 100, 768, device="cuda")
-        >>> p, zero = torch.ones(768, device="cuda"), torch.zeros((), device="cuda")
-        >>> layer_scales(x, (x, x), (1e-12, 1e-12), x, (p, p, zero)).gap.shape
+        >>> p, texts = torch.ones(768, device="cuda"), Texts(torch.ones(2, 100, dtype=torch.bool, device="cuda"))
+        >>> layer_scales(x, (x, x), (1e-12, 1e-12), x, (p, p), None, texts).gap.shape
         torch.Size([2, 100])
     """
     expect(hidden_states, "hidden_states", ("batch", "n", "d"), DTYPES)
@@ -95,20 +106,24 @@ def layer_scales(
     expect(context, "context", (batch, n, "width"), DTYPES, device)
     width = context.shape[2]
     _expect_width(width, "context")
-    direction, projected, offset = probe
+    direction, projected = probe
     expect(direction, "probe[0]", (d,), single, device)
     expect(projected, "probe[1]", (width,), single, device)
-    expect(offset, "probe[2]", (), single, device)
-    inverse1, inverse2, gap = torch.empty(3, batch, n, dtype=torch.float32, device=device)
+    if bias is not None:
+        expect(bias, "bias", (d,), DTYPES, device)
+    if texts.shape != (batch, n):
+        raise ValueError(f"texts must be those of hidden_states, [batch, n] = {[batch, n]}, got {list(texts.shape)}")
+    scale1, scale2, gap = torch.empty(3, batch, n, dtype=torch.float32, device=device)
     y1, y2 = norm_inputs
     launch(
         _layer_scales_kernel,
         (batch * n,),
         hidden_states.contiguous(), y1.contiguous(), y2.contiguous(), context.contiguous(), direction.contiguous(),
-        projected.contiguous(), offset, inverse1, inverse2, gap, d, width, *map(float, eps),
+        projected.contiguous(), direction if bias is None else bias.contiguous(), texts.mask,
+        scale1, scale2, gap, d, width, *map(float, eps), BIAS=bias is not None,
         BLOCK=triton.next_power_of_2(d), BLOCK_W=triton.next_power_of_2(width), num_warps=4, num_stages=1,
     )  # fmt: skip
-    return LayerScales(inverse1, inverse2, gap)
+    return LayerScales(scale1, scale2, gap)
 
 
 def _expect_width(width: int, name: str) -> None:
@@ -118,8 +133,8 @@ def _expect_width(width: int, name: str) -> None:
 
 @triton.jit
 def _stage_norms_kernel(
-    y_ptr, x_ptr, gamma1_ptr, gamma2_ptr, norm_ptr, d,
-    RESIDUAL: tl.constexpr, NORMS: tl.constexpr, BLOCK: tl.constexpr,
+    y_ptr, x_ptr, gamma1_ptr, gamma2_ptr, scale_ptr, norm_ptr, d,
+    RESIDUAL: tl.constexpr, SCALED: tl.constexpr, NORMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK)
@@ -134,16 +149,22 @@ def _stage_norms_kernel(
     largest = tl.max(tl.abs(y))
     largest = tl.where(largest == 0, 1.0, largest)  # no square leaves float32's range
     y = y / largest
-    tl.store(norm_ptr + row, tl.sqrt_rn(tl.sum(y * y)) * largest)
+    norm = tl.sqrt_rn(tl.sum(y * y)) * largest
+    if SCALED:
+        norm = norm * tl.load(scale_ptr + row)
+    tl.store(norm_ptr + row, norm)
 
 
-def stage_norms(vectors: Tensor, residual: Tensor | None, gammas: tuple[Tensor, ...]) -> Tensor:
-    """||M (y + x)|| of every token, M = diag(gamma2) C diag(gamma1) C as far as `gammas` go; [batch, n], float32.
+def stage_norms(
+    vectors: Tensor, residual: Tensor | None, gammas: tuple[Tensor, ...], scale: Tensor | None = None
+) -> Tensor:
+    """scale_i ||M (y_i + x_i)||, M = diag(gamma2) C diag(gamma1) C as far as `gammas` go; [batch, n], float32.
 
     Args:
         vectors: y, [batch, n, d].
         residual: x, [batch, n, d], or None.
         gammas: LayerNorm weights to go through, none, one or two, [d] each, float32.
+        scale: [batch, n], float32; None: 1.
 
     Raises:
         TypeError, ValueError: an argument of another shape, dtype or device; the message names it.
@@ -161,13 +182,17 @@ def stage_norms(vectors: Tensor, residual: Tensor | None, gammas: tuple[Tensor, 
         raise ValueError(f"gammas must be at most two, got {len(gammas)}")
     for i, gamma in enumerate(gammas):
         expect(gamma, f"gammas[{i}]", (d,), (torch.float32,), vectors.device)
+    if scale is not None:
+        expect(scale, "scale", (batch, n), (torch.float32,), vectors.device)
     result = torch.empty(batch, n, dtype=torch.float32, device=vectors.device)
     vectors = vectors.contiguous()
     gamma1, gamma2 = (*(gamma.contiguous() for gamma in gammas), result, result)[:2]
     launch(
         _stage_norms_kernel,
         (batch * n,),
-        vectors, vectors if residual is None else residual.contiguous(), gamma1, gamma2, result, d,
-        RESIDUAL=residual is not None, NORMS=len(gammas), BLOCK=triton.next_power_of_2(d), num_warps=4, num_stages=1,
+        vectors, vectors if residual is None else residual.contiguous(), gamma1, gamma2,
+        result if scale is None else scale.contiguous(), result, d,
+        RESIDUAL=residual is not None, SCALED=scale is not None, NORMS=len(gammas),
+        BLOCK=triton.next_power_of_2(d), num_warps=4, num_stages=1,
     )  # fmt: skip
     return result

@@ -14,7 +14,7 @@ from .tiles import multiprocessors
 ROWS = 32  # at most so many target rows share a pass over the tiles
 
 
-@triton.jit(do_not_specialize=["n", "window", "zero", "m", "splits"])
+@triton.jit(do_not_specialize=["n", "window", "zero", "m", "splits", "stride_rb", "stride_rm", "stride_ob"])
 def _rollout_rows_kernel(
     q_ptr, k_ptr, lse_ptr, factor_ptr, key_scale_ptr, row_scale_ptr, diagonal_ptr, mask_ptr, range_ptr,
     n, window, zero, scale, stride_qb, stride_qn, stride_kb, stride_kn, stride_lb, stride_fb,

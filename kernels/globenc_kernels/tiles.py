@@ -1,4 +1,4 @@
-"""How much of the work one program takes: a small table by dtype, heads, head size and GPU, chosen so that nothing spills.
+"""How much of the work one program takes: a table by dtype, heads, head size and GPU, such that nothing spills.
 
 Registers and stack of every entry are in bench/results/compile.csv; bench/gpu.py --tiles times the neighbours.
 """

@@ -1,0 +1,169 @@
+"""A layer's local map by the Triton kernels: what `contributions.py` does in PyTorch, fused, for GPUs.
+
+The attention of the forward pass itself is theirs, so that a row's log-sum-exp costs nothing extra. What stays of a
+layer until the rollout are its queries, keys, log-sum-exps and factors: memory linear in n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import globenc_kernels as kernels
+import torch
+from torch import Tensor, nn
+
+from .capture import LayerTrace
+from .contributions import ROUNDING, LayerMap, TorchLayer, kept, norm_weight, stage_product
+from .encoders import LayerModules
+from .methods import STAGES, Method, Stage
+
+
+class FusedLayers:
+    """The backend for one forward pass over texts with real tokens `mask` [B, n]: its attention and its layer maps."""
+
+    def __init__(self, mask: Tensor, explicit: bool):
+        self.texts = {mask.device: kernels.Texts(mask)}
+        self.first = self.texts[mask.device]
+        self.explicit = explicit
+
+    def attend(
+        self, modules: LayerModules, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> tuple[Tensor, FusedAttention] | None:
+        """As `capture.Attend`; what the kernels cannot take is left to torch, or an error if they were asked for.
+
+        Raises:
+            RuntimeError: backend "triton" was chosen and the kernels cannot take the layer.
+        """
+        _, heads, n, head_dim = query.shape
+        hidden_size = modules.output_projection.weight.shape[0]
+        reason = kernels.unsupported_reason(value.dtype, heads, n, head_dim, hidden_size, scaling)
+        if reason is not None or not query.dtype == key.dtype == value.dtype:
+            if not self.explicit:
+                return None
+            reason = reason or f"queries, keys and values are {query.dtype}, {key.dtype}, {value.dtype}"
+            raise RuntimeError(f"backend='triton' cannot take this model: {reason}; use backend='torch' or 'auto'")
+        if query.device not in self.texts:
+            self.texts[query.device] = self.first.to(query.device)
+        texts = self.texts[query.device]
+        output = kernels.attention(query, key, value, texts, scaling)
+        return output.context, FusedAttention(output, texts)
+
+    def __call__(self, trace: LayerTrace, method: Method) -> LayerMap:
+        """The layer's map."""
+        return TorchLayer(trace, method) if trace.attention is None else FusedLayer(trace, method)
+
+
+class FusedAttention:
+    """What the attention kernel left of a layer, and what is O(n d) of its map."""
+
+    def __init__(self, output: kernels.AttentionOutput, texts: kernels.Texts):
+        self.output, self.texts = output, texts
+        self.scales: kernels.LayerScales | None = None
+
+    def layer_scales(self, trace: LayerTrace) -> kernels.LayerScales:
+        """1 / s1, 1 / (s1 s2) and whether all that enters LayerNorm 1 is known."""
+        if self.scales is None:
+            modules, bias = trace.modules, trace.modules.output_projection.bias
+            direction, projected = trace.probe
+            self.scales = kernels.layer_scales(
+                trace.hidden_states,
+                (trace.attention_norm_input, trace.output_norm_input),
+                (modules.attention_norm.eps, modules.output_norm.eps),
+                trace.context,
+                (direction.float(), projected.float()),
+                None if bias is None else bias.detach(),
+                self.texts,
+            )
+        return self.scales
+
+    def patched(self, trace: LayerTrace) -> Tensor:
+        """As `contributions.patched`."""
+        return self.layer_scales(trace).gap.amax() / ROUNDING[trace.context.dtype]
+
+    def row_scale(self, trace: LayerTrace, stage: Stage) -> Tensor:
+        """1 / (s1_i s2_i) as far as the stage goes, [B, n]."""
+        scales = self.layer_scales(trace)
+        return (torch.ones_like(scales.scale1), scales.scale1, scales.scale2)[stage.norms]
+
+    def norms(
+        self, trace: LayerTrace, stage: Stage, context: Tensor, residual: bool, scale: Tensor | None = None
+    ) -> Tensor:
+        """scale ||M (W_O context + x)|| of every token, [B, n]."""
+        weight = trace.modules.output_projection.weight.detach().to(context.dtype)
+        mixed = nn.functional.linear(context.flatten(2), weight)
+        norms = (trace.modules.attention_norm, trace.modules.output_norm)[: stage.norms]
+        gammas = tuple(norm_weight(norm, mixed).float() for norm in norms)
+        return kernels.stage_norms(mixed, trace.hidden_states if residual else None, gammas, scale)
+
+    def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:
+        """(8), (14): r_i of a stage, [B, n]; zero at padding."""
+        own = self.norms(trace, stage, self.output.own_context, stage.residual)
+        others = self.norms(trace, stage, self.output.context - self.output.own_context, residual=False)
+        return _divide(others, others + own) * trace.mask
+
+
+def _divide(a: Tensor, b: Tensor) -> Tensor:
+    """a / b, and 0 where b is 0; NaN stays."""
+    return torch.where(b == 0, 0, a / b)
+
+
+class FusedLayer:
+    """A layer's local map by the kernels."""
+
+    def __init__(self, trace: LayerTrace, method: Method):
+        attention: FusedAttention = trace.attention
+        stage, factors = method.stage, None
+        if stage is None:
+            row_scale, diagonal = trace.mask.float(), attention.output.own_weight.mean(1)
+        else:
+            heads, dtype = trace.value.shape[1], trace.value.dtype
+
+            def make() -> kernels.GramWeight:
+                return kernels.gram_weight(stage_product(trace, stage), heads, dtype)
+
+            weight = kept(trace, stage, (stage.name, heads, dtype, "gram"), make)
+            factors = kernels.head_factors(trace.value, weight, attention.texts)
+            row_scale = attention.row_scale(trace, stage)
+            diagonal = attention.norms(trace, stage, attention.output.own_context, stage.residual, row_scale)
+        self.map = kernels.LocalMap(
+            trace.query,
+            trace.key,
+            trace.scaling,
+            attention.output.log_sum_exp,
+            factors,
+            row_scale,
+            diagonal,
+            attention.texts,
+        )
+        if method.normalize:
+            self.map = self._normalized()
+        if method.mix == "half":
+            self.map = replace(self.map, row_scale=0.5 * self.map.row_scale, diagonal=0.5 * (self.map.diagonal + 1))
+        elif method.mix == "ratio":
+            ratio = attention.mixing_ratios(trace, STAGES["N-Enc"])
+            others = kernels.row_sums(replace(self.map, diagonal=torch.zeros_like(diagonal)))
+            # a row that is all diagonal has nothing to renormalise and stays 1 on the diagonal
+            ratio = torch.where(others == 0, 0, ratio)
+            self.map = replace(self.map, row_scale=_divide(ratio, others), diagonal=1 - ratio)
+
+    def _normalized(self) -> kernels.LocalMap:
+        """The map with its rows divided by their sums."""
+        total = kernels.row_sums(self.map)
+        return replace(
+            self.map, row_scale=_divide(self.map.row_scale, total), diagonal=_divide(self.map.diagonal, total)
+        )
+
+    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        yield slice(None), kernels.contribution_norms(self.map)
+
+    def rows_at(self, positions: Tensor) -> Tensor:
+        n = self.map.texts.shape[1]
+        rows = torch.zeros(*positions.shape, n, device=positions.device).scatter_(-1, positions[..., None], 1)
+        used = torch.stack([positions.amin(1), positions.amax(1) + 1], 1).to(torch.int32)
+        device = self.map.query.device
+        return kernels.rollout_rows(rows.to(device), self.map, used.to(device))
+
+    def through(self, rows: Tensor, row_normalize: bool) -> Tensor:
+        local_map = self._normalized() if row_normalize else self.map
+        return kernels.rollout_rows(rows.to(local_map.query.device, torch.float32), local_map).to(rows.dtype)
