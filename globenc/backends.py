@@ -24,9 +24,7 @@ def layer_maps(backend: str, mask: Tensor) -> tuple[MakeLayer, Attend | None]:
     check_backend(backend, mask.device)
     if backend == "reference":
         return ReferenceLayer, None
-    if backend == "auto" and mask.device.type == "cuda" and _kernels_missing(mask.device) is None:
-        backend = "kernels"
-    if backend in ("triton", "kernels"):
+    if backend == "triton" or (backend == "auto" and takes_kernels(mask.device)):
         from .fused import FusedLayers  # triton is imported where it is used
 
         layers = FusedLayers(mask, explicit=backend == "triton")
@@ -42,6 +40,11 @@ def check_backend(backend: str, device: torch.device) -> None:
         reason = _kernels_missing(device)
         if reason is not None:
             raise RuntimeError(f"backend='triton' cannot run here: {reason}; use backend='torch'")
+
+
+def takes_kernels(device: torch.device) -> bool:
+    """Whether "auto" means the kernels on a device."""
+    return device.type == "cuda" and _kernels_missing(device) is None
 
 
 def _kernels_missing(device: torch.device) -> str | None:

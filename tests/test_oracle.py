@@ -192,6 +192,26 @@ def test_real_sentences_float32(method):
     test_attribute_cls("sentences", method, "torch", torch.float32, FLOAT32)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the kernels take no CPU tensors")
+@pytest.mark.parametrize(
+    ("case", "method"),
+    [
+        ("bert-n17", "N-Enc"),
+        ("bert-n1", "W-Res"),
+        ("bert-batch3", "W-Res"),
+        pytest.param("electra-batch2", "N-Enc", marks=pytest.mark.slow),
+        pytest.param("bert-batch3", "N-FixedRes", marks=pytest.mark.slow),
+        pytest.param("sentences", "N-Enc", marks=pytest.mark.slow),
+    ],
+)
+def test_kernels(case, method):
+    """The Triton kernels, in the interpreter, against the published code's numbers."""
+    if case != "sentences":
+        test_local_maps(case, method, "triton", torch.float32, FLOAT32)
+        test_mixing_ratios(case, "N-Enc", "triton", torch.float32, FLOAT32)
+    test_attribute_cls(case, method, "triton", torch.float32, FLOAT32)
+
+
 @over_dtypes
 @over_backends
 def test_one_token_w_res_is_exactly_one(backend, dtype, tolerance):

@@ -1,0 +1,279 @@
+"""backend="triton" end to end: on a GPU where there is one, else in Triton's interpreter."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import METHODS, STAGES, attention_state, raw, row_error, tiny_model, token_batch
+
+import globenc
+from globenc import contributions
+from globenc.backends import layer_maps
+from globenc.capture import precise
+
+ROOT = Path(__file__).parents[1]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SIZES = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 2, "max_position_embeddings": 80}
+ROUNDING = 4e-7  # a step in each of two layers
+
+
+def model_of(family: str = "bert", dtype: torch.dtype = torch.float32, **config):
+    if family == "distilbert":
+        sizes = {"dim": 48, "n_heads": 3, "n_layers": 2, "max_position_embeddings": 80}
+    else:
+        sizes = {**SIZES, "num_hidden_layers": 4} if family == "albert" else SIZES
+    return tiny_model(family, dtype, **{**sizes, **config}).to(DEVICE)
+
+
+def on_device(inputs: dict) -> dict:
+    return {name: tensor.to(DEVICE) for name, tensor in inputs.items()}
+
+
+def assert_as_good(found, expected, plain) -> None:
+    """At most twice the error of the plain float32 computation, plus rounding."""
+    error, allowed = row_error(found, expected).max(), 2 * row_error(plain, expected).max() + ROUNDING
+    assert error <= allowed, f"{error:.1e} of {allowed:.1e}"
+
+
+@pytest.fixture(scope="module")
+def bert32():
+    return model_of()
+
+
+@pytest.fixture(scope="module")
+def bert64(bert32):
+    return copy.deepcopy(bert32).double()
+
+
+CASES = {
+    "cls": {"method": "N-Enc"},
+    "layers": {"method": "N-Enc", "target": [0, -1], "layers": True},
+    "mean": {"method": "N-ResLN", "target": "mean"},
+    "all": {"method": "N-Res", "target": "all"},
+    "row-normalize": {"method": "N", "row_normalize": True},
+    "N-FixedRes": {"method": "N-FixedRes", "layers": True},
+    "W": {"method": "W", "target": 1},
+    "W-FixedRes": {"method": "W-FixedRes", "target": "mean"},
+    "W-Res": {"method": "W-Res"},
+}
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
+def test_attribute(bert32, bert64, options):
+    inputs = on_device(token_batch((9, 4)))
+    found, expected, plain = (
+        globenc.attribute(model, backend=backend, **options, **inputs)
+        for model, backend in ((bert32, "triton"), (bert64, "reference"), (bert32, "reference"))
+    )
+    assert found.scores.dtype == torch.float32
+    assert_as_good(*(raw(out.scores, out.log2_scale) for out in (found, expected, plain)))
+    if options.get("layers"):
+        assert_as_good(*(raw(o.layer_scores, o.layer_log2_scale) for o in (found, expected, plain)))
+    torch.testing.assert_close(found.model_output[0], plain.model_output[0], rtol=1e-4, atol=1e-5)
+
+
+def test_every_case_is_a_method():
+    assert {options["method"] for options in CASES.values()} == set(METHODS)
+
+
+@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert", "albert"])
+def test_families(family):
+    model = model_of(family)
+    inputs = on_device(token_batch((6,)))
+    found, expected, plain = (
+        globenc.contribution_maps(m, backend=b, **inputs)
+        for m, b in ((model, "triton"), (copy.deepcopy(model).double(), "reference"), (model, "reference"))
+    )
+    assert_as_good(found, expected, plain)
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
+def test_padding_changes_nothing(bert32, left):
+    inputs = on_device(token_batch((8, 70), left=left, position_ids=True))
+    alone = on_device(token_batch((8,), position_ids=True))
+    batched = globenc.attribute(bert32, backend="triton", **inputs).scores[0]
+    real = inputs["attention_mask"][0].bool()
+    assert bool((batched[~real] == 0).all())
+    torch.testing.assert_close(batched[real], globenc.attribute(bert32, backend="triton", **alone).scores[0])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_mixing_ratios(bert32, bert64, stage):
+    inputs = on_device(token_batch((7, 5)))
+    found, expected, plain = (
+        globenc.mixing_ratios(m, method=stage, backend=b, **inputs)
+        for m, b in ((bert32, "triton"), (bert64, "reference"), (bert32, "reference"))
+    )
+    assert_as_good(found, expected, plain)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+def test_half_precision(dtype):
+    """As near to the model's own numbers in float64 as the PyTorch path, whose sums are in float32, within rounding."""
+    model = model_of(dtype=dtype)
+    inputs = on_device(token_batch((9, 5)))
+    exact = globenc.attribute(copy.deepcopy(model).double(), backend="reference", **inputs).scores
+    found, plain = (globenc.attribute(model, backend=backend, **inputs).scores for backend in ("triton", "torch"))
+    assert found.dtype == torch.float32
+    error, other = float(row_error(found, exact).max()), float(row_error(plain, exact).max())
+    assert error <= 2 * other + torch.finfo(dtype).eps
+
+
+def test_same_bits_twice(bert32):
+    inputs = on_device(token_batch((9, 5)))
+    first, second = (globenc.attribute(bert32, backend="triton", layers=True, **inputs) for _ in range(2))
+    assert torch.equal(first.layer_scores, second.layer_scores)
+
+
+def test_the_model_is_left_as_found(bert32):
+    before = attention_state(bert32)
+    globenc.attribute(bert32, backend="triton", **on_device(token_batch()))
+    assert attention_state(bert32) == before
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad, lambda: torch.autocast(DEVICE.type)])
+def test_under(bert32, context):
+    inputs = on_device(token_batch())
+    expected = globenc.attribute(bert32, backend="triton", **inputs).scores
+    with context():
+        found = globenc.attribute(bert32, backend="triton", **inputs).scores
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.01)
+    torch.testing.assert_close(globenc.attribute(bert32, backend="triton", **inputs).scores, expected)
+
+
+def test_changed_weights_are_seen():
+    """Also where nobody waits for the answer: a doubt that comes true makes the call begin again."""
+    model, inputs = model_of(), on_device(token_batch())
+    globenc.attribute(model, backend="triton", **inputs)
+    for layer in model.encoder.layer:
+        layer.attention.output.dense.weight.data[:, 1] *= -3  # past the version counter
+    found = globenc.attribute(model, backend="triton", **inputs).scores
+    fresh = globenc.attribute(copy.deepcopy(model), backend="triton", **inputs).scores
+    torch.testing.assert_close(found, fresh)
+
+
+def test_a_doubt_begins_again(bert32, monkeypatch):
+    calls = []
+    real = contributions.patched
+
+    def doubtful(trace):
+        calls.append(trace)
+        if len(calls) == 1:
+            trace.doubts.append(torch.tensor(True))
+        return real(trace)
+
+    monkeypatch.setattr(contributions, "patched", doubtful)
+    globenc.attribute(bert32, backend="torch", **on_device(token_batch()))
+    assert len(calls) == 2 * SIZES["num_hidden_layers"]
+
+
+def test_an_activation_patch_is_found(bert32):
+    hook = bert32.encoder.layer[1].attention.output.dense.register_forward_hook(lambda m, a, out: out * 0.5)
+    try:
+        with pytest.raises(ValueError, match="layer 1: what enters the first LayerNorm is not the residual plus"):
+            globenc.attribute(bert32, backend="triton", **on_device(token_batch()))
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_activations_that_are_not_finite(value):
+    model = model_of()
+    with torch.no_grad():
+        model.encoder.layer[0].attention.self.value.weight[3, 3] = value
+    with pytest.raises(FloatingPointError, match="the attribution is not finite"):
+        globenc.attribute(model, backend="triton", **on_device(token_batch()))
+
+
+UNSUPPORTED = {
+    "float64": ({}, torch.float64, "it computes in torch.float32, torch.float16, torch.bfloat16, and the layer is"),
+    "head size": (
+        {"num_attention_heads": 6},
+        torch.float32,
+        "it takes heads of size 16 to 128, and the layer's have 8",
+    ),
+    "heads": ({"hidden_size": 33 * 16, "num_attention_heads": 33}, torch.float32, "it takes 1 to 32 heads, and the"),
+}
+
+
+@pytest.mark.parametrize(("config", "dtype", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED.keys())
+def test_models_that_kernels_cannot_take(config, dtype, message):
+    model, inputs = model_of(dtype=dtype, **config), on_device(token_batch())
+    with pytest.raises(RuntimeError, match=f"backend='triton' cannot take this model: {message}.*use backend='torch'"):
+        globenc.attribute(model, backend="triton", **inputs)
+    before = attention_state(model)
+    globenc.attribute(model, backend="auto", **inputs)
+    assert attention_state(model) == before
+
+
+def test_auto_leaves_single_layers_to_torch(monkeypatch):
+    """Where the device has the kernels, a layer that they cannot take is PyTorch's, without a word."""
+    mask = torch.ones(1, 7, dtype=torch.bool, device=DEVICE)
+    monkeypatch.setattr("globenc.backends.takes_kernels", lambda device: True)
+    model = model_of(dtype=torch.float64)
+    _, attend = layer_maps("auto", mask)
+    assert attend is not None
+    found = globenc.attribute(model, **on_device(token_batch()))
+    expected = globenc.attribute(model, backend="torch", **on_device(token_batch()))
+    assert torch.equal(found.scores, expected.scores)
+    assert layer_maps("torch", mask)[1] is None
+    assert layer_maps("reference", mask)[1] is None
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="here is a GPU")
+def test_auto_on_a_cpu_is_pytorch():
+    assert layer_maps("auto", torch.ones(1, 7, dtype=torch.bool)) == (contributions.TorchLayer, None)
+
+
+def test_cpu_tensors_without_the_interpreter():
+    code = (
+        f"import sys; sys.path[:0] = {[str(ROOT), str(ROOT / 'kernels')]!r}\n"
+        "import torch, globenc\n"
+        "explainer = globenc.GlobEnc.from_pretrained(backend='triton', device='cpu')\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode != 0
+    assert "backend='triton' cannot run here: it needs a CUDA GPU" in done.stderr
+
+
+def test_tf32_is_switched_off_inside_alone():
+    """The caller's own matrix products keep the caller's setting; ours are true float32."""
+    matmul = torch.backends.cuda.matmul
+    name = "fp32_precision" if hasattr(matmul, "fp32_precision") else "allow_tf32"
+    before = getattr(matmul, name)
+    fast, exact = ("tf32", "ieee") if name == "fp32_precision" else (True, False)
+    try:
+        setattr(matmul, name, fast)
+        with precise(DEVICE):
+            assert getattr(matmul, name) == exact
+            with precise(DEVICE):
+                pass
+            assert getattr(matmul, name) == exact
+        assert getattr(matmul, name) == fast
+    finally:
+        setattr(matmul, name, before)
+
+
+def test_checkpoint_in_the_package():
+    texts = ["a charming journey", "unflinchingly bleak and desperate to a fault"]
+    found, expected = (
+        globenc.GlobEnc.from_pretrained(backend=backend, device=str(DEVICE))(texts) for backend in ("triton", "torch")
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.label == theirs.label
+        torch.testing.assert_close(torch.as_tensor(ours.scores), torch.as_tensor(theirs.scores), rtol=1e-4, atol=1e-6)
+
+
+def test_linear_layers_without_bias():
+    model, inputs = model_of(), on_device(token_batch())
+    for layer in model.encoder.layer:
+        layer.attention.output.dense.bias = None
+    found, expected = (globenc.contribution_maps(model, backend=backend, **inputs) for backend in ("triton", "torch"))
+    assert float(row_error(found, expected).max()) < 1e-5
