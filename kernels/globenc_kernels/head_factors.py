@@ -164,6 +164,7 @@ def _cholesky_kernel(
         scaled = scaled / key_scale[:, None]
         tl.store(key_scale_ptr + b * n + tokens, key_scale, mask=tokens < n)
 
+        rest = tl.where(square <= 0, 0.0, 1.0).to(gram.dtype)  # of the diagonal
         for k in range(H):
             row = tl.sum(tl.where((heads == k)[None, :, None], cosines, 0.0), axis=1)
             pivot = tl.sum(tl.where((heads == k)[None, :], row, 0.0), axis=1)
@@ -171,6 +172,11 @@ def _cholesky_kernel(
             row = row / root[:, None]
             # NaN is not smaller than anything, and stays
             row = tl.where((pivot < smallest_pivot)[:, None] | (heads < k)[None, :], 0.0, row)
+            # behind a small pivot there is much rounding: no entry is longer than what is left of its vector
+            most = tl.sqrt(rest)
+            row = tl.where(row > most, most, tl.where(row < -most, -most, row))
+            rest -= row * row
+            rest = tl.where(rest < 0, 0.0, rest)
             cosines -= row[:, :, None] * row[:, None, :]
             column = tl.where(heads >= k, k * H - k * (k - 1) // 2 + heads - k, 0)
             tl.store(
