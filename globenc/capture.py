@@ -222,12 +222,12 @@ _precise = _Borrowed("fp32_precision", "ieee") if hasattr(_matmul, "fp32_precisi
 @contextlib.contextmanager
 def precise(device: torch.device) -> Iterator[None]:
     """Numbers keep their own precision inside, whatever the caller's autocast and TF32 settings say."""
-    with torch.autocast(device.type, enabled=False):
+    with contextlib.ExitStack() as stack:
+        if torch.is_autocast_enabled(device.type):
+            stack.enter_context(torch.autocast(device.type, enabled=False))
         _precise.take([_matmul])
-        try:
-            yield
-        finally:
-            _precise.give_back([_matmul])
+        stack.callback(_precise.give_back, [_matmul])
+        yield
 
 
 def _capturing_attention(

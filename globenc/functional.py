@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import warnings
 from collections.abc import Callable
@@ -58,7 +59,7 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         raise ValueError(
             "output_attentions must not be set: attention weights of a layer are contribution_maps(..., method='W')"
         )
-    accepted = inspect.signature(model.forward).parameters
+    accepted = _parameters(getattr(model.forward, "__func__", model.forward))
     unknown = [name for name in inputs if name not in accepted and name not in ("output_hidden_states", "return_dict")]
     if unknown:
         taken = [name for name in accepted if name not in ("kwargs", "args")]
@@ -132,6 +133,12 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
             stacklevel=4,
         )
     return real
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(forward: Callable) -> dict[str, inspect.Parameter]:
+    """Its parameters by name, less `self`."""
+    return {name: p for name, p in inspect.signature(forward).parameters.items() if name != "self"}
 
 
 def _check_ids(name: str, inputs: dict[str, Any], shape: tuple[int, int], rows: int | None) -> None:

@@ -17,9 +17,19 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SLOW_COMPILATION = 2.0  # seconds after which a compilation says that it is one
 
 
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
+
+
+def power_of_two(size: int) -> int:
+    """The smallest power of two from 16 on, which products of tiles need, that holds `size`."""
+    return max(16, 1 << (size - 1).bit_length())
+
+
 def blocks(n: int) -> int:
     """Blocks of tokens that n tokens fill."""
-    return -(-n // BLOCK)
+    return ceil_div(n, BLOCK)
 
 
 class Texts:
@@ -73,6 +83,9 @@ def expect(
         TypeError: no tensor, or another dtype.
         ValueError: another shape or device, or none of a dimension.
     """
+    alike = isinstance(tensor, Tensor) and tensor.shape == shape and tensor.dtype in dtypes
+    if alike and (device is None or tensor.device == device):
+        return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in dtypes:

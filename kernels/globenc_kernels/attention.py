@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import BLOCK, Texts, blocks, expect_heads, expect_scores, heads_last, launch
+from .arguments import BLOCK, Texts, blocks, ceil_div, expect_heads, expect_scores, heads_last, launch, power_of_two
 from .tiles import attention_tiles
 
 LOG2_E = 1.4426950408889634
@@ -170,12 +170,12 @@ def attention(
     tiles = attention_tiles(query.dtype, head_dim, query.device)
     launch(
         _attention_kernel,
-        (triton.cdiv(n, tiles.q), heads, batch),
+        (ceil_div(n, tiles.q), heads, batch),
         query, key, value, texts.mask, texts.ranges, context, own_context, own_weight, lse,
         n, window or 0, scaling * LOG2_E,
         query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
         context.stride(0), lse.stride(0),
-        H=heads, D=head_dim, BLOCK_D=max(16, triton.next_power_of_2(head_dim)), BLOCK_Q=tiles.q, BLOCK_K=tiles.k,
+        H=heads, D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_Q=tiles.q, BLOCK_K=tiles.k,
         WINDOW=window is not None, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
     return AttentionOutput(context, own_context, own_weight, lse)

@@ -19,7 +19,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import BLOCK, Texts, blocks, expect, expect_heads, expect_scores, heads_last, launch
+from .arguments import (
+    BLOCK,
+    Texts,
+    blocks,
+    ceil_div,
+    expect,
+    expect_heads,
+    expect_scores,
+    heads_last,
+    launch,
+    power_of_two,
+)
 from .attention import LOG2_E
 from .head_factors import HeadFactors
 from .tiles import Tiles, map_tiles
@@ -84,7 +95,7 @@ class LocalMap:
         """What every kernel here is compiled for."""
         _, heads, _, head_dim = self.query.shape
         return {
-            "H": heads, "D": head_dim, "BLOCK_D": max(16, triton.next_power_of_2(head_dim)),
+            "H": heads, "D": head_dim, "BLOCK_D": power_of_two(head_dim),
             "BLOCK_Q": tiles.q, "BLOCK_K": tiles.k, "WEIGHTS": self.factors is None, "WINDOW": self.window is not None,
             "num_warps": tiles.warps, "num_stages": tiles.stages,
         }  # fmt: skip
@@ -232,7 +243,7 @@ def contribution_norms(local_map: LocalMap) -> Tensor:
     batch, n = local_map.texts.shape
     result = torch.zeros(batch, n, n, dtype=torch.float32, device=local_map.query.device)
     tiles = local_map.tiles(1)
-    grid = (triton.cdiv(n, tiles.k), batch)
+    grid = (ceil_div(n, tiles.k), batch)
     launch(_contribution_norms_kernel, grid, *local_map.arguments(), result, **local_map.options(tiles))
     return result
 
@@ -247,6 +258,6 @@ def row_sums(local_map: LocalMap) -> Tensor:
     batch, n = local_map.texts.shape
     result = local_map.row_scale.new_empty(batch, n)
     tiles = local_map.tiles(1)
-    grid = (triton.cdiv(n, tiles.q), batch)
+    grid = (ceil_div(n, tiles.q), batch)
     launch(_row_sums_kernel, grid, *local_map.arguments(), result, **local_map.options(tiles))
     return result

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import BLOCK, Texts, blocks, expect, expect_heads, heads_last, launch
+from .arguments import BLOCK, Texts, blocks, ceil_div, expect, expect_heads, heads_last, launch, power_of_two
 from .tiles import gram_tiles
 
 PARTS = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # so many matrices of PART_DTYPE add up to P
@@ -223,16 +223,16 @@ def head_factors(value: Tensor, weight: GramWeight, texts: Texts) -> HeadFactors
     tiles = gram_tiles(value.dtype, head_dim, value.device)
     launch(
         _gram_kernel,
-        (triton.cdiv(n, tiles.q), heads, batch),
+        (ceil_div(n, tiles.q), heads, batch),
         value, weight.parts, texts.ranges, gram, n, value.stride(0), value.stride(1), gram.stride(0),
-        H=heads, D=head_dim, BLOCK_D=max(16, triton.next_power_of_2(head_dim)), BLOCK_C=tiles.k, BLOCK_T=tiles.q,
+        H=heads, D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_C=tiles.k, BLOCK_T=tiles.q,
         PARTS=PARTS[value.dtype], num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
-    block_h = max(2, triton.next_power_of_2(heads))
+    block_h = power_of_two(heads)
     block_t = max(1, min(16, 2048 // block_h**2))
     launch(
         _cholesky_kernel,
-        (triton.cdiv(n, block_t), batch),
+        (ceil_div(n, block_t), batch),
         gram, weight.head_scale, texts.ranges, factor, key_scale, n, gram.stride(0), SMALLEST_PIVOT[dtype],
         H=heads, BLOCK_H=block_h, BLOCK_T=block_t, num_warps=4, num_stages=1,
     )  # fmt: skip

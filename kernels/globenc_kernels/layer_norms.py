@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import DTYPES, MAX_HIDDEN_SIZE, Texts, expect, launch
+from .arguments import DTYPES, MAX_HIDDEN_SIZE, Texts, expect, launch, power_of_two
 
 
 @triton.jit
@@ -121,7 +121,7 @@ def layer_scales(
         hidden_states.contiguous(), y1.contiguous(), y2.contiguous(), context.contiguous(), direction.contiguous(),
         projected.contiguous(), direction if bias is None else bias.contiguous(), texts.mask,
         scale1, scale2, gap, d, width, *map(float, eps), BIAS=bias is not None,
-        BLOCK=triton.next_power_of_2(d), BLOCK_W=triton.next_power_of_2(width), num_warps=4, num_stages=1,
+        BLOCK=power_of_two(d), BLOCK_W=power_of_two(width), num_warps=4, num_stages=1,
     )  # fmt: skip
     return LayerScales(scale1, scale2, gap)
 
@@ -193,6 +193,6 @@ def stage_norms(
         vectors, vectors if residual is None else residual.contiguous(), gamma1, gamma2,
         result if scale is None else scale.contiguous(), result, d,
         RESIDUAL=residual is not None, SCALED=scale is not None, NORMS=len(gammas),
-        BLOCK=triton.next_power_of_2(d), num_warps=4, num_stages=1,
+        BLOCK=power_of_two(d), num_warps=4, num_stages=1,
     )  # fmt: skip
     return result

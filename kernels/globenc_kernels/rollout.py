@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import expect, launch
+from .arguments import ceil_div, expect, launch, power_of_two
 from .contribution_norms import LocalMap, in_reach, load_heads, local_map_tile
 from .tiles import multiprocessors
 
@@ -96,11 +96,11 @@ def rollout_rows(rows: Tensor, local_map: LocalMap, used: Tensor | None = None) 
     results = []
     for some in rows.split(ROWS, 1):
         m = some.shape[1]
-        block_m = 1 if m == 1 else max(16, triton.next_power_of_2(m))
+        block_m = 1 if m == 1 else power_of_two(m)
         tiles = local_map.tiles(block_m)
-        columns = triton.cdiv(n, tiles.k)
+        columns = ceil_div(n, tiles.k)
         # few texts of few tokens: let several programs share a column, and add up their parts in order
-        splits = max(1, min(triton.cdiv(n, tiles.q), 2 * multiprocessors(device) // (columns * batch)))
+        splits = max(1, min(ceil_div(n, tiles.q), 2 * multiprocessors(device) // (columns * batch)))
         parts = torch.empty(splits, batch, m, n, dtype=torch.float32, device=device)
         launch(
             _rollout_rows_kernel,
