@@ -277,3 +277,12 @@ def test_linear_layers_without_bias():
         layer.attention.output.dense.bias = None
     found, expected = (globenc.contribution_maps(model, backend=backend, **inputs) for backend in ("triton", "torch"))
     assert float(row_error(found, expected).max()) < 1e-5
+
+
+def test_out_of_memory_says_what_to_lower(bert32, monkeypatch):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nProcess 1 has ...")
+
+    monkeypatch.setattr("globenc.functional.capture", full)
+    with pytest.raises(torch.OutOfMemoryError, match=r"with 2 texts of 9 tokens: take fewer texts at once.*20.00 GiB"):
+        globenc.attribute(bert32, **on_device(token_batch((9, 5))))
