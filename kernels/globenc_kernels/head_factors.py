@@ -114,19 +114,20 @@ def _gram_kernel(
     pair = gram_ptr + b * stride_gb + (tokens // 64) * (H * (H + 1) // 2 * 64) + tokens % 64
     pair += (h * H - h * (h - 1) // 2) * 64
     stop = tl.where((start >= last) | (start + BLOCK_T <= first), h, H)  # nothing but padding: no work
-    for k in range(h, stop):
-        gram = tl.zeros([BLOCK_T], dtype)
-        for c in range(0, D, BLOCK_C):
-            columns = c + offs_c
-            inside = (offs_d < D)[:, None] & (columns < D)[None, :]
-            block = weight_ptr + (h * H + k) * (D * D) + offs_d[:, None] * D + columns[None, :]
-            image = tl.zeros([BLOCK_T, BLOCK_C], dtype)
-            for part in tl.static_range(PARTS):
-                weight = tl.load(block + part * (H * H * D * D), mask=inside, other=0.0)
-                image = tl.dot(v_h, weight, image, input_precision="ieee", out_dtype=dtype)
-            v_k = tl.load(rows + k * D + columns[None, :], mask=(columns < D)[None, :], other=0.0)
-            gram += tl.sum(image * v_k.to(dtype), axis=1)
-        tl.store(pair + (k - h) * 64, gram, mask=tokens < n)
+    chunks: tl.constexpr = (D + BLOCK_C - 1) // BLOCK_C
+    gram = tl.zeros([BLOCK_T], dtype)
+    for step in tl.range(0, (stop - h) * chunks):  # one loop over heads and chunks of them, so that it is pipelined
+        k = h + step // chunks
+        columns = step % chunks * BLOCK_C + offs_c
+        inside = (offs_d < D)[:, None] & (columns < D)[None, :]
+        block = weight_ptr + (h * H + k) * (D * D) + offs_d[:, None] * D + columns[None, :]
+        image = tl.zeros([BLOCK_T, BLOCK_C], dtype)
+        for part in tl.static_range(PARTS):
+            weight = tl.load(block + part * (H * H * D * D), mask=inside, other=0.0)
+            image = tl.dot(v_h, weight, image, input_precision="ieee", out_dtype=dtype)
+        v_k = tl.load(rows + k * D + columns[None, :], mask=(columns < D)[None, :], other=0.0)
+        gram = tl.where(step % chunks == 0, 0.0, gram) + tl.sum(image * v_k.to(dtype), axis=1)
+        tl.store(pair + (k - h) * 64, gram, mask=tokens < n)  # the last chunk's is the whole
 
 
 @triton.jit(do_not_specialize=["n"])
