@@ -111,8 +111,11 @@ def layer_scales(
     expect(projected, "probe[1]", (width,), single, device)
     if bias is not None:
         expect(bias, "bias", (d,), DTYPES, device)
-    if texts.shape != (batch, n):
-        raise ValueError(f"texts must be those of hidden_states, [batch, n] = {[batch, n]}, got {list(texts.shape)}")
+    if texts.shape != (batch, n) or texts.mask.device != device:
+        raise ValueError(
+            f"texts must be those of hidden_states, [batch, n] = {[batch, n]} on {device}, got {list(texts.shape)} on "
+            f"{texts.mask.device}"
+        )
     scale1, scale2, gap = torch.empty(3, batch, n, dtype=torch.float32, device=device)
     y1, y2 = norm_inputs
     launch(
