@@ -33,7 +33,7 @@ from .arguments import (
 )
 from .attention import LOG2_E
 from .head_factors import HeadFactors
-from .tiles import Tiles, map_tiles
+from .tiles import Tiles, holds_heads, map_tiles
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +94,10 @@ class LocalMap:
     def options(self, tiles: Tiles) -> dict:
         """What every kernel here is compiled for."""
         _, heads, _, head_dim = self.query.shape
+        held = holds_heads(self.query.dtype, heads, head_dim, self.query.device)
         return {
-            "H": heads, "D": head_dim, "BLOCK_D": power_of_two(head_dim),
-            "BLOCK_Q": tiles.q, "BLOCK_K": tiles.k, "WEIGHTS": self.factors is None, "WINDOW": self.window is not None,
+            "H": heads, "D": head_dim, "BLOCK_D": power_of_two(head_dim), "BLOCK_Q": tiles.q, "BLOCK_K": tiles.k,
+            "WEIGHTS": self.factors is None, "WINDOW": self.window is not None, "HELD": held,
             "num_warps": tiles.warps, "num_stages": tiles.stages,
         }  # fmt: skip
 
@@ -107,27 +108,39 @@ class LocalMap:
 
 
 @triton.jit
-def load_heads(ptr, stride_n, start, n, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr):
-    """The vectors of BLOCK tokens, one tile [BLOCK, BLOCK_D] a head; behind the last token that one again."""
+def head_pointers(ptr, stride_n, start, n, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr):
+    """To the first head of BLOCK tokens, [BLOCK, BLOCK_D]; behind the last token to that one again."""
     rows = tl.minimum(tl.arange(0, BLOCK), n - 1 - start)
-    offs_d = tl.arange(0, BLOCK_D)
-    pointers = ptr + tl.cast(start, tl.int64) * stride_n + rows[:, None] * stride_n + offs_d[None, :]
+    return ptr + tl.cast(start, tl.int64) * stride_n + rows[:, None] * stride_n + tl.arange(0, BLOCK_D)[None, :]
+
+
+@triton.jit
+def load_head(pointers, h: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """A head's tile, [BLOCK, BLOCK_D]."""
+    if BLOCK_D == D:
+        return tl.load(pointers + h * D)
+    else:
+        return tl.load(pointers + h * D, mask=(tl.arange(0, BLOCK_D) < D)[None, :], other=0.0)
+
+
+@triton.jit
+def load_heads(pointers, HELD: tl.constexpr, H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """The tiles of all heads, to be held through a loop; none where they would not fit into shared memory."""
     tiles = ()
-    for h in tl.static_range(H):
-        if BLOCK_D == D:
-            tiles = tiles + (tl.load(pointers + h * D),)
-        else:
-            tiles = tiles + (tl.load(pointers + h * D, mask=(offs_d < D)[None, :], other=0.0),)
+    if HELD:
+        for h in tl.static_range(H):
+            tiles = tiles + (load_head(pointers, h, D, BLOCK_D),)
     return tiles
 
 
 @triton.jit
 def local_map_tile(
-    q, k, start_q, start_k, lse_ptr, factor_ptr, key_scale_ptr, row_scale_ptr, diagonal_ptr, mask_ptr,
-    n, window, zero, scale,
-    H: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, WEIGHTS: tl.constexpr, WINDOW: tl.constexpr,
+    held_q, held_k, q_pointers, k_pointers, start_q, start_k,
+    lse_ptr, factor_ptr, key_scale_ptr, row_scale_ptr, diagonal_ptr, mask_ptr, n, window, zero, scale,
+    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    WEIGHTS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """A_ij of a tile, [BLOCK_K, BLOCK_Q], zero outside the text; q and k hold one tile a head, pointers are the text's.
+    """A_ij of a tile, [BLOCK_K, BLOCK_Q], zero outside the text; q and k from tiles that are held, or from memory.
 
     `zero` is 0, and unknown to the compiler: it keeps loads in the loop they stand in, where hoisted they would need
     more registers than there are.
@@ -137,9 +150,13 @@ def local_map_tile(
     safe_q = tl.minimum(rows_q, n - 1)
     safe_k = tl.minimum(rows_k, n - 1)
     lse_ptr += tl.cast(start_q // 64, tl.int64) * (H * 64) + start_k * zero + rows_q % 64
+    q_pointers += start_k * zero
+    k_pointers += start_q * zero
     alpha = ()
     for h in tl.static_range(H):
-        scores = tl.dot(k[h], tl.trans(q[h]), input_precision="ieee")
+        q = held_q[h] if len(held_q) == H else load_head(q_pointers, h, D, BLOCK_D)
+        k = held_k[h] if len(held_k) == H else load_head(k_pointers, h, D, BLOCK_D)
+        scores = tl.dot(k, tl.trans(q), input_precision="ieee")
         lse = tl.load(lse_ptr + h * 64)
         alpha = alpha + (tl.exp2(scores * scale - lse[None, :]),)
     tile = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
@@ -181,7 +198,7 @@ def _contribution_norms_kernel(
     n, window, zero, scale, stride_qb, stride_qn, stride_kb, stride_kn, stride_lb, stride_fb,
     map_ptr,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-    WEIGHTS: tl.constexpr, WINDOW: tl.constexpr,
+    WEIGHTS: tl.constexpr, WINDOW: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     """One column of tiles of the map."""
     start_k = tl.program_id(0) * BLOCK_K
@@ -189,15 +206,17 @@ def _contribution_norms_kernel(
     low, high = in_reach(
         tl.load(range_ptr + 3 * b), tl.load(range_ptr + 3 * b + 1), start_k, window, BLOCK_K, BLOCK_Q, WINDOW
     )
-    k = load_heads(k_ptr + b * stride_kb, stride_kn, start_k, n, H, D, BLOCK_D, BLOCK_K)
+    k_pointers = head_pointers(k_ptr + b * stride_kb, stride_kn, start_k, n, BLOCK_D, BLOCK_K)
+    held = load_heads(k_pointers, HELD, H, D, BLOCK_D)
     rows_k = start_k + tl.arange(0, BLOCK_K)
     offs_q = tl.arange(0, BLOCK_Q)
     for start_q in tl.range(low, high, BLOCK_Q):
-        q = load_heads(q_ptr + b * stride_qb, stride_qn, start_q, n, H, D, BLOCK_D, BLOCK_Q)
+        q_pointers = head_pointers(q_ptr + b * stride_qb, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
         tile = local_map_tile(
-            q, k, start_q, start_k, lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
+            (), held, q_pointers, k_pointers, start_q, start_k,
+            lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
             row_scale_ptr + b * n, diagonal_ptr + b * n, mask_ptr + b * n, n, window, zero, scale,
-            H, BLOCK_Q, BLOCK_K, WEIGHTS, WINDOW,
+            H, D, BLOCK_D, BLOCK_Q, BLOCK_K, WEIGHTS, WINDOW,
         )  # fmt: skip
         corner = map_ptr + (b * n + start_q) * n + start_k
         inside = (rows_k < n)[:, None] & (start_q + offs_q < n)[None, :]
@@ -210,7 +229,7 @@ def _row_sums_kernel(
     n, window, zero, scale, stride_qb, stride_qn, stride_kb, stride_kn, stride_lb, stride_fb,
     sum_ptr,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-    WEIGHTS: tl.constexpr, WINDOW: tl.constexpr,
+    WEIGHTS: tl.constexpr, WINDOW: tl.constexpr, HELD: tl.constexpr,
 ):  # fmt: skip
     """Sums of BLOCK_Q rows of the map."""
     start_q = tl.program_id(0) * BLOCK_Q
@@ -218,14 +237,16 @@ def _row_sums_kernel(
     low, high = in_reach(
         tl.load(range_ptr + 3 * b), tl.load(range_ptr + 3 * b + 1), start_q, window, BLOCK_Q, BLOCK_K, WINDOW
     )
-    q = load_heads(q_ptr + b * stride_qb, stride_qn, start_q, n, H, D, BLOCK_D, BLOCK_Q)
+    q_pointers = head_pointers(q_ptr + b * stride_qb, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
+    held = load_heads(q_pointers, HELD, H, D, BLOCK_D)
     total = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
     for start_k in tl.range(low, high, BLOCK_K):
-        k = load_heads(k_ptr + b * stride_kb, stride_kn, start_k, n, H, D, BLOCK_D, BLOCK_K)
+        k_pointers = head_pointers(k_ptr + b * stride_kb, stride_kn, start_k, n, BLOCK_D, BLOCK_K)
         total += local_map_tile(
-            q, k, start_q, start_k, lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
+            held, (), q_pointers, k_pointers, start_q, start_k,
+            lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
             row_scale_ptr + b * n, diagonal_ptr + b * n, mask_ptr + b * n, n, window, zero, scale,
-            H, BLOCK_Q, BLOCK_K, WEIGHTS, WINDOW,
+            H, D, BLOCK_D, BLOCK_Q, BLOCK_K, WEIGHTS, WINDOW,
         )  # fmt: skip
     rows_q = start_q + tl.arange(0, BLOCK_Q)
     tl.store(sum_ptr + b * n + rows_q, tl.sum(total, axis=0), mask=rows_q < n)

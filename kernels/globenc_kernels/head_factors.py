@@ -159,7 +159,6 @@ def _cholesky_kernel(
 
         scaled = (length * tl.load(head_scale_ptr + heads, mask=heads < H, other=0.0)[None, :]).to(tl.float32)
         longest = tl.max(scaled, axis=1)
-        longest = tl.where(tl.sum(scaled, axis=1) == 0, 1.0, longest)
         key_scale = (longest.to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
         key_scale = tl.where(key_scale == 0, 1.0, key_scale)
         scaled = scaled / key_scale[:, None]

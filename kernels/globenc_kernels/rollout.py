@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import ceil_div, expect, launch, power_of_two
-from .contribution_norms import LocalMap, in_reach, load_heads, local_map_tile
+from .contribution_norms import LocalMap, head_pointers, in_reach, load_heads, local_map_tile
 from .tiles import multiprocessors
 
 ROWS = 32  # at most so many target rows share a pass over the tiles
@@ -20,7 +20,7 @@ def _rollout_rows_kernel(
     n, window, zero, scale, stride_qb, stride_qn, stride_kb, stride_kn, stride_lb, stride_fb,
     rows_ptr, used_ptr, result_ptr, m, splits, stride_rb, stride_rm, stride_ob,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-    WEIGHTS: tl.constexpr, WINDOW: tl.constexpr, BLOCK_M: tl.constexpr,
+    WEIGHTS: tl.constexpr, WINDOW: tl.constexpr, HELD: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
     """What one block of keys gets from one part of the queries."""
     start_k = tl.program_id(0) * BLOCK_K
@@ -34,18 +34,20 @@ def _rollout_rows_kernel(
     share = tl.cdiv(tl.cdiv(tl.maximum(high - low, 0), BLOCK_Q), splits) * BLOCK_Q
     low += part * share
     high = tl.minimum(high, low + share)
-    k = load_heads(k_ptr + b * stride_kb, stride_kn, start_k, n, H, D, BLOCK_D, BLOCK_K)
+    k_pointers = head_pointers(k_ptr + b * stride_kb, stride_kn, start_k, n, BLOCK_D, BLOCK_K)
+    held = load_heads(k_pointers, HELD, H, D, BLOCK_D)
     offs_m = tl.arange(0, BLOCK_M)
     if BLOCK_M == 1:
         acc = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
     else:
         acc = tl.zeros([BLOCK_K, BLOCK_M], tl.float32)
     for start_q in tl.range(low, high, BLOCK_Q):
-        q = load_heads(q_ptr + b * stride_qb, stride_qn, start_q, n, H, D, BLOCK_D, BLOCK_Q)
+        q_pointers = head_pointers(q_ptr + b * stride_qb, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
         tile = local_map_tile(
-            q, k, start_q, start_k, lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
+            (), held, q_pointers, k_pointers, start_q, start_k,
+            lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
             row_scale_ptr + b * n, diagonal_ptr + b * n, mask_ptr + b * n, n, window, zero, scale,
-            H, BLOCK_Q, BLOCK_K, WEIGHTS, WINDOW,
+            H, D, BLOCK_D, BLOCK_Q, BLOCK_K, WEIGHTS, WINDOW,
         )  # fmt: skip
         rows_q = start_q + tl.arange(0, BLOCK_Q)
         source = rows_ptr + b * stride_rb + rows_q

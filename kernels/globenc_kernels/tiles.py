@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from .arguments import power_of_two
+
 
 class Tiles(NamedTuple):
     """Rows and columns of a tile, warps of its program and stages of its pipeline."""
@@ -27,22 +29,35 @@ def capability(device: torch.device) -> tuple[int, int]:
 def attention_tiles(dtype: torch.dtype, head_dim: int, device: torch.device) -> Tiles:
     """Queries x keys of the attention forward."""
     if dtype == torch.float32:
-        return Tiles(64, 32, 4, 2) if head_dim <= 64 else Tiles(32, 32, 4, 2)
+        return Tiles(64, 32, 8, 2) if head_dim <= 64 else Tiles(32, 32, 8, 2)
     return Tiles(128, 64, 8, 2) if head_dim <= 64 else Tiles(64, 64, 4, 2)
 
 
 def gram_tiles(dtype: torch.dtype, head_dim: int, device: torch.device) -> Tiles:
     """Tokens x value components of the Gram matrices."""
     if dtype == torch.float32:
-        return Tiles(32, 32, 4, 1)
-    return Tiles(64, 64, 4, 2) if head_dim > 32 else Tiles(64, 32, 4, 2)
+        return Tiles(64, 32, 4, 2) if head_dim <= 64 else Tiles(32, 32, 4, 1)
+    return Tiles(128, 64, 8, 2) if head_dim > 32 else Tiles(128, 32, 8, 2)
+
+
+def holds_heads(dtype: torch.dtype, heads: int, head_dim: int, device: torch.device) -> bool:
+    """Whether all heads of a block of tokens stay in shared memory through a loop over the others."""
+    return dtype != torch.float32 and heads <= 16 and heads * power_of_two(head_dim) <= 1024
 
 
 def map_tiles(dtype: torch.dtype, heads: int, head_dim: int, targets: int, device: torch.device) -> Tiles:
-    """Queries x keys of a local map's tile; all heads of it are in registers at once."""
-    if capability(device) >= (9, 0):
-        return Tiles(32, 64, 8, 2)
-    return Tiles(64, 32, 8, 2)
+    """Queries x keys of a local map's tile, beside `targets` rows; all heads of it are in registers at once."""
+    width, hopper = heads * power_of_two(head_dim), capability(device) >= (9, 0)
+    if dtype == torch.float32:
+        if heads > 16:
+            return Tiles(16, 32, 8, 1)
+        return Tiles(32, 32, 8, 2 if hopper and width <= 768 else 1)
+    if heads <= 12 and holds_heads(dtype, heads, head_dim, device):
+        # products of 64 keys and more are the whole warp group's on Hopper
+        return Tiles(32, 64, 8, 2) if hopper and targets == 1 and width <= 768 else Tiles(64, 32, 8, 1)
+    if heads <= 16 and hopper and targets == 1 and holds_heads(dtype, heads, head_dim, device):
+        return Tiles(64, 32, 8, 1)
+    return Tiles(64, 16, 8, 1)
 
 
 def multiprocessors(device: torch.device) -> int:
