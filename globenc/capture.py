@@ -75,9 +75,9 @@ def _direction(d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return direction
 
 
-Attend = Callable[[LayerModules, Tensor, Tensor, Tensor, float], tuple[Tensor, Any] | None]
-"""An attention of our own: layer's modules, query, key, value, scaling -> context [B, n, H, d_h] and what it leaves
-for the layer's trace; None where it leaves the layer to torch."""
+Attend = Callable[[LayerModules, Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Any] | None]
+"""An attention of our own: the layer's modules and residual, query, key, value, scaling -> context [B, n, H, d_h] and
+what it leaves for the layer's trace; None where it leaves the layer to torch."""
 
 
 @dataclass
@@ -140,7 +140,8 @@ class _Recorder:
         partial = self.current("attention")
         attended = None
         if self.own_attention is not None:
-            attended = self.own_attention(self.layers[self.done], query, key, value, scaling)
+            layer, residual = self.layers[self.done], partial.hidden_states
+            attended = self.own_attention(layer, residual, query, key, value, scaling)
         context, left = (None, None) if attended is None else attended
         partial.attention = {"query": query, "key": key, "value": value, "scaling": scaling, "attention": left}
         return context
@@ -215,8 +216,12 @@ class _Borrowed:
 
 _evaluating = _Borrowed("training", False)
 _captured = _Borrowed("_attn_implementation_internal", ATTENTION)
-_matmul = torch.backends.cuda.matmul
-_precise = _Borrowed("fp32_precision", "ieee") if hasattr(_matmul, "fp32_precision") else _Borrowed("allow_tf32", False)
+_products: list[Any] = [torch.backends.cuda.matmul]
+if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+    _products += [torch.backends.mkldnn.matmul]  # type: ignore[attr-defined, unused-ignore]
+    _precise = _Borrowed("fp32_precision", "ieee")
+else:  # torch < 2.9
+    _precise = _Borrowed("allow_tf32", False)
 
 
 @contextlib.contextmanager
@@ -225,8 +230,8 @@ def precise(device: torch.device) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if torch.is_autocast_enabled(device.type):
             stack.enter_context(torch.autocast(device.type, enabled=False))
-        _precise.take([_matmul])
-        stack.callback(_precise.give_back, [_matmul])
+        _precise.take(_products)
+        stack.callback(_precise.give_back, _products)
         yield
 
 

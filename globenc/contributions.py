@@ -120,9 +120,10 @@ def kept(trace: LayerTrace, stage: Stage, key: Hashable, make: Callable[[], Any]
     """
     modules = trace.modules
     weight = modules.output_projection.weight.detach()
-    norms = [norm_weight(norm, weight) for norm in (modules.attention_norm, modules.output_norm)[: stage.norms]]
+    norms = (modules.attention_norm, modules.output_norm)[: stage.norms]
+    key = (key, *map(id, norms))  # layers may share a projection, with norms of their own
     version = None if weight.is_inference() else weight._version
-    seen = torch.cat([trace.probe[1], *norms])
+    seen = torch.cat([trace.probe[1], *(norm_weight(norm, trace.probe[1]) for norm in norms)])
     things = _kept.setdefault(modules.output_projection, {})
     if key in things:
         old_version, old_seen, thing = things[key]
@@ -512,6 +513,14 @@ def completeness_gap(trace: LayerTrace) -> Tensor:
     return relative_gap(tokens + nobody, trace.output, trace.mask)
 
 
+def rounding(dtype: torch.dtype) -> float:
+    """What the model's own projection may be off by, relative: by its dtype, or by the products it is told to use."""
+    matmul = torch.backends.cuda.matmul
+    lowered = torch.get_float32_matmul_precision() != "highest"
+    lowered = lowered or getattr(matmul, "fp32_precision", "ieee") not in ("ieee", "none")
+    return ROUNDING[torch.bfloat16 if lowered and dtype == torch.float32 else dtype]
+
+
 def patched(trace: LayerTrace) -> Tensor:
     """How much of what enters LayerNorm 1 is not x + W_O context + b_O, a number; 1 and more is no rounding.
 
@@ -525,7 +534,7 @@ def patched(trace: LayerTrace) -> Tensor:
     if bias is not None:
         expected = expected + bias.detach().to(dtype) @ direction
     size = real.norm(dim=-1) + own.norm(dim=-1)
-    allowed = ROUNDING[trace.context.dtype] * size * direction.norm() / len(direction) ** 0.5
+    allowed = rounding(trace.context.dtype) * size * direction.norm() / len(direction) ** 0.5
     return (_divide((real @ direction - expected).abs(), allowed) * trace.mask).amax()
 
 

@@ -195,11 +195,14 @@ class _Run:
             torch.OutOfMemoryError: the device's memory is too small; the message says what to lower.
         """
         try:
-            result = compute()
-            if self.doubts and bool(torch.stack(self.doubts).any()):  # the weights have changed since the last call
-                for layer in self.layers:
-                    contributions.forget(layer)
+            for _ in range(3):
                 result = compute()
+                if not self.doubts or not bool(torch.stack(self.doubts).any()):
+                    break
+                for layer in self.layers:  # the weights have changed since the last call
+                    contributions.forget(layer)
+            else:
+                raise RuntimeError("the model's weights change during the call: attribute when they stand still")
         except torch.OutOfMemoryError as error:
             batch, n = self.mask.shape
             raise torch.OutOfMemoryError(

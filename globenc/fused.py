@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .capture import LayerTrace
-from .contributions import ROUNDING, LayerMap, TorchLayer, kept, norm_weight, stage_product
+from .contributions import LayerMap, TorchLayer, kept, norm_weight, rounding, stage_product
 from .encoders import LayerModules
 from .methods import STAGES, Method, Stage
 
@@ -28,7 +28,7 @@ class FusedLayers:
         self.explicit = explicit
 
     def attend(
-        self, modules: LayerModules, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, modules: LayerModules, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> tuple[Tensor, FusedAttention] | None:
         """As `capture.Attend`; what the kernels cannot take is left to torch, or an error if they were asked for.
 
@@ -38,10 +38,16 @@ class FusedLayers:
         _, heads, n, head_dim = query.shape
         hidden_size = modules.output_projection.weight.shape[0]
         reason = kernels.unsupported_reason(value.dtype, heads, n, head_dim, hidden_size, scaling)
-        if reason is not None or not query.dtype == key.dtype == value.dtype:
+        if reason is None and not query.shape == key.shape == value.shape:
+            reason = f"queries, keys and values differ in shape: {[list(t.shape) for t in (query, key, value)]}"
+        if reason is None and not query.dtype == key.dtype == value.dtype:
+            reason = f"queries, keys and values are {query.dtype}, {key.dtype}, {value.dtype}"
+        parameters = [modules.output_projection.weight, modules.attention_norm.weight, modules.output_norm.weight]
+        if reason is None and any(t is not None and t.dtype == torch.float64 for t in (hidden_states, *parameters)):
+            reason = "a part of the layer is torch.float64"
+        if reason is not None:
             if not self.explicit:
                 return None
-            reason = reason or f"queries, keys and values are {query.dtype}, {key.dtype}, {value.dtype}"
             raise RuntimeError(f"backend='triton' cannot take this model: {reason}; use backend='torch' or 'auto'")
         if query.device not in self.texts:
             self.texts[query.device] = self.first.to(query.device)
@@ -79,7 +85,7 @@ class FusedAttention:
 
     def patched(self, trace: LayerTrace) -> Tensor:
         """As `contributions.patched`."""
-        return self.layer_scales(trace).gap.amax() / ROUNDING[trace.context.dtype]
+        return self.layer_scales(trace).gap.amax() / rounding(trace.context.dtype)
 
     def row_scale(self, trace: LayerTrace, stage: Stage) -> Tensor:
         """1 / (s1_i s2_i) as far as the stage goes, [B, n]."""
@@ -93,7 +99,7 @@ class FusedAttention:
         weight = trace.modules.output_projection.weight.detach().to(context.dtype)
         mixed = nn.functional.linear(context.flatten(2), weight)
         norms = (trace.modules.attention_norm, trace.modules.output_norm)[: stage.norms]
-        gammas = tuple(norm_weight(norm, mixed).float() for norm in norms)
+        gammas = tuple(norm_weight(norm, trace.probe[0]).float() for norm in norms)
         return kernels.stage_norms(mixed, trace.hidden_states if residual else None, gammas, scale)
 
     def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -171,6 +172,91 @@ def test_a_doubt_begins_again(bert32, monkeypatch):
     monkeypatch.setattr(contributions, "patched", doubtful)
     globenc.attribute(bert32, backend="torch", **on_device(token_batch()))
     assert len(calls) == 2 * SIZES["num_hidden_layers"]
+
+
+def test_layers_may_share_a_projection(monkeypatch):
+    """With LayerNorms of their own: what is kept of one layer is not taken for the other's."""
+    model, inputs = model_of(), on_device(token_batch())
+    first, second = (layer.attention.output for layer in model.encoder.layer)
+    second.dense = first.dense
+    for _ in range(2):
+        found, plain = (globenc.contribution_maps(model, backend=b, **inputs) for b in ("triton", "reference"))
+        assert float(row_error(found, plain).max()) < 1e-5
+    keys = contributions._kept[first.dense]
+    assert len({key for key in keys if "gram" in key[0]}) == 2
+
+
+def test_weights_that_never_stand_still(bert32, monkeypatch):
+    real = contributions.patched
+
+    def doubtful(trace):
+        trace.doubts.append(torch.tensor(True))
+        return real(trace)
+
+    monkeypatch.setattr(contributions, "patched", doubtful)
+    with pytest.raises(RuntimeError, match="weights change during the call"):
+        globenc.attribute(bert32, backend="torch", **on_device(token_batch()))
+
+
+def test_layernorm_weights_keep_their_digits():
+    """In a half-precision model with float32 LayerNorms, neither what is kept nor the diagonal rounds them."""
+    model, inputs = model_of(dtype=torch.bfloat16), on_device(token_batch())
+    for module in model.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.float()
+            module.register_forward_pre_hook(lambda m, args: (args[0].float(),))
+            module.register_forward_hook(lambda m, args, out: out.bfloat16())
+    norm = model.encoder.layer[0].output.LayerNorm
+    before = globenc.contribution_maps(model, backend="triton", **inputs)[0]
+    norm.weight.data.mul_(1.0015)  # less than bfloat16 can tell
+    after = globenc.contribution_maps(model, backend="triton", **inputs)[0]
+    torch.testing.assert_close(after, before * 1.0015, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_products_that_are_told_to_round(bert32, backend):
+    """A caller who allows TF32 or bfloat16 products for the model gets the model's numbers, not a false alarm."""
+    inputs = on_device(token_batch())
+    expected = globenc.attribute(bert32, backend=backend, **inputs).scores
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        found = globenc.attribute(bert32, backend=backend, **inputs).scores
+    finally:
+        torch.set_float32_matmul_precision(before)
+    torch.testing.assert_close(found, expected, rtol=0.1, atol=0.02)
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="of the interpreter")
+def test_two_threads(bert32):
+    inputs, results = token_batch(), []
+    expected = globenc.attribute(bert32, backend="triton", **inputs).scores
+    work = threading.Thread(target=lambda: results.append(globenc.attribute(bert32, backend="triton", **inputs).scores))
+    work.start()
+    results.append(globenc.attribute(bert32, backend="triton", **inputs).scores)
+    work.join()
+    assert len(results) == 2
+    assert all(torch.equal(scores, expected) for scores in results)
+
+
+def test_large_scores():
+    """Attention weights come from differences of scores: large ones cost a rounding of the score and no more."""
+    model = model_of()
+    with torch.no_grad():
+        for layer in model.encoder.layer:
+            layer.attention.self.query.weight.mul_(40)
+    attention = model.encoder.layer[0].attention.self
+    inputs = on_device(token_batch((30,)))
+    found, expected, plain = (
+        globenc.contribution_maps(m, backend=b, **inputs)[0]
+        for m, b in ((model, "triton"), (copy.deepcopy(model).double(), "reference"), (model, "reference"))
+    )
+    embedded = model.embeddings(inputs["input_ids"])
+    query, key = (m(embedded)[0].view(30, 3, 16).double() for m in (attention.query, attention.key))
+    score = float(torch.einsum("ihd,jhd->hij", query, key).abs().max()) / 4
+    assert score > 100
+    error = float(row_error(found, expected).max())
+    assert error <= 2 * float(row_error(plain, expected).max()) + score * torch.finfo(torch.float32).eps
 
 
 def test_an_activation_patch_is_found(bert32):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 BLOCK = 64  # tokens a block in the layouts of log-sum-exps and factors; tiles divide it
 MAX_HEADS, HEAD_DIMS, MAX_TOKENS, MAX_HIDDEN_SIZE = 32, (16, 128), 131072, 4096
+MAX_TEXTS = 65535  # of a batch: what a grid takes
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SLOW_COMPILATION = 2.0  # seconds after which a compilation says that it is one
 
@@ -49,6 +50,8 @@ class Texts:
 
     def __init__(self, attention_mask: Tensor):
         expect(attention_mask, "attention_mask", ("batch", "n"), (torch.bool,))
+        if len(attention_mask) > MAX_TEXTS:
+            raise ValueError(f"attention_mask must be of at most {MAX_TEXTS} texts, got {len(attention_mask)}")
         self.mask = attention_mask.contiguous().view(torch.int8)
         n = attention_mask.shape[1]
         first = self.mask.argmax(1)
@@ -121,7 +124,7 @@ def expect_heads(tensor: Tensor, name: str, texts: Texts, like: Tensor | None = 
 
 def expect_scores(scaling: float, window: int | None) -> None:
     """Raises where a factor of scores or a window is none."""
-    if not scaling > 0 or scaling == float("inf"):
+    if not isinstance(scaling, float | int) or not 0 < scaling < float("inf"):
         raise ValueError(f"scaling must be a positive number, got {scaling!r}")
     if window is not None and (isinstance(window, bool) or not isinstance(window, int) or window < 0):
         raise ValueError(f"window must be None or a number of tokens of at least 0, got {window!r}")
@@ -133,8 +136,12 @@ def heads_last(tensor: Tensor) -> Tensor:
     That is how a projection leaves them, so there is seldom anything to copy.
     """
     tensor = tensor.transpose(1, 2)
-    side_by_side = tensor.stride(3) == 1 and (tensor.shape[2] == 1 or tensor.stride(2) == tensor.shape[3])
-    return tensor if side_by_side and tensor.stride(1) * 64 < 2**31 else tensor.contiguous()
+    batch, n, heads, head_dim = tensor.shape
+    side_by_side = tensor.stride(3) == 1 and (heads == 1 or tensor.stride(2) == head_dim)
+    # texts one behind the other: a batch's stride of its own would be another compilation for another length
+    in_a_row = n == 1 or batch == 1 or tensor.stride(0) == n * tensor.stride(1)
+    usable = side_by_side and in_a_row and n > 1 and tensor.stride(1) * BLOCK < 2**31
+    return tensor if usable else tensor.contiguous()
 
 
 _launched: set[tuple] = set()
@@ -162,6 +169,9 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         _launched.add(case)
 
 
+_interpreter = threading.Lock()  # Triton's keeps its state in globals
+
+
 def _interpret(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict[str, Any]) -> None:
     """Run a kernel in Triton's interpreter, which knows no bfloat16 products: those tensors go as float32."""
     given = list(args)
@@ -169,7 +179,7 @@ def _interpret(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict[st
         if isinstance(arg, Tensor) and arg.dtype == torch.bfloat16:
             memory = torch.empty(0, dtype=arg.dtype).set_(arg.untyped_storage()).float()
             given[i] = memory.as_strided(arg.shape, arg.stride(), arg.storage_offset())
-    with warnings.catch_warnings():
+    with _interpreter, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of what is computed and not used
         kernel[grid](*given, **options)
     for arg, computed in zip(args, given, strict=True):

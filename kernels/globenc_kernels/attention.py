@@ -27,8 +27,9 @@ class AttentionOutput:
         context: sum_j alpha_ij v_j, [batch, n, heads, head_dim], the dtype of value.
         own_context: alpha_ii v_i, the same shape and dtype; zero at padding.
         own_weight: alpha_ii, [batch, heads, n], float32; zero at padding.
-        log_sum_exp: of the scaled scores of a row, base 2, float32, in blocks of 64 queries:
-            [batch, ceil(n / 64), heads, 64]; what stands behind the last query is not defined.
+        log_sum_exp: of a row's scores in two parts, its largest score s before scaling and log2 of the sum of
+            2**((score - s) * scaling * log2(e)), so that large scores lose no digits; float32, in blocks of 64 queries:
+            [batch, ceil(n / 64), heads, 2, 64]; what stands behind the last query is not defined.
     """
 
     context: Tensor
@@ -49,7 +50,7 @@ def _attend_keys(
     real_d = (offs_d < D)[None, :]
     k = tl.load(k_ptr + safe_k[:, None].to(tl.int64) * stride_kn + offs_d[None, :], mask=real_d, other=0.0)
     v = tl.load(v_ptr + safe_k[:, None].to(tl.int64) * stride_vn + offs_d[None, :], mask=real_d, other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee")
     if MASKED:
         seen = ((tl.load(mask_ptr + safe_k) != 0) & (rows_k < n))[None, :]
         v = tl.where(tl.trans(seen), v, tl.zeros_like(v))  # what stands at padding may be anything, also NaN
@@ -58,8 +59,8 @@ def _attend_keys(
         scores = tl.where(seen, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, axis=1))
     shift = tl.where(new_top == float("-inf"), 0.0, new_top)  # no key seen so far
-    weights = tl.exp2(scores - shift[:, None])
-    fade = tl.exp2(top - shift)
+    weights = tl.exp2((scores - shift[:, None]) * scale)
+    fade = tl.exp2((top - shift) * scale)
     total = total * fade + tl.sum(weights, axis=1)
     acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
     return acc, total, new_top
@@ -69,7 +70,7 @@ def _attend_keys(
 def _attention_kernel(
     q_ptr, k_ptr, v_ptr, mask_ptr, range_ptr, context_ptr, own_ptr, weight_ptr, lse_ptr,
     n, window, scale,
-    stride_qb, stride_qn, stride_kb, stride_kn, stride_vb, stride_vn, stride_cb, stride_lb,
+    stride_qn, stride_kn, stride_vn,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     WINDOW: tl.constexpr,
 ):  # fmt: skip
@@ -83,10 +84,13 @@ def _attention_kernel(
     safe_q = tl.minimum(rows_q, n - 1).to(tl.int64)
     offs_d = tl.arange(0, BLOCK_D)
     real_d = (offs_d < D)[None, :]
-    q = tl.load(q_ptr + b * stride_qb + h * D + safe_q[:, None] * stride_qn + offs_d[None, :], mask=real_d, other=0.0)
-    k_ptr += b * stride_kb + h * D
-    v_ptr += b * stride_vb + h * D
-    mask_ptr += b * n
+    text = b * n  # its first row
+    q = tl.load(
+        q_ptr + text * stride_qn + h * D + safe_q[:, None] * stride_qn + offs_d[None, :], mask=real_d, other=0.0
+    )
+    k_ptr += text * stride_kn + h * D
+    v_ptr += text * stride_vn + h * D
+    mask_ptr += text
 
     low, high = first, last
     if WINDOW:
@@ -114,21 +118,23 @@ def _attention_kernel(
     real_q = (tl.load(mask_ptr + safe_q) != 0) & (rows_q < n)
     # no key at all: a context of zero at padding; a real query sees itself, and its scores are all -inf
     total = tl.where(total == 0, tl.where(real_q, float("nan"), 1.0), total)
-    lse = tl.where(top == float("-inf"), 0.0, top) + tl.log2(total)
+    top = tl.where(top == float("-inf"), 0.0, top)
+    log_total = tl.log2(total)
 
     k_own = tl.load(k_ptr + safe_q[:, None] * stride_kn + offs_d[None, :], mask=real_d, other=0.0)
     v_own = tl.load(v_ptr + safe_q[:, None] * stride_vn + offs_d[None, :], mask=real_d, other=0.0)
-    own = tl.sum(q.to(tl.float32) * k_own.to(tl.float32), axis=1) * scale
-    own = tl.where(real_q, tl.exp2(own - lse), 0.0)
+    own = tl.sum(q.to(tl.float32) * k_own.to(tl.float32), axis=1)
+    own = tl.where(real_q, tl.exp2((own - top) * scale - log_total), 0.0)
     v_own = tl.where(real_q[:, None], v_own.to(tl.float32), 0.0)
 
     inside = (rows_q < n)[:, None] & real_d
-    offsets = b * stride_cb + h * D + safe_q[:, None] * (H * D) + offs_d[None, :]
+    offsets = (text + safe_q[:, None]) * (H * D) + h * D + offs_d[None, :]
     tl.store(context_ptr + offsets, acc / total[:, None], mask=inside)
     tl.store(own_ptr + offsets, own[:, None] * v_own, mask=inside)
     tl.store(weight_ptr + (b * H + h) * n + safe_q, own, mask=rows_q < n)
-    block = rows_q // 64
-    tl.store(lse_ptr + b * stride_lb + (block * H + h) * 64 + rows_q % 64, lse, mask=rows_q < n)
+    lse_ptr += (b * ((n + 63) // 64) + rows_q // 64) * (H * 128) + h * 128 + rows_q % 64
+    tl.store(lse_ptr, top, mask=rows_q < n)
+    tl.store(lse_ptr + 64, log_total, mask=rows_q < n)
 
 
 def attention(
@@ -166,15 +172,14 @@ def attention(
     context = value.new_empty(batch, n, heads, head_dim)
     own_context = torch.empty_like(context)
     own_weight = value.new_empty(batch, heads, n, dtype=torch.float32)
-    lse = value.new_empty(batch, blocks(n), heads, BLOCK, dtype=torch.float32)
+    lse = value.new_empty(batch, blocks(n), heads, 2, BLOCK, dtype=torch.float32)
     tiles = attention_tiles(query.dtype, head_dim, query.device)
     launch(
         _attention_kernel,
         (ceil_div(n, tiles.q), heads, batch),
         query, key, value, texts.mask, texts.ranges, context, own_context, own_weight, lse,
         n, window or 0, scaling * LOG2_E,
-        query.stride(0), query.stride(1), key.stride(0), key.stride(1), value.stride(0), value.stride(1),
-        context.stride(0), lse.stride(0),
+        query.stride(1), key.stride(1), value.stride(1),
         H=heads, D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_Q=tiles.q, BLOCK_K=tiles.k,
         WINDOW=window is not None, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

@@ -43,7 +43,7 @@ class LocalMap:
     Attributes:
         query, key: [batch, heads, n, head_dim], float32, float16 or bfloat16, any strides.
         scaling: factor of the scores.
-        log_sum_exp: as `attention` gives it, [batch, ceil(n / 64), heads, 64], float32.
+        log_sum_exp: as `attention` gives it, [batch, ceil(n / 64), heads, 2, 64], float32.
         factors: as `head_factors` gives them; None for the mean attention weight over heads.
         row_scale: what row i is multiplied by off the diagonal, [batch, n], float32.
         diagonal: A_ii, [batch, n], float32.
@@ -70,7 +70,7 @@ class LocalMap:
         expect_scores(self.scaling, self.window)
         batch, heads, n, _ = self.query.shape
         device, single = self.query.device, (torch.float32,)
-        expect(self.log_sum_exp, "log_sum_exp", (batch, blocks(n), heads, BLOCK), single, device)
+        expect(self.log_sum_exp, "log_sum_exp", (batch, blocks(n), heads, 2, BLOCK), single, device)
         expect(self.row_scale, "row_scale", (batch, n), single, device)
         expect(self.diagonal, "diagonal", (batch, n), single, device)
         if self.factors is not None:
@@ -88,7 +88,7 @@ class LocalMap:
         return (
             query, key, lse, factor, key_scale, row_scale, diagonal, self.texts.mask, self.texts.ranges,
             query.shape[1], self.window or 0, 0, self.scaling * LOG2_E,
-            query.stride(0), query.stride(1), key.stride(0), key.stride(1), lse.stride(0), factor.stride(0),
+            query.stride(1), key.stride(1), lse.stride(0), factor.stride(0),
         )  # fmt: skip
 
     def options(self, tiles: Tiles) -> dict:
@@ -101,10 +101,10 @@ class LocalMap:
             "num_warps": tiles.warps, "num_stages": tiles.stages,
         }  # fmt: skip
 
-    def tiles(self, targets: int) -> Tiles:
-        """The tile size for kernels that keep `targets` rows beside a tile."""
+    def tiles(self, alone: bool) -> Tiles:
+        """The tile size for a kernel; `alone` as in `map_tiles`."""
         _, heads, _, head_dim = self.query.shape
-        return map_tiles(self.query.dtype, heads, head_dim, targets, self.query.device)
+        return map_tiles(self.query.dtype, heads, head_dim, alone, self.query.device)
 
 
 @triton.jit
@@ -149,7 +149,7 @@ def local_map_tile(
     rows_k = start_k + tl.arange(0, BLOCK_K)
     safe_q = tl.minimum(rows_q, n - 1)
     safe_k = tl.minimum(rows_k, n - 1)
-    lse_ptr += tl.cast(start_q // 64, tl.int64) * (H * 64) + start_k * zero + rows_q % 64
+    lse_ptr += tl.cast(start_q // 64, tl.int64) * (H * 128) + start_k * zero + rows_q % 64
     q_pointers += start_k * zero
     k_pointers += start_q * zero
     alpha = ()
@@ -157,8 +157,9 @@ def local_map_tile(
         q = held_q[h] if len(held_q) == H else load_head(q_pointers, h, D, BLOCK_D)
         k = held_k[h] if len(held_k) == H else load_head(k_pointers, h, D, BLOCK_D)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee")
-        lse = tl.load(lse_ptr + h * 64)
-        alpha = alpha + (tl.exp2(scores * scale - lse[None, :]),)
+        top = tl.load(lse_ptr + h * 128)
+        log_total = tl.load(lse_ptr + h * 128 + 64)
+        alpha = alpha + (tl.exp2((scores - top[None, :]) * scale - log_total[None, :]),)
     tile = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
     if WEIGHTS:
         for h in tl.static_range(H):
@@ -166,11 +167,19 @@ def local_map_tile(
         tile = tile * (1.0 / H)
     else:
         factor_ptr += tl.cast(start_k // 64, tl.int64) * (H * (H + 1) // 2 * 64) + start_q * zero + rows_k % 64
-        for a in tl.static_range(H):
-            part = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
-            for h in tl.static_range(a, H):
-                part += tl.load(factor_ptr + (a * H - a * (a - 1) // 2 + h - a) * 64)[:, None] * alpha[h]
-            tile += part * part
+        if H <= 16:
+            for a in tl.static_range(H):
+                part = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
+                for h in tl.static_range(a, H):
+                    part += tl.load(factor_ptr + (a * H - a * (a - 1) // 2 + h - a) * 64)[:, None] * alpha[h]
+                tile += part * part
+        else:  # so many unrolled rows would take minutes to compile
+            for a in tl.range(0, H):
+                part = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
+                row = factor_ptr + (a * H - a * (a - 1) // 2 - a) * 64
+                for h in tl.static_range(H):
+                    part += tl.load(row + h * 64, mask=(rows_k >= 0) & (h >= a), other=0.0)[:, None] * alpha[h]
+                tile += part * part
         tile = tl.sqrt(tile) * tl.load(key_scale_ptr + safe_k)[:, None]
     tile = tile * tl.load(row_scale_ptr + safe_q)[None, :]
     if WINDOW:
@@ -195,7 +204,7 @@ def in_reach(low, high, start, window, BLOCK: tl.constexpr, OTHER: tl.constexpr,
 @triton.jit(do_not_specialize=["n", "window", "zero"])
 def _contribution_norms_kernel(
     q_ptr, k_ptr, lse_ptr, factor_ptr, key_scale_ptr, row_scale_ptr, diagonal_ptr, mask_ptr, range_ptr,
-    n, window, zero, scale, stride_qb, stride_qn, stride_kb, stride_kn, stride_lb, stride_fb,
+    n, window, zero, scale, stride_qn, stride_kn, stride_lb, stride_fb,
     map_ptr,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     WEIGHTS: tl.constexpr, WINDOW: tl.constexpr, HELD: tl.constexpr,
@@ -206,12 +215,12 @@ def _contribution_norms_kernel(
     low, high = in_reach(
         tl.load(range_ptr + 3 * b), tl.load(range_ptr + 3 * b + 1), start_k, window, BLOCK_K, BLOCK_Q, WINDOW
     )
-    k_pointers = head_pointers(k_ptr + b * stride_kb, stride_kn, start_k, n, BLOCK_D, BLOCK_K)
+    k_pointers = head_pointers(k_ptr + b * n * stride_kn, stride_kn, start_k, n, BLOCK_D, BLOCK_K)
     held = load_heads(k_pointers, HELD, H, D, BLOCK_D)
     rows_k = start_k + tl.arange(0, BLOCK_K)
     offs_q = tl.arange(0, BLOCK_Q)
     for start_q in tl.range(low, high, BLOCK_Q):
-        q_pointers = head_pointers(q_ptr + b * stride_qb, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
+        q_pointers = head_pointers(q_ptr + b * n * stride_qn, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
         tile = local_map_tile(
             (), held, q_pointers, k_pointers, start_q, start_k,
             lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
@@ -226,7 +235,7 @@ def _contribution_norms_kernel(
 @triton.jit(do_not_specialize=["n", "window", "zero"])
 def _row_sums_kernel(
     q_ptr, k_ptr, lse_ptr, factor_ptr, key_scale_ptr, row_scale_ptr, diagonal_ptr, mask_ptr, range_ptr,
-    n, window, zero, scale, stride_qb, stride_qn, stride_kb, stride_kn, stride_lb, stride_fb,
+    n, window, zero, scale, stride_qn, stride_kn, stride_lb, stride_fb,
     sum_ptr,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     WEIGHTS: tl.constexpr, WINDOW: tl.constexpr, HELD: tl.constexpr,
@@ -237,11 +246,11 @@ def _row_sums_kernel(
     low, high = in_reach(
         tl.load(range_ptr + 3 * b), tl.load(range_ptr + 3 * b + 1), start_q, window, BLOCK_Q, BLOCK_K, WINDOW
     )
-    q_pointers = head_pointers(q_ptr + b * stride_qb, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
+    q_pointers = head_pointers(q_ptr + b * n * stride_qn, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
     held = load_heads(q_pointers, HELD, H, D, BLOCK_D)
     total = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
     for start_k in tl.range(low, high, BLOCK_K):
-        k_pointers = head_pointers(k_ptr + b * stride_kb, stride_kn, start_k, n, BLOCK_D, BLOCK_K)
+        k_pointers = head_pointers(k_ptr + b * n * stride_kn, stride_kn, start_k, n, BLOCK_D, BLOCK_K)
         total += local_map_tile(
             held, (), q_pointers, k_pointers, start_q, start_k,
             lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
@@ -263,7 +272,7 @@ def contribution_norms(local_map: LocalMap) -> Tensor:
     """
     batch, n = local_map.texts.shape
     result = torch.zeros(batch, n, n, dtype=torch.float32, device=local_map.query.device)
-    tiles = local_map.tiles(1)
+    tiles = local_map.tiles(alone=False)
     grid = (ceil_div(n, tiles.k), batch)
     launch(_contribution_norms_kernel, grid, *local_map.arguments(), result, **local_map.options(tiles))
     return result
@@ -278,7 +287,7 @@ def row_sums(local_map: LocalMap) -> Tensor:
     """
     batch, n = local_map.texts.shape
     result = local_map.row_scale.new_empty(batch, n)
-    tiles = local_map.tiles(1)
+    tiles = local_map.tiles(alone=True)
     grid = (ceil_div(n, tiles.q), batch)
     launch(_row_sums_kernel, grid, *local_map.arguments(), result, **local_map.options(tiles))
     return result

@@ -91,7 +91,7 @@ def gram_weight(product: Tensor, heads: int, dtype: torch.dtype) -> GramWeight:
 
 @triton.jit(do_not_specialize=["n"])
 def _gram_kernel(
-    v_ptr, weight_ptr, range_ptr, gram_ptr, n, stride_vb, stride_vn, stride_gb,
+    v_ptr, weight_ptr, range_ptr, gram_ptr, n, stride_vn, stride_gb,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -106,7 +106,7 @@ def _gram_kernel(
     offs_d = tl.arange(0, BLOCK_D)
     offs_c = tl.arange(0, BLOCK_C)
     dtype: tl.constexpr = gram_ptr.dtype.element_ty
-    v_ptr += b * stride_vb
+    v_ptr += b * n * stride_vn
     rows = v_ptr + safe[:, None] * stride_vn
     v_h = tl.load(rows + h * D + offs_d[None, :], mask=(offs_d < D)[None, :], other=0.0)
     v_h = v_h.to(weight_ptr.dtype.element_ty)
@@ -224,7 +224,7 @@ def head_factors(value: Tensor, weight: GramWeight, texts: Texts) -> HeadFactors
     launch(
         _gram_kernel,
         (ceil_div(n, tiles.q), heads, batch),
-        value, weight.parts, texts.ranges, gram, n, value.stride(0), value.stride(1), gram.stride(0),
+        value, weight.parts, texts.ranges, gram, n, value.stride(1), gram.stride(0),
         H=heads, D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_C=tiles.k, BLOCK_T=tiles.q,
         PARTS=PARTS[value.dtype], num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

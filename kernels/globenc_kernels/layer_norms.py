@@ -116,7 +116,8 @@ def layer_scales(
             f"texts must be those of hidden_states, [batch, n] = {[batch, n]} on {device}, got {list(texts.shape)} on "
             f"{texts.mask.device}"
         )
-    scale1, scale2, gap = torch.empty(3, batch, n, dtype=torch.float32, device=device)
+    # one by one: parts of one tensor would start where no compiled kernel expects it
+    scale1, scale2, gap = (torch.empty(batch, n, dtype=torch.float32, device=device) for _ in range(3))
     y1, y2 = norm_inputs
     launch(
         _layer_scales_kernel,

@@ -17,7 +17,7 @@ ROWS = 32  # at most so many target rows share a pass over the tiles
 @triton.jit(do_not_specialize=["n", "window", "zero", "m", "splits", "stride_rb", "stride_rm", "stride_ob"])
 def _rollout_rows_kernel(
     q_ptr, k_ptr, lse_ptr, factor_ptr, key_scale_ptr, row_scale_ptr, diagonal_ptr, mask_ptr, range_ptr,
-    n, window, zero, scale, stride_qb, stride_qn, stride_kb, stride_kn, stride_lb, stride_fb,
+    n, window, zero, scale, stride_qn, stride_kn, stride_lb, stride_fb,
     rows_ptr, used_ptr, result_ptr, m, splits, stride_rb, stride_rm, stride_ob,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     WEIGHTS: tl.constexpr, WINDOW: tl.constexpr, HELD: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -34,7 +34,7 @@ def _rollout_rows_kernel(
     share = tl.cdiv(tl.cdiv(tl.maximum(high - low, 0), BLOCK_Q), splits) * BLOCK_Q
     low += part * share
     high = tl.minimum(high, low + share)
-    k_pointers = head_pointers(k_ptr + b * stride_kb, stride_kn, start_k, n, BLOCK_D, BLOCK_K)
+    k_pointers = head_pointers(k_ptr + b * n * stride_kn, stride_kn, start_k, n, BLOCK_D, BLOCK_K)
     held = load_heads(k_pointers, HELD, H, D, BLOCK_D)
     offs_m = tl.arange(0, BLOCK_M)
     if BLOCK_M == 1:
@@ -42,7 +42,7 @@ def _rollout_rows_kernel(
     else:
         acc = tl.zeros([BLOCK_K, BLOCK_M], tl.float32)
     for start_q in tl.range(low, high, BLOCK_Q):
-        q_pointers = head_pointers(q_ptr + b * stride_qb, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
+        q_pointers = head_pointers(q_ptr + b * n * stride_qn, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
         tile = local_map_tile(
             (), held, q_pointers, k_pointers, start_q, start_k,
             lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
@@ -51,10 +51,12 @@ def _rollout_rows_kernel(
         )  # fmt: skip
         rows_q = start_q + tl.arange(0, BLOCK_Q)
         source = rows_ptr + b * stride_rb + rows_q
+        # what stands at padding may be anything
+        real_q = (rows_q < n) & (tl.load(mask_ptr + b * n + tl.minimum(rows_q, n - 1)) != 0)
         if BLOCK_M == 1:
-            acc += tile * tl.load(source, mask=rows_q < n, other=0.0)[None, :]
+            acc += tile * tl.load(source, mask=real_q, other=0.0)[None, :]
         else:
-            inside = (rows_q < n)[:, None] & (offs_m < m)[None, :]
+            inside = real_q[:, None] & (offs_m < m)[None, :]
             rows = tl.load(source[:, None] + offs_m[None, :] * stride_rm, mask=inside, other=0.0)
             acc = tl.dot(tile, rows, acc, input_precision="ieee")
     rows_k = start_k + tl.arange(0, BLOCK_K)
@@ -99,7 +101,7 @@ def rollout_rows(rows: Tensor, local_map: LocalMap, used: Tensor | None = None) 
     for some in rows.split(ROWS, 1):
         m = some.shape[1]
         block_m = 1 if m == 1 else power_of_two(m)
-        tiles = local_map.tiles(block_m)
+        tiles = local_map.tiles(alone=m == 1)
         columns = ceil_div(n, tiles.k)
         # few texts of few tokens: let several programs share a column, and add up their parts in order
         splits = max(1, min(ceil_div(n, tiles.q), 2 * multiprocessors(device) // (columns * batch)))

@@ -45,19 +45,18 @@ def holds_heads(dtype: torch.dtype, heads: int, head_dim: int, device: torch.dev
     return dtype != torch.float32 and heads <= 16 and heads * power_of_two(head_dim) <= 1024
 
 
-def map_tiles(dtype: torch.dtype, heads: int, head_dim: int, targets: int, device: torch.device) -> Tiles:
-    """Queries x keys of a local map's tile, beside `targets` rows; all heads of it are in registers at once."""
-    width, hopper = heads * power_of_two(head_dim), capability(device) >= (9, 0)
+def map_tiles(dtype: torch.dtype, heads: int, head_dim: int, alone: bool, device: torch.device) -> Tiles:
+    """Queries x keys of a local map's tile; all heads of it are in registers at once.
+
+    `alone`: what it is used for keeps at most one more tile in registers.
+    """
+    hopper, small = capability(device) >= (9, 0), heads * power_of_two(head_dim) <= 768
     if dtype == torch.float32:
-        if heads > 16:
-            return Tiles(16, 32, 8, 1)
-        return Tiles(32, 32, 8, 2 if hopper and width <= 768 else 1)
-    if heads <= 12 and holds_heads(dtype, heads, head_dim, device):
-        # products of 64 keys and more are the whole warp group's on Hopper
-        return Tiles(32, 64, 8, 2) if hopper and targets == 1 and width <= 768 else Tiles(64, 32, 8, 1)
-    if heads <= 16 and hopper and targets == 1 and holds_heads(dtype, heads, head_dim, device):
-        return Tiles(64, 32, 8, 1)
-    return Tiles(64, 16, 8, 1)
+        return Tiles(32, 32, 8, 2) if hopper and small and heads <= 12 else Tiles(16, 32, 8, 1)
+    if heads > 12 or not holds_heads(dtype, heads, head_dim, device):
+        return Tiles(64, 16, 8, 1)
+    # products of 64 keys are the whole warp group's on Hopper
+    return Tiles(32, 64, 8, 2) if hopper and small and alone else Tiles(64, 32, 8, 1)
 
 
 def multiprocessors(device: torch.device) -> int:
