@@ -392,7 +392,7 @@ def rollout_ms(cases: list[Case], device: torch.device, size: Any) -> list[float
 def sweep_tiles(cases: list[Case], device: torch.device, deadline: float) -> None:
     """Print the time of rollout_rows alone by tile size, neighbours of the present one first, then sorted."""
     _, d, heads = MODELS[cases[0].shape]
-    present = kernels.tiles.map_tiles(DTYPES[cases[0].dtype], heads, d // heads, True, device)
+    present = kernels.tiles.map_tiles(DTYPES[cases[0].dtype], heads, d // heads, "row", device)
     sizes = [type(present)(*size) for size in itertools.product((16, 32, 64), (16, 32, 64), (4, 8, 16), (1, 2, 3))]
     sizes.sort(key=lambda size: sum(abs(math.log2(a / b)) for a, b in zip(size, present, strict=True)))
     if device.type == "cpu":

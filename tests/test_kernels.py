@@ -303,8 +303,10 @@ def test_log_sum_exp(layer):
     trace = layer.trace
     batch, heads, n, _ = trace.query.shape
     lse = layer.attended.log_sum_exp.cpu()
-    assert lse.shape == (batch, -(-n // 64), heads, 64)
-    lse = lse.transpose(1, 2).flatten(2)[..., :n, None]
+    assert lse.shape == (batch, -(-n // 64), heads, 2, 64)
+    largest, log_total = lse.permute(3, 0, 2, 1, 4).flatten(3)[..., :n, None].double()
+    base = torch.log(torch.tensor(2.0, dtype=torch.float64))
+    lse = largest * trace.scaling / base + log_total
     scores = trace.query.double() @ trace.key.double().transpose(2, 3) * trace.scaling
     exact, plain = layer.alpha(), layer.alpha(FLOAT32)
     seen = exact > 0
@@ -499,7 +501,7 @@ def all_of(layer: Layer, method: str = "N-Enc") -> dict[str, Tensor]:
     attended, heads = layer.attended, layer.trace.query.shape[1]
     n = layer.mask.shape[1]
     rows = torch.rand(len(layer.mask), 2, n, generator=torch.Generator().manual_seed(1)).to(DEVICE)
-    lse = attended.log_sum_exp.transpose(2, 3).flatten(1, 2)[:, :n]
+    lse = attended.log_sum_exp.movedim(4, 2).flatten(1, 2)[:, :n].flatten(2)
     results = {
         "context": attended.context,
         "own_context": attended.own_context,
@@ -605,7 +607,7 @@ def test_strides(layout, dtype):
     tensor = laid.given("query")
     assert torch.equal(tensor, layer.given("query"))
     copied = arguments.heads_last(tensor).data_ptr() != tensor.data_ptr()
-    assert copied == (layout in ("heads-first", "transposed", "sliced"))
+    assert copied == (layout in ("heads-first", "transposed", "sliced", "expanded"))
     for name, result in all_of(laid).items():
         assert torch.equal(result, expected[name]), name
 
@@ -803,7 +805,7 @@ def test_bad_scales_are_seen(name):
         local_map = good
     else:
         tensor = getattr(good, name).clone()
-        tensor[(0, 0, 1, 3) if name == "log_sum_exp" else (0, 3)] = NAN
+        tensor[(0, 0, 1, 1, 3) if name == "log_sum_exp" else (0, 3)] = NAN
         local_map = replace(good, **{name: tensor})
         expected = torch.zeros(9, dtype=torch.bool)
         expected[3 if name == "diagonal" else slice(None)] = True
@@ -1116,7 +1118,7 @@ WRONG: list[tuple[str, str, Callable[[Any], Any], type[Exception], str]] = [
     ("LocalMap", "scaling", instead(-1), ValueError, " must be a positive number, got -1"),
     ("LocalMap", "window", instead(-1), ValueError, " must be None or a number of tokens of at least 0, got -1"),
     ("LocalMap", "log_sum_exp", double, TypeError, " must be torch.float32, got torch.float64"),
-    ("LocalMap", "log_sum_exp", lambda t: t[..., :5], ValueError, " must have shape [2, 1, 2, 64], got [2, 1, 2, 5]"),
+    ("LocalMap", "log_sum_exp", lambda t: t[..., :5], ValueError, " must have shape [2, 1, 2, 2, 64], got [2, 1, 2, 2, 5]"),
     ("LocalMap", "row_scale", fewer, ValueError, " must have shape [2, 5], got [2, 4]"),
     ("LocalMap", "row_scale", elsewhere, ValueError, f"{LIKE} the other tensors, got meta"),
     ("LocalMap", "diagonal", Tensor.half, TypeError, " must be torch.float32, got torch.float16"),

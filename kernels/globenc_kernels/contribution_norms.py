@@ -94,17 +94,21 @@ class LocalMap:
     def options(self, tiles: Tiles) -> dict:
         """What every kernel here is compiled for."""
         _, heads, _, head_dim = self.query.shape
-        held = holds_heads(self.query.dtype, heads, head_dim, self.query.device)
         return {
             "H": heads, "D": head_dim, "BLOCK_D": power_of_two(head_dim), "BLOCK_Q": tiles.q, "BLOCK_K": tiles.k,
-            "WEIGHTS": self.factors is None, "WINDOW": self.window is not None, "HELD": held,
+            "WEIGHTS": self.factors is None, "WINDOW": self.window is not None,
             "num_warps": tiles.warps, "num_stages": tiles.stages,
         }  # fmt: skip
 
-    def tiles(self, alone: bool) -> Tiles:
-        """The tile size for a kernel; `alone` as in `map_tiles`."""
+    def tiles(self, use: str) -> Tiles:
+        """The tile size for a kernel; `use` as in `map_tiles`."""
         _, heads, _, head_dim = self.query.shape
-        return map_tiles(self.query.dtype, heads, head_dim, alone, self.query.device)
+        return map_tiles(self.query.dtype, heads, head_dim, use, self.query.device)
+
+    def holds(self, tiles: Tiles) -> bool:
+        """Whether a kernel goes through its loop with all heads of a block of keys."""
+        _, heads, _, head_dim = self.query.shape
+        return holds_heads(self.query.dtype, heads, head_dim, tiles.k, self.query.device)
 
 
 @triton.jit
@@ -135,12 +139,12 @@ def load_heads(pointers, HELD: tl.constexpr, H: tl.constexpr, D: tl.constexpr, B
 
 @triton.jit
 def local_map_tile(
-    held_q, held_k, q_pointers, k_pointers, start_q, start_k,
+    held, q_pointers, k_pointers, start_q, start_k,
     lse_ptr, factor_ptr, key_scale_ptr, row_scale_ptr, diagonal_ptr, mask_ptr, n, window, zero, scale,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     WEIGHTS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """A_ij of a tile, [BLOCK_K, BLOCK_Q], zero outside the text; q and k from tiles that are held, or from memory.
+    """A_ij of a tile, [BLOCK_K, BLOCK_Q], zero outside the text; k from tiles that are held, or from memory.
 
     `zero` is 0, and unknown to the compiler: it keeps loads in the loop they stand in, where hoisted they would need
     more registers than there are.
@@ -154,8 +158,8 @@ def local_map_tile(
     k_pointers += start_q * zero
     alpha = ()
     for h in tl.static_range(H):
-        q = held_q[h] if len(held_q) == H else load_head(q_pointers, h, D, BLOCK_D)
-        k = held_k[h] if len(held_k) == H else load_head(k_pointers, h, D, BLOCK_D)
+        q = load_head(q_pointers, h, D, BLOCK_D)
+        k = held[h] if len(held) == H else load_head(k_pointers, h, D, BLOCK_D)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee")
         top = tl.load(lse_ptr + h * 128)
         log_total = tl.load(lse_ptr + h * 128 + 64)
@@ -222,7 +226,7 @@ def _contribution_norms_kernel(
     for start_q in tl.range(low, high, BLOCK_Q):
         q_pointers = head_pointers(q_ptr + b * n * stride_qn, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
         tile = local_map_tile(
-            (), held, q_pointers, k_pointers, start_q, start_k,
+            held, q_pointers, k_pointers, start_q, start_k,
             lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
             row_scale_ptr + b * n, diagonal_ptr + b * n, mask_ptr + b * n, n, window, zero, scale,
             H, D, BLOCK_D, BLOCK_Q, BLOCK_K, WEIGHTS, WINDOW,
@@ -238,7 +242,7 @@ def _row_sums_kernel(
     n, window, zero, scale, stride_qn, stride_kn, stride_lb, stride_fb,
     sum_ptr,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
-    WEIGHTS: tl.constexpr, WINDOW: tl.constexpr, HELD: tl.constexpr,
+    WEIGHTS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
     """Sums of BLOCK_Q rows of the map."""
     start_q = tl.program_id(0) * BLOCK_Q
@@ -247,12 +251,11 @@ def _row_sums_kernel(
         tl.load(range_ptr + 3 * b), tl.load(range_ptr + 3 * b + 1), start_q, window, BLOCK_Q, BLOCK_K, WINDOW
     )
     q_pointers = head_pointers(q_ptr + b * n * stride_qn, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
-    held = load_heads(q_pointers, HELD, H, D, BLOCK_D)
     total = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
     for start_k in tl.range(low, high, BLOCK_K):
         k_pointers = head_pointers(k_ptr + b * n * stride_kn, stride_kn, start_k, n, BLOCK_D, BLOCK_K)
         total += local_map_tile(
-            held, (), q_pointers, k_pointers, start_q, start_k,
+            (), q_pointers, k_pointers, start_q, start_k,
             lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
             row_scale_ptr + b * n, diagonal_ptr + b * n, mask_ptr + b * n, n, window, zero, scale,
             H, D, BLOCK_D, BLOCK_Q, BLOCK_K, WEIGHTS, WINDOW,
@@ -272,9 +275,16 @@ def contribution_norms(local_map: LocalMap) -> Tensor:
     """
     batch, n = local_map.texts.shape
     result = torch.zeros(batch, n, n, dtype=torch.float32, device=local_map.query.device)
-    tiles = local_map.tiles(alone=False)
+    tiles = local_map.tiles("map")
     grid = (ceil_div(n, tiles.k), batch)
-    launch(_contribution_norms_kernel, grid, *local_map.arguments(), result, **local_map.options(tiles))
+    launch(
+        _contribution_norms_kernel,
+        grid,
+        *local_map.arguments(),
+        result,
+        HELD=local_map.holds(tiles),
+        **local_map.options(tiles),
+    )
     return result
 
 
@@ -287,7 +297,7 @@ def row_sums(local_map: LocalMap) -> Tensor:
     """
     batch, n = local_map.texts.shape
     result = local_map.row_scale.new_empty(batch, n)
-    tiles = local_map.tiles(alone=True)
+    tiles = local_map.tiles("sums")
     grid = (ceil_div(n, tiles.q), batch)
     launch(_row_sums_kernel, grid, *local_map.arguments(), result, **local_map.options(tiles))
     return result

@@ -44,7 +44,7 @@ def _rollout_rows_kernel(
     for start_q in tl.range(low, high, BLOCK_Q):
         q_pointers = head_pointers(q_ptr + b * n * stride_qn, stride_qn, start_q, n, BLOCK_D, BLOCK_Q)
         tile = local_map_tile(
-            (), held, q_pointers, k_pointers, start_q, start_k,
+            held, q_pointers, k_pointers, start_q, start_k,
             lse_ptr + b * stride_lb, factor_ptr + b * stride_fb, key_scale_ptr + b * n,
             row_scale_ptr + b * n, diagonal_ptr + b * n, mask_ptr + b * n, n, window, zero, scale,
             H, D, BLOCK_D, BLOCK_Q, BLOCK_K, WEIGHTS, WINDOW,
@@ -101,7 +101,7 @@ def rollout_rows(rows: Tensor, local_map: LocalMap, used: Tensor | None = None) 
     for some in rows.split(ROWS, 1):
         m = some.shape[1]
         block_m = 1 if m == 1 else power_of_two(m)
-        tiles = local_map.tiles(alone=m == 1)
+        tiles = local_map.tiles("row" if m == 1 else "rows")
         columns = ceil_div(n, tiles.k)
         # few texts of few tokens: let several programs share a column, and add up their parts in order
         splits = max(1, min(ceil_div(n, tiles.q), 2 * multiprocessors(device) // (columns * batch)))
@@ -110,7 +110,7 @@ def rollout_rows(rows: Tensor, local_map: LocalMap, used: Tensor | None = None) 
             _rollout_rows_kernel,
             (columns, splits, batch),
             *arguments, some, used, parts, m, splits, some.stride(0), some.stride(1), parts.stride(1),
-            BLOCK_M=block_m, **local_map.options(tiles),
+            HELD=local_map.holds(tiles), BLOCK_M=block_m, **local_map.options(tiles),
         )  # fmt: skip
         results.append(parts[0] if splits == 1 else parts.sum(0))
     return results[0] if len(results) == 1 else torch.cat(results, 1)

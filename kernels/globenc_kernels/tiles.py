@@ -11,6 +11,8 @@ import torch
 
 from .arguments import power_of_two
 
+LARGE_SHARED = {(8, 0), (8, 7), (9, 0), (10, 0), (10, 1), (10, 3)}  # 163 KB and more a program; the others have 99 KB
+
 
 class Tiles(NamedTuple):
     """Rows and columns of a tile, warps of its program and stages of its pipeline."""
@@ -40,23 +42,33 @@ def gram_tiles(dtype: torch.dtype, head_dim: int, device: torch.device) -> Tiles
     return Tiles(128, 64, 8, 2) if head_dim > 32 else Tiles(128, 32, 8, 2)
 
 
-def holds_heads(dtype: torch.dtype, heads: int, head_dim: int, device: torch.device) -> bool:
-    """Whether all heads of a block of tokens stay in shared memory through a loop over the others."""
-    return dtype != torch.float32 and heads <= 16 and heads * power_of_two(head_dim) <= 1024
+def holds_heads(dtype: torch.dtype, heads: int, head_dim: int, tokens: int, device: torch.device) -> bool:
+    """Whether all heads of a block of keys stay in shared memory through a loop over queries."""
+    if dtype == torch.float32 or heads > (16 if _hopper(device) else 12):
+        return False
+    held = heads * power_of_two(head_dim) * 2 * tokens
+    return held <= (136 if capability(device) in LARGE_SHARED else 80) * 1024
 
 
-def map_tiles(dtype: torch.dtype, heads: int, head_dim: int, alone: bool, device: torch.device) -> Tiles:
+def map_tiles(dtype: torch.dtype, heads: int, head_dim: int, use: str, device: torch.device) -> Tiles:
     """Queries x keys of a local map's tile; all heads of it are in registers at once.
 
-    `alone`: what it is used for keeps at most one more tile in registers.
+    `use`: "row" for one target's row, "rows" for several, "map", or "sums" of rows.
     """
-    hopper, small = capability(device) >= (9, 0), heads * power_of_two(head_dim) <= 768
+    width, hopper = heads * power_of_two(head_dim), _hopper(device)
     if dtype == torch.float32:
-        return Tiles(32, 32, 8, 2) if hopper and small and heads <= 12 else Tiles(16, 32, 8, 1)
-    if heads > 12 or not holds_heads(dtype, heads, head_dim, device):
-        return Tiles(64, 16, 8, 1)
+        if hopper:
+            return Tiles(32, 32, 8, 2) if width <= 768 and heads <= 12 else Tiles(16, 32, 8, 1)
+        return Tiles(32, 16, 8, 1) if heads <= 12 and use != "sums" else Tiles(16, 16, 4, 1)
+    if heads > 12 or width > 1024:
+        return Tiles(32, 16, 4, 1) if use == "sums" else Tiles(64, 16, 8, 1)
     # products of 64 keys are the whole warp group's on Hopper
-    return Tiles(32, 64, 8, 2) if hopper and small and alone else Tiles(64, 32, 8, 1)
+    return Tiles(32, 64, 8, 2) if hopper and use == "row" and head_dim > 32 and width <= 768 else Tiles(64, 32, 8, 1)
+
+
+def _hopper(device: torch.device) -> bool:
+    """Data-centre GPUs from Hopper on: products by warp groups, and 227 KB of shared memory."""
+    return capability(device)[0] in (9, 10)
 
 
 def multiprocessors(device: torch.device) -> int:
