@@ -7,7 +7,7 @@ method of the paper has this form: where there are no factors the norm is the me
 does to its rows is in the row scale and the diagonal.
 
 `local_map_tile` is the one routine; the kernels below, and rollout.py, say where its tiles go. Tiles stand with keys in
-rows: that spares half of the loads of R.
+rows: that halves what a thread reads of R.
 """
 
 from __future__ import annotations

@@ -31,14 +31,14 @@ def capability(device: torch.device) -> tuple[int, int]:
 def attention_tiles(dtype: torch.dtype, head_dim: int, device: torch.device) -> Tiles:
     """Queries x keys of the attention forward."""
     if dtype == torch.float32:
-        return Tiles(64, 32, 8, 2) if head_dim <= 64 else Tiles(32, 32, 8, 2)
+        return Tiles(64, 32, 8, 2) if head_dim <= 64 else Tiles(16, 32, 4, 2)
     return Tiles(128, 64, 8, 2) if head_dim <= 64 else Tiles(64, 64, 4, 2)
 
 
 def gram_tiles(dtype: torch.dtype, head_dim: int, device: torch.device) -> Tiles:
     """Tokens x value components of the Gram matrices."""
     if dtype == torch.float32:
-        return Tiles(64, 32, 4, 2) if head_dim <= 64 else Tiles(32, 32, 4, 1)
+        return Tiles(64, 32, 4, 2) if head_dim <= 64 else Tiles(32, 32, 8, 1)
     return Tiles(128, 64, 8, 2) if head_dim > 32 else Tiles(128, 32, 8, 2)
 
 
@@ -57,9 +57,11 @@ def map_tiles(dtype: torch.dtype, heads: int, head_dim: int, use: str, device: t
     """
     width, hopper = heads * power_of_two(head_dim), _hopper(device)
     if dtype == torch.float32:
-        if hopper:
-            return Tiles(32, 32, 8, 2) if width <= 768 and heads <= 12 else Tiles(16, 32, 8, 1)
-        return Tiles(32, 16, 8, 1) if heads <= 12 and use != "sums" else Tiles(16, 16, 4, 1)
+        if hopper and width <= 768 and heads <= 12:
+            return Tiles(32, 32, 8, 2)
+        if hopper and use != "sums":
+            return Tiles(16, 32, 8, 1)
+        return Tiles(32, 16, 8, 1) if heads <= 12 and use in ("row", "map") else Tiles(16, 16, 4, 1)
     if heads > 12 or width > 1024:
         return Tiles(32, 16, 4, 1) if use == "sums" else Tiles(64, 16, 8, 1)
     # products of 64 keys are the whole warp group's on Hopper
