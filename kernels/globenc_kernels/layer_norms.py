@@ -125,9 +125,13 @@ def layer_scales(
         hidden_states.contiguous(), y1.contiguous(), y2.contiguous(), context.contiguous(), direction.contiguous(),
         projected.contiguous(), direction if bias is None else bias.contiguous(), texts.mask,
         scale1, scale2, gap, d, width, *map(float, eps), BIAS=bias is not None,
-        BLOCK=power_of_two(d), BLOCK_W=power_of_two(width), num_warps=4, num_stages=1,
+        BLOCK=power_of_two(d), BLOCK_W=power_of_two(width), num_warps=_warps(max(d, width)), num_stages=1,
     )  # fmt: skip
     return LayerScales(scale1, scale2, gap)
+
+
+def _warps(width: int) -> int:
+    return 4 if width <= 1024 else 8
 
 
 def _expect_width(width: int, name: str) -> None:
@@ -197,6 +201,6 @@ def stage_norms(
         vectors, vectors if residual is None else residual.contiguous(), gamma1, gamma2,
         result if scale is None else scale.contiguous(), result, d,
         RESIDUAL=residual is not None, SCALED=scale is not None, NORMS=len(gammas),
-        BLOCK=power_of_two(d), num_warps=4, num_stages=1,
+        BLOCK=power_of_two(d), num_warps=_warps(d), num_stages=1,
     )  # fmt: skip
     return result

@@ -59,9 +59,9 @@ def map_tiles(dtype: torch.dtype, heads: int, head_dim: int, use: str, device: t
     if dtype == torch.float32:
         if hopper and width <= 768 and heads <= 12:
             return Tiles(32, 32, 8, 2)
-        if hopper and use != "sums":
+        if hopper and use in ("row", "rows"):
             return Tiles(16, 32, 8, 1)
-        return Tiles(32, 16, 8, 1) if heads <= 12 and use in ("row", "map") else Tiles(16, 16, 4, 1)
+        return Tiles(32, 16, 8, 1) if heads <= 12 and use in ("row", "map") else Tiles(16, 16, 8, 1)
     if heads > 12 or width > 1024:
         return Tiles(32, 16, 4, 1) if use == "sums" else Tiles(64, 16, 8, 1)
     # products of 64 keys are the whole warp group's on Hopper
