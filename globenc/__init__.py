@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from .attribution import Attribution, Word
     from .encoders import EncoderFamily, register_encoder, supported_encoders
     from .explainer import GlobEnc
+    from .extraction.run import extract
+    from .extraction.store import load_extract
     from .functional import AttributionOutput, attribute, completeness_gap, contribution_maps, mixing_ratios
     from .rollouts import rollout
 
@@ -28,6 +30,8 @@ _MODULES = {
     "attribute": "functional",
     "completeness_gap": "functional",
     "contribution_maps": "functional",
+    "extract": "extraction.run",
+    "load_extract": "extraction.store",
     "mixing_ratios": "functional",
     "register_encoder": "encoders",
     "rollout": "rollouts",
@@ -44,6 +48,8 @@ __all__ = [
     "attribute",
     "completeness_gap",
     "contribution_maps",
+    "extract",
+    "load_extract",
     "mixing_ratios",
     "register_encoder",
     "rollout",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,16 @@ class Word:
     def special(self) -> bool:
         """Whether this is a special token of the tokenizer, such as [CLS]."""
         return self.segment is None
+
+
+def word_spans(segments: Sequence[int | None], word_ids: Sequence[int | None]) -> list[tuple[int, int]]:
+    """Slice bounds first:stop of the tokens of every word; special tokens, whose segment is None or -1, stand alone."""
+    starts = [
+        k
+        for k, (segment, word) in enumerate(zip(segments, word_ids, strict=True))
+        if not k or segment is None or segment < 0 or segment != segments[k - 1] or word != word_ids[k - 1]
+    ]
+    return list(zip(starts, [*starts[1:], len(segments)], strict=True))
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -100,16 +111,7 @@ class Attribution:
             ['[CLS]', 'unflinchingly', 'bleak', '[SEP]']
         """
         words: list[Word] = []
-        first = 0
-        for stop in range(1, len(self.tokens) + 1):
-            same = (
-                stop < len(self.tokens)
-                and self.segments[first] is not None
-                and self.segments[stop] == self.segments[first]
-                and self.word_ids[stop] == self.word_ids[first]
-            )
-            if same:
-                continue
+        for first, stop in word_spans(self.segments, self.word_ids):
             segment, begin, end = self.segments[first], self.offsets[first], self.offsets[stop - 1]
             score: Any = self.scores[..., first:stop].sum(-1)
             score = float(score) if self.scores.ndim == 1 else score
@@ -119,7 +121,6 @@ class Attribution:
             else:
                 name = "".join(token.removeprefix("##") for token in self.tokens[first:stop])
                 words.append(Word(name, score, None, None, (first, stop), segment))
-            first = stop
         return words
 
     def raw_scores(self) -> np.ndarray:

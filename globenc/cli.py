@@ -1,4 +1,4 @@
-"""The command line: `globenc attribute` and `globenc models`.
+"""The command line: `globenc attribute`, `globenc extract` and `globenc models`.
 
 Torch and transformers are imported where they are used, so that --help and --version answer at once.
 """
@@ -29,9 +29,11 @@ from .methods import METHODS, get_method
 if TYPE_CHECKING:
     from .attribution import Attribution
     from .explainer import GlobEnc
+    from .extraction.run import ExtractSummary
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
-_QUESTION, _OUTPUT, _MODEL = "What is asked", "What comes out", "Model"  # panels of --help
+# panels of --help
+_INPUT, _QUESTION, _OUTPUT, _MODEL, _ENGINE = "What is read", "What is asked", "What comes out", "Model", "How it runs"
 _PACKAGE = str(Path(__file__).parent)
 # what typer raises for every wrong use; it has no public name of its own
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -92,6 +94,8 @@ def _root(
     **Start here**
 
     - `globenc attribute "a charming and often affecting journey"`
+
+    - `globenc extract reviews.csv --output attributions`
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -123,6 +127,68 @@ def _parse_target(written: str) -> str | int | list[int]:
     return positions if "," in written else positions[0]
 
 
+# options that several commands have
+_Method = Annotated[
+    str, typer.Option(metavar="NAME", callback=_method, rich_help_panel=_QUESTION, help=f"{', '.join(METHODS)}.")
+]
+_Target = Annotated[
+    str,
+    typer.Option(
+        metavar="WHICH",
+        callback=_target,
+        rich_help_panel=_QUESTION,
+        help="What is traced back: cls (the first token, which classifiers read), mean (of all tokens), all, a "
+        "token position such as 3 or -2, or several: 0,3,-2.",
+    ),
+]
+_RowNormalize = Annotated[
+    bool,
+    typer.Option(
+        "--row-normalize",
+        rich_help_panel=_QUESTION,
+        help="Divide the rows of every layer by their sums; the paper does not.",
+    ),
+]
+_Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        rich_help_panel=_MODEL,
+        help="Folder or Hugging Face name, weights as safetensors. Default: the sentiment model in the package.",
+    ),
+]
+_Revision = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", rich_help_panel=_MODEL, help="Branch, tag or commit of a Hugging Face model."),
+]
+_TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", rich_help_panel=_MODEL, help="Allow code that comes with the model to run."),
+]
+_Device = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", rich_help_panel=_MODEL, help="cpu, cuda, cuda:1. Default: a GPU if there is one."),
+]
+_Dtype = Annotated[
+    Literal["float64", "float32", "bfloat16", "float16"] | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=_MODEL,
+        help="float64, float32, bfloat16, float16. Default: as stored; on a CPU at least float32.",
+    ),
+]
+_Backend = Annotated[
+    Literal["auto", "reference", "torch", "triton"],
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=_MODEL,
+        help="auto, torch, triton, or reference: the paper's equations as they stand, slow.",
+    ),
+]
+
+
 @app.command()
 def attribute(
     text: Annotated[
@@ -138,30 +204,12 @@ def attribute(
     max_length: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Read at most N tokens. Default: what the model takes.")
     ] = None,
-    method: Annotated[
-        str, typer.Option(metavar="NAME", callback=_method, rich_help_panel=_QUESTION, help=f"{', '.join(METHODS)}.")
-    ] = "N-Enc",
-    target: Annotated[
-        str,
-        typer.Option(
-            metavar="WHICH",
-            callback=_target,
-            rich_help_panel=_QUESTION,
-            help="What is traced back: cls (the first token, which classifiers read), mean (of all tokens), all, a "
-            "token position such as 3 or -2, or several: 0,3,-2.",
-        ),
-    ] = "cls",
+    method: _Method = "N-Enc",
+    target: _Target = "cls",
     layers: Annotated[
         bool, typer.Option("--layers", rich_help_panel=_QUESTION, help="Also the scores up to every layer.")
     ] = False,
-    row_normalize: Annotated[
-        bool,
-        typer.Option(
-            "--row-normalize",
-            rich_help_panel=_QUESTION,
-            help="Divide the rows of every layer by their sums; the paper does not.",
-        ),
-    ] = False,
+    row_normalize: _RowNormalize = False,
     top: Annotated[
         int, typer.Option(min=1, metavar="N", rich_help_panel=_OUTPUT, help="How many words the printed table has.")
     ] = 15,
@@ -177,46 +225,12 @@ def attribute(
         Path | None,
         typer.Option(metavar="FILE", rich_help_panel=_OUTPUT, help="Also draw a picture: .png, .pdf, .svg."),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="MODEL",
-            rich_help_panel=_MODEL,
-            help="Folder or Hugging Face name, weights as safetensors. Default: the sentiment model in the package.",
-        ),
-    ] = None,
-    revision: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", rich_help_panel=_MODEL, help="Branch, tag or commit of a Hugging Face model."),
-    ] = None,
-    trust_remote_code: Annotated[
-        bool,
-        typer.Option(
-            "--trust-remote-code", rich_help_panel=_MODEL, help="Allow code that comes with the model to run."
-        ),
-    ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", rich_help_panel=_MODEL, help="cpu, cuda, cuda:1. Default: a GPU if there is one."),
-    ] = None,
-    dtype: Annotated[
-        Literal["float64", "float32", "bfloat16", "float16"] | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_MODEL,
-            help="float64, float32, bfloat16, float16. Default: as stored; on a CPU at least float32.",
-        ),
-    ] = None,
-    backend: Annotated[
-        Literal["auto", "reference", "torch", "triton"],
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=_MODEL,
-            help="auto, torch, triton, or reference: the paper's equations as they stand, slow.",
-        ),
-    ] = "auto",
+    model: _Model = None,
+    revision: _Revision = None,
+    trust_remote_code: _TrustRemoteCode = False,
+    device: _Device = None,
+    dtype: _Dtype = None,
+    backend: _Backend = "auto",
 ) -> None:
     """Score every word of a text by its share in the model's answer.
 
@@ -263,6 +277,164 @@ def attribute(
     for path in (html, plot):
         if path is not None:
             _say("wrote", str(path))
+
+
+@app.command()
+def extract(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="JSONL, CSV, TSV, Parquet or plain text (a text a line), or gzip of those; - is standard input; "
+            "hf://OWNER/DATASET?split=train is a Hugging Face data set, with &name= and &revision= too.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write: data/*.parquet, manifest.json.")
+    ],
+    text_column: Annotated[
+        str, typer.Option(metavar="NAME", rich_help_panel=_INPUT, help="Column of the text. Plain text has text.")
+    ] = "text",
+    pair_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=_INPUT, help="Column of the second text of pairs.")
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", rich_help_panel=_INPUT, help="Column kept as id. Default: the row's number, from 0."
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=_INPUT, help="Column kept as gold_label.")
+    ] = None,
+    format: Annotated[
+        Literal["jsonl", "csv", "tsv", "parquet", "text"] | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_INPUT,
+            help="jsonl, csv, tsv, parquet, text. Default: by the file's ending; - is looked at.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=_INPUT, help="Read the first N rows.")
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", rich_help_panel=_INPUT, help="Read N tokens of a text. Default: what the model takes."
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", rich_help_panel=_INPUT, help="Stop at the first bad row; see rejects.jsonl.")
+    ] = False,
+    method: _Method = "N-Enc",
+    target: _Target = "cls",
+    layers: Annotated[
+        bool, typer.Option("--layers", rich_help_panel=_QUESTION, help="Also layer_scores: up to every layer.")
+    ] = False,
+    row_normalize: _RowNormalize = False,
+    words: Annotated[
+        bool,
+        typer.Option("--words", rich_help_panel=_OUTPUT, help="Also words and word_scores, without special tokens."),
+    ] = False,
+    keep_text: Annotated[bool, typer.Option("--keep-text", rich_help_panel=_OUTPUT, help="Also the text.")] = False,
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=_OUTPUT,
+            help="Rows of a file, which is also what a killed run may have to do again. Default: 2000.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=_OUTPUT, help="Start anew where DIR holds an extraction.")
+    ] = False,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=_ENGINE,
+            help="Most tokens at once, padding included. Default: by the free memory.",
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(metavar="NAME", rich_help_panel=_ENGINE, help="local, or ray for many GPUs or machines."),
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", rich_help_panel=_ENGINE, help="Models at once, with ray. Default: one for each GPU."
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", rich_help_panel=_ENGINE, help="A running cluster. Default: this machine."),
+    ] = None,
+    model: _Model = None,
+    revision: _Revision = None,
+    trust_remote_code: _TrustRemoteCode = False,
+    device: _Device = None,
+    dtype: _Dtype = None,
+    backend: _Backend = "auto",
+) -> None:
+    """Score every word of every text of a file or data set, and write the scores as Parquet files.
+
+    Rows come out in the order of the input, each exactly once. Rows without a usable text are left out and listed in
+    DIR/rejects.jsonl, with their numbers and the reasons. Whatever stops a run, the same command goes on from the last
+    whole file.
+
+    **Examples**
+
+    - `globenc extract reviews.csv --text-column review --output attributions`
+
+    - `globenc extract part-*.jsonl.gz -o out --words --label-column label`
+
+    - `globenc extract "hf://stanfordnlp/imdb?split=test" -o imdb -m ./my-model`
+    """
+    with _errors(), _warnings():
+        with _status("importing torch and transformers"):
+            _quiet()
+            from .extraction.run import extract as run
+        if device is not None:
+            _check_device(device)
+        try:
+            summary = run(
+                inputs,
+                output,
+                model=model,
+                text_column=text_column,
+                pair_column=pair_column,
+                id_column=id_column,
+                label_column=label_column,
+                format=format,
+                limit=limit,
+                method=method,
+                target=_parse_target(target),
+                layers=layers,
+                row_normalize=row_normalize,
+                max_length=max_length,
+                words=words,
+                keep_text=keep_text,
+                batch_tokens=batch_tokens,
+                shard_rows=shard_rows,
+                strict=strict,
+                overwrite=overwrite,
+                engine=engine,
+                ray_address=ray_address,
+                workers=workers,
+                device=device,
+                dtype=dtype,
+                backend=backend,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+            )
+        except (KeyboardInterrupt, SystemExit):
+            _say("interrupted", f"what is whole in {str(output)!r} stays; the same command goes on from there")
+            raise
+    _report(summary)
 
 
 @app.command()
@@ -313,6 +485,21 @@ def models(
         )
         console.print()
         console.print(Text.assemble("without --model: ", (default["name"], "bold"), f". {default['about']}"))
+
+
+def _report(summary: ExtractSummary) -> None:
+    """An extraction's counts on standard error; what it wrote is for programs."""
+    new = summary.input_rows - summary.resumed
+    speed = f" in {summary.seconds:,.1f} s, {new / summary.seconds:,.0f} rows/s" if new else ", all done before"
+    before = f" ({summary.resumed:,} done before)" if summary.resumed and new else ""
+    _say("wrote", f"{summary.output}: {summary.rows:,} of {summary.input_rows:,} rows{before}{speed}")
+    for count, what in (
+        (summary.rejected, "rows were rejected: rejects.jsonl has the reasons"),
+        (summary.truncated, "texts were longer than the model takes, and cut"),
+        (summary.unknown, "texts have no word that the tokenizer knows: is it this model's?"),
+    ):
+        if count:
+            _say("warning", f"{count:,} {what}")
 
 
 def _default_model() -> dict[str, str]:
@@ -401,15 +588,10 @@ def _load(
     revision: str | None,
     trust_remote_code: bool,
 ) -> GlobEnc:
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     with _status(f"loading {model or 'the default model'}"):
-        import transformers
-
+        _quiet()
         from .explainer import GlobEnc
 
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         if device is not None:
             _check_device(device)
         try:
@@ -420,6 +602,16 @@ def _load(
             raise
         except Exception as error:  # what tokenizers, safetensors and model code of a hub raise has no common type
             raise OSError(f"model {model!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def _quiet() -> None:
+    """Other packages' progress bars and remarks are not for the user of a command."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def _check_device(device: str) -> None:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoTokenizer
 
 from .attribution import Attribution
 from .backends import check_backend
 from .capture import unwrap
 from .encoders import family_of_config, find_family, find_layers, max_length
-from .functional import AttributionOutput, attribute
+from .functional import attribute
 from .methods import get_method
 from .rollouts import Target, check_target, plain_target
+from .tokenization import Encoding, by_length, encode, pad
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 DEFAULT_NAME = "globenc-sst2-small"
@@ -161,7 +163,7 @@ class GlobEnc:
                 A weight tensor goes with a single text.
             max_length: most tokens of a text, special ones included; None is the model's own limit. Longer texts are
                 cut, with a warning, and say so in `Attribution.truncated`.
-            batch_tokens: most tokens, padding included, in one forward pass; None is 4,096 on a CPU, 32,768 on a GPU.
+            batch_tokens: most tokens, padding included, in one forward pass; None goes by the free memory.
                 Texts are sorted by length inside and come back in the order given; their scores do not depend on it.
 
         Returns:
@@ -178,139 +180,126 @@ class GlobEnc:
         for name, number in (("max_length", max_length), ("batch_tokens", batch_tokens)):
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
                 raise ValueError(f"{name} must be a positive whole number, got {number!r}")
-        encoded = [
-            self._encode(i, a, b, max_length, single) for i, (a, b) in enumerate(zip(firsts, seconds, strict=True))
-        ]
-        _warn_truncated(encoded, self._limit(max_length), single)
-        for i, encoding in enumerate(encoded):
+        limit = self.limit(max_length)
+        encodings = encode(self.tokenizer, firsts, seconds, limit)
+        for i, (encoding, text) in enumerate(zip(encodings, firsts, strict=True)):
+            if encoding.empty:
+                where = "text" if single else f"text {i}"
+                raise ValueError(f"{where} has no token: the tokenizer finds nothing in {text!r}")
+            if encoding.unknown:
+                where = "the text" if single else f"text {i}"
+                warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=2)
+        _warn_truncated(encodings, limit, single)
+        for i, encoding in enumerate(encodings):
             try:
-                check_target(target, len(encoding["input_ids"]), many=len(encoded) > 1)
+                check_target(target, len(encoding), many=len(encodings) > 1)
             except ValueError as error:
                 raise ValueError(str(error) if single else f"text {i}: {error}") from None
-        budget = batch_tokens or (32768 if self.device.type == "cuda" else 4096)
         options = {"method": method, "target": plain_target(target), "layers": layers, "row_normalize": row_normalize}
-        results: list[Attribution | None] = [None] * len(encoded)
-        for batch in _batches([len(e["input_ids"]) for e in encoded], budget):
-            chosen = [encoded[i] for i in batch]
-            out = attribute(self.model, backend=self.backend, **options, **self._pad(chosen))  # type: ignore[arg-type]
+        results: list[Attribution | None] = [None] * len(encodings)
+        for batch in by_length([len(e) for e in encodings], batch_tokens or self.budget()):
+            scored = self.score([encodings[i] for i in batch], **options)
             for row, i in enumerate(batch):
-                results[i] = self._result(out, row, encoded[i], firsts[i], seconds[i], options)
+                pair = None if seconds is None else seconds[i]
+                results[i] = self._result(scored, row, encodings[i], firsts[i], pair, options)
         return results[0] if single else results
 
-    def _limit(self, max_length_: int | None) -> int | None:
+    def score(self, encodings: Sequence[Encoding], **options: Any) -> BatchScores:
+        """One padded batch through the model: scores as arrays, answers; options as in `globenc.attribute`."""
+        out = attribute(self.model, backend=self.backend, **options, **pad(encodings, self.tokenizer, self.model))
+        labels, probabilities = _answers(self.model, out.model_output, len(encodings))
+        return BatchScores(
+            scores=out.scores.cpu().numpy(),
+            log2_scale=out.log2_scale.cpu().numpy(),
+            layer_scores=None if out.layer_scores is None else out.layer_scores.cpu().numpy(),
+            layer_log2_scale=None if out.layer_log2_scale is None else out.layer_log2_scale.cpu().numpy(),
+            labels=labels,
+            probabilities=probabilities,
+        )
+
+    def limit(self, max_length_: int | None = None) -> int | None:
+        """Most tokens of a text that the model, its tokenizer and `max_length_` allow; None where nothing does."""
         limits = [max_length(self.model), self.tokenizer.model_max_length, max_length_]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def _encode(self, i: int, first: str, second: str | None, longest: int | None, single: bool) -> dict[str, Any]:
-        tokenizer, limit = self.tokenizer, self._limit(longest)
-        options: dict[str, Any] = {
-            "return_offsets_mapping": tokenizer.is_fast,
-            "return_special_tokens_mask": True,
-            "return_attention_mask": False,
-            "verbose": False,
-        }
-        encoding = tokenizer(first, second, truncation=False, **options)
-        full = len(encoding["input_ids"])
-        if limit is not None and full > limit:
-            overhead = tokenizer.num_special_tokens_to_add(pair=second is not None)
-            if limit <= overhead:
-                raise ValueError(f"max_length must be more than the {overhead} special tokens, got {limit}")
-            encoding = tokenizer(first, second, truncation=True, max_length=limit, **options)
-        special = encoding["special_tokens_mask"]
-        if all(special):
-            where = "text" if single else f"text {i}"
-            raise ValueError(f"{where} has no token: the tokenizer finds nothing in {first!r}")
-        n = len(special)
-        unknown = tokenizer.unk_token_id
-        if unknown is not None and all(
-            token == unknown for token, hidden in zip(encoding["input_ids"], special, strict=True) if not hidden
-        ):
-            where = "the text" if single else f"text {i}"
-            warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=3)
-        if tokenizer.is_fast:
-            sequence_ids = encoding.sequence_ids()
-            segments = [None if special[k] else sequence_ids[k] for k in range(n)]
-            offsets = [None if segments[k] is None else tuple(encoding["offset_mapping"][k]) for k in range(n)]
-            word_ids = encoding.word_ids()
-        else:
-            kinds = encoding.get("token_type_ids") if second is not None else None
-            segments = [None if special[k] else (kinds[k] if kinds else 0) for k in range(n)]
-            offsets = [None] * n
-            names = tokenizer.convert_ids_to_tokens(encoding["input_ids"])
-            word_ids, word = [], -1
-            for name in names:
-                word += not name.startswith("##")
-                word_ids.append(word)
-        return {
-            **{name: encoding[name] for name in ("input_ids", "token_type_ids") if name in encoding},
-            "tokens": tokenizer.convert_ids_to_tokens(encoding["input_ids"]),
-            "segments": segments,
-            "offsets": offsets,
-            "word_ids": [None if segments[k] is None else word_ids[k] for k in range(n)],
-            "lost": full - n,
-        }
-
-    def _pad(self, encoded: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Model inputs of a batch, padded on the right."""
-        longest = max(len(e["input_ids"]) for e in encoded)
-        inputs: dict[str, Tensor] = {}
-        names = [name for name in ("input_ids", "token_type_ids") if name in encoded[0]]
-        taken = set(self.tokenizer.model_input_names) & set(inspect.signature(self.model.forward).parameters)
-        if "token_type_ids" in names and "token_type_ids" not in taken:
-            names.remove("token_type_ids")
-        for name in names:
-            filler = (self.tokenizer.pad_token_id or 0) if name == "input_ids" else 0
-            rows = [e[name] + [filler] * (longest - len(e[name])) for e in encoded]
-            inputs[name] = torch.tensor(rows, device=self.device)
-        lengths = torch.tensor([len(e["input_ids"]) for e in encoded], device=self.device)
-        inputs["attention_mask"] = (torch.arange(longest, device=self.device) < lengths[:, None]).long()
-        return inputs
+    def budget(self) -> int:
+        """Tokens of a batch, padding included, for the memory that is free now: 256 to 4,096 on a CPU, whose caches
+        gain nothing by more, 1,024 to 65,536 on a GPU."""
+        cuda = self.device.type == "cuda"
+        free = torch.cuda.mem_get_info(self.device)[0] if cuda else _free_memory()
+        config = self.model.config
+        depth, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+        size = max(self.model.dtype.itemsize, 2) + 2  # half precision is accompanied by float32
+        token = size * (8 * width * depth + 4 * getattr(config, "intermediate_size", 4 * width) + heads * heads)
+        low, high = (1024, 65536) if cuda else (256, 4096)
+        fitting = high if free is None else max(low, min(high, free // 2 // token))
+        return 1 << fitting.bit_length() - 1
 
     def _result(
         self,
-        out: AttributionOutput,
+        scored: BatchScores,
         row: int,
-        encoding: dict[str, Any],
+        encoding: Encoding,
         first: str,
         second: str | None,
         options: dict[str, Any],
     ) -> Attribution:
-        n = len(encoding["input_ids"])
+        n = len(encoding)
         whole = isinstance(options["target"], str) and options["target"] == "all"
-
-        scores = out.scores[row, ..., :n]
-        scale = out.log2_scale[row]
-        layer_scores = None if out.layer_scores is None else out.layer_scores[:, row, ..., :n]
-        layer_scale = None if out.layer_log2_scale is None else out.layer_log2_scale[:, row]
-        if whole:
-            scores, scale = scores[:n], scale[:n]
-            layer_scores = None if layer_scores is None else layer_scores[:, :n]
-            layer_scale = None if layer_scale is None else layer_scale[:, :n]
-        label, probability = _answer(self.model, out.model_output, row)
+        scores, scale, layer_scores, layer_scale = scored.of(row, n, whole)
+        special, spans = (encoding.segments < 0).tolist(), None if encoding.spans is None else encoding.spans.tolist()
         return Attribution(
             text=first,
             text_pair=second,
-            tokens=encoding["tokens"],
-            offsets=encoding["offsets"],
-            segments=encoding["segments"],
-            word_ids=encoding["word_ids"],
-            scores=scores.cpu().numpy(),
-            log2_scale=scale.cpu().numpy() if scale.ndim else float(scale),
-            layer_scores=None if layer_scores is None else layer_scores.cpu().numpy(),
-            layer_log2_scale=None if layer_scale is None else layer_scale.cpu().numpy(),
-            label=label,
-            probability=probability,
+            tokens=self.tokenizer.convert_ids_to_tokens(encoding.ids.tolist()),
+            offsets=[None if hidden or spans is None else tuple(spans[k]) for k, hidden in enumerate(special)],
+            segments=[None if segment < 0 else segment for segment in encoding.segments.tolist()],
+            word_ids=[None if word < 0 else word for word in encoding.word_ids.tolist()],
+            scores=scores,
+            log2_scale=scale if scale.ndim else float(scale),
+            layer_scores=layer_scores,
+            layer_log2_scale=layer_scale,
+            label=scored.labels[row],
+            probability=scored.probabilities[row],
             method=options["method"],
             target=options["target"],
             row_normalize=options["row_normalize"],
             model=self.model.config._name_or_path or type(self.model).__name__,
-            truncated=encoding["lost"],
+            truncated=encoding.lost,
         )
+
+
+@dataclass(frozen=True)
+class BatchScores:
+    """What `globenc.attribute` gives for a batch, as arrays on the CPU, with the answers of a text classifier.
+
+    Attributes:
+        scores, log2_scale, layer_scores, layer_log2_scale: as in `globenc.AttributionOutput`.
+        labels, probabilities: one for each text; None for models that are no text classifiers.
+    """
+
+    scores: np.ndarray
+    log2_scale: np.ndarray
+    layer_scores: np.ndarray | None
+    layer_log2_scale: np.ndarray | None
+    labels: list[str | None]
+    probabilities: list[float | None]
+
+    def of(self, row: int, n: int, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """The four arrays of one text of n tokens, without padding; `whole`: its targets are all of its tokens."""
+        scores, scale = self.scores[row, ..., :n], self.log2_scale[row]
+        layer_scores = None if self.layer_scores is None else self.layer_scores[:, row, ..., :n]
+        layer_scale = None if self.layer_log2_scale is None else self.layer_log2_scale[:, row]
+        if whole:
+            scores, scale = scores[:n], scale[:n]
+            layer_scores = None if layer_scores is None else layer_scores[:, :n]
+            layer_scale = None if layer_scale is None else layer_scale[:, :n]
+        return scores, scale, layer_scores, layer_scale
 
 
 def _check_texts(
     texts: str | Iterable[str], text_pair: str | Iterable[str] | None
-) -> tuple[list[str], list[str | None]]:
+) -> tuple[list[str], list[str] | None]:
     """Texts and pairs as lists of equal length, every one a string with something in it."""
 
     def checked(name: str, value: str | Iterable[str]) -> list[str]:
@@ -333,17 +322,17 @@ def _check_texts(
     if not firsts:
         raise ValueError("texts is an empty list: give at least one text")
     if text_pair is None:
-        return firsts, [None] * len(firsts)
+        return firsts, None
     if isinstance(text_pair, str) != isinstance(texts, str):
         raise TypeError("text_pair must be a string for a text and a list for a list of texts")
     seconds = checked("text_pair", text_pair)
     if len(seconds) != len(firsts):
         raise ValueError(f"text_pair must hold one text for each of the {len(firsts)} texts, got {len(seconds)}")
-    return firsts, list(seconds)
+    return firsts, seconds
 
 
-def _warn_truncated(encoded: list[dict[str, Any]], limit: int | None, single: bool) -> None:
-    cut = [(i, e["lost"], len(e["input_ids"]) + e["lost"]) for i, e in enumerate(encoded) if e["lost"]]
+def _warn_truncated(encodings: list[Encoding], limit: int | None, single: bool) -> None:
+    cut = [(i, e.lost, len(e) + e.lost) for i, e in enumerate(encodings) if e.lost]
     if not cut:
         return
     shown = "; ".join(
@@ -354,31 +343,29 @@ def _warn_truncated(encoded: list[dict[str, Any]], limit: int | None, single: bo
     warnings.warn(f"longer than the {limit} tokens that fit, so they were cut: {shown}{more}", stacklevel=3)
 
 
-def _batches(lengths: list[int], budget: int) -> list[list[int]]:
-    """Indices of texts, batched by length so that batch size times longest text stays within the budget."""
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
-def _answer(model: Any, output: Any, row: int) -> tuple[str | None, float | None]:
-    """Label and probability of a text classifier's answer; None for other heads and for regression."""
+def _answers(model: Any, output: Any, count: int) -> tuple[list[str | None], list[float | None]]:
+    """Labels and probabilities of a text classifier's answers; None for other heads and for regression."""
     logits = getattr(output, "logits", None)
-    count = model.config.num_labels
     kind = model.config.problem_type
-    classifies = type(model).__name__.endswith("ForSequenceClassification") and count > 1 and kind != "regression"
-    if not classifies or logits is None:
-        return None, None
+    many = model.config.num_labels > 1 and kind != "regression"
+    if not type(model).__name__.endswith("ForSequenceClassification") or not many or logits is None:
+        return [None] * count, [None] * count
+    rows = logits.double()
     several = kind == "multi_label_classification"
-    row_logits = logits[row].double()
-    probability, label = (row_logits.sigmoid() if several else row_logits.softmax(-1)).max(-1)
-    if not bool(torch.isfinite(probability)):
+    probabilities, indices = (rows.sigmoid() if several else rows.softmax(-1)).max(-1)
+    if not bool(torch.isfinite(probabilities).all()):
         raise FloatingPointError("the model's logits are not finite: its classification head holds NaN or infinity")
-    return str((model.config.id2label or {}).get(int(label), f"LABEL_{int(label)}")), float(probability)
+    names = model.config.id2label or {}
+    return [str(names.get(i, f"LABEL_{i}")) for i in indices.tolist()], probabilities.tolist()
+
+
+def _free_memory() -> int | None:
+    """Bytes of main memory that are free or can be freed; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
 
 
 def _auto_class(config: Any) -> Any:
@@ -402,6 +389,16 @@ def _dtype(asked: torch.dtype | str | None, config: Any, device: torch.device) -
     if device.type == "cpu" and stored in (torch.float16, torch.bfloat16):
         return torch.float32
     return "auto"
+
+
+def stored_dtype(name_or_path: str | Path | None, revision: str | None, trust_remote_code: bool) -> torch.dtype | None:
+    """The dtype that a checkpoint is stored in; None where its configuration does not say."""
+    name = _model_source(name_or_path)
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise _no_model(name, error) from error
+    return config.dtype
 
 
 def _model_source(name_or_path: str | Path | None) -> str:

@@ -23,8 +23,9 @@ LAYERS = [
     ["rollouts"],
     ["functional"],
     ["render"],
-    ["attribution"],
+    ["attribution", "tokenization"],
     ["explainer"],
+    ["extraction"],
     ["cli"],
     ["__main__"],
 ]

@@ -1,0 +1,268 @@
+"""Rows of any input, checked one by one and put together to the work for one shard after another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .sources import Input, Raw
+
+CHARACTERS = 4_000_000  # most in a shard: about a million tokens, so that memory is bounded for long texts too
+KINDS = {bool: "bool", int: "int64", float: "float64", str: "string"}
+
+
+class BadRowError(ValueError):
+    """The first row that cannot be attributed, where a run is to stop at it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row to attribute: its number from 0, where it comes from, its id, its texts, the label that came with it."""
+
+    row: int
+    input: str
+    line: int | None
+    id: Any
+    text: str
+    pair: str | None
+    gold: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A row that cannot be attributed: its number from 0, the input and line it comes from, and the reason."""
+
+    row: int
+    input: str
+    line: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        line = "" if self.line is None else f" line {self.line}"
+        return f"row {self.row} ({self.input}{line}): {self.reason}"
+
+
+@dataclass
+class Work:
+    """The rows of one shard: those to attribute, and those that are not good for it.
+
+    Attributes:
+        index: number of the shard from 0.
+        first_row, end_row: which rows of all inputs, first_row to end_row - 1.
+        digest: of everything the shard depends on, to tell another input from the same.
+        id_type, gold_type: "bool", "int64", "float64" or "string".
+        fraction: how much of all inputs has been read behind these rows; None where that is not known.
+    """
+
+    index: int
+    first_row: int
+    end_row: int
+    examples: list[Example] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    digest: str = ""
+    id_type: str = "int64"
+    gold_type: str = "string"
+    fraction: float | None = None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of the inputs are read."""
+
+    text: str = "text"
+    pair: str | None = None
+    id: str | None = None
+    label: str | None = None
+
+    def names(self) -> list[str]:
+        """All of them, each once."""
+        return list(dict.fromkeys(name for name in (self.text, self.pair, self.id, self.label) if name is not None))
+
+
+class _WrongError(Exception):
+    """What is wrong with a row."""
+
+
+class Reader:
+    """The work for all shards, in the order of the rows.
+
+    Args:
+        inputs: where the rows come from.
+        columns: which columns are read.
+        shard_rows: rows of a shard; it has fewer where its texts are long.
+        limit: rows to read; None is all.
+        strict: raise at the first bad row.
+    """
+
+    def __init__(self, inputs: Sequence[Input], columns: Columns, shard_rows: int, limit: int | None, strict: bool):
+        self.inputs, self.columns, self.shard_rows, self.limit, self.strict = inputs, columns, shard_rows, limit, strict
+        self._id_type: str | None = None if columns.id else "int64"
+        self._gold_type: str | None = None
+
+    def __iter__(self) -> Iterator[Work]:
+        """One Work after another; of no rows at all one that is empty.
+
+        Raises:
+            BadRowError: a row is bad, and the run is strict.
+            OSError, ValueError: an input cannot be read on.
+        """
+        work, digest, characters = Work(0, 0, 0), hashlib.blake2b(digest_size=16), 0
+        for row, (name, raw) in enumerate(self._raw()):
+            try:
+                example = self._example(row, name, raw)
+            except _WrongError as error:
+                reject = Reject(row, name, raw.line, str(error))
+                if self.strict:
+                    raise BadRowError(str(reject)) from None
+                work.rejects.append(reject)
+                digest.update(f"{reject.reason}\0".encode(errors="surrogatepass"))
+            else:
+                work.examples.append(example)
+                fields = [example.id, example.text, example.pair, example.gold]
+                digest.update(json.dumps(fields, ensure_ascii=True).encode())
+                characters += len(example.text) + len(example.pair or "")
+            work.end_row = row + 1
+            if work.end_row - work.first_row >= self.shard_rows or characters >= CHARACTERS:
+                yield self._closed(work, digest)
+                work = Work(work.index + 1, work.end_row, work.end_row)
+                digest, characters = hashlib.blake2b(digest_size=16), 0
+        if work.end_row > work.first_row or not work.index:
+            yield self._closed(work, digest)
+
+    def _raw(self) -> Iterator[tuple[str, Raw]]:
+        count = 0
+        for source in self.inputs:
+            if count == self.limit:
+                return
+            name = Path(source.name).name if source.format != "hub" else source.name
+            for raw in source.rows(self.columns.names()):
+                yield name, raw
+                count += 1
+                if count == self.limit:
+                    return
+
+    def _closed(self, work: Work, digest: Any) -> Work:
+        self._id_type, self._gold_type = self._id_type or "string", self._gold_type or "string"
+        work.digest, work.id_type, work.gold_type = digest.hexdigest(), self._id_type, self._gold_type
+        work.fraction = self._fraction(work.end_row)
+        return work
+
+    def _fraction(self, rows: int) -> float | None:
+        by_limit = rows / self.limit if self.limit else None
+        fractions = [source.fraction for source in self.inputs]
+        begun = [f for f in fractions if f is not None]
+        if not begun or None in fractions[: len(begun)]:
+            return by_limit
+        sizes = [source.size for source in self.inputs]
+        weights = [size or 1 for size in sizes] if None not in sizes else [1] * len(sizes)
+        read = sum(f * w for f, w in zip(begun, weights, strict=False)) / sum(weights)
+        return max(read, by_limit or 0.0)
+
+    def _example(self, row: int, name: str, raw: Raw) -> Example:
+        if raw.values is None:
+            raise _WrongError(raw.reason)
+        columns = self.columns
+        text = _text(columns.text, raw.values)
+        pair = None if columns.pair is None else _text(columns.pair, raw.values)
+        identity, gold = row, None
+        if columns.id is not None:
+            identity, self._id_type = _scalar(columns.id, raw.values, self._id_type)
+            if identity is None:
+                raise _WrongError(f"id column {columns.id!r} is {'null' if columns.id in raw.values else 'missing'}")
+        if columns.label is not None:
+            gold, self._gold_type = _scalar(columns.label, raw.values, self._gold_type)
+        return Example(row, name, raw.line, identity, text, pair, gold)
+
+
+def _text(column: str, values: Mapping[str, Any]) -> str:
+    if column not in values:
+        raise _WrongError(f"text column {column!r} is missing")
+    text = values[column]
+    if text is None:
+        raise _WrongError(f"text column {column!r} is null")
+    if isinstance(text, bytes):
+        try:
+            text = text.decode()
+        except UnicodeDecodeError as error:
+            raise _WrongError(
+                f"undecodable bytes: 0x{text[error.start]:02x} at byte {error.start} is not UTF-8"
+            ) from None
+    if not isinstance(text, str):
+        raise _WrongError(f"text column {column!r} holds a value of type {type(text).__name__}, not text")
+    if not text.strip():
+        raise _WrongError(f"text column {column!r} is empty")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise _WrongError(f"text column {column!r} is no valid text: it holds half of a surrogate pair")
+    return text
+
+
+def _scalar(column: str, values: Mapping[str, Any], kind: str | None) -> tuple[Any, str | None]:
+    """A value to be passed through, and its column's type, which the first value decides."""
+    value = values.get(column)
+    if value is None:
+        return None, kind
+    item: Callable | None = getattr(value, "item", None)  # numpy's scalars
+    value = item() if item is not None else value
+    own = KINDS.get(type(value))
+    if own is None:
+        if kind is None or kind == "string":
+            return str(value), "string"  # dates, decimals, lists
+        raise _WrongError(
+            f"column {column!r} holds a value of type {type(value).__name__} where earlier rows have {kind}"
+        )
+    kind = kind or own
+    if own == kind:
+        fits = own != "int64" or -(2**63) <= value < 2**63
+    else:
+        fits = kind == "string" or (kind == "float64" and own == "int64" and abs(value) <= 2**53)
+        value = str(value) if kind == "string" else float(value) if fits else value
+    if fits and isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        fits = False
+    if not fits:
+        raise _WrongError(f"column {column!r} holds {value!r} where earlier rows have {kind}")
+    return value, kind
+
+
+class Plan:
+    """The work that is still to do of a reader's, after a look at what was done before; `end_row` is how far it is.
+
+    Args:
+        reader: the whole work.
+        done: first row, end row, digest and number of rejects of every shard that is finished.
+        skip: told the rows, the end row and the fraction of every shard that is left out.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        done: Mapping[int, tuple[int, int, str, int]],
+        skip: Callable[[int, int, float | None], None] | None = None,
+    ):
+        self.reader, self.done = reader, done
+        self.end_row = 0
+        self._skip = skip or (lambda rows, end_row, fraction: None)
+
+    def __iter__(self) -> Iterator[Work]:
+        """As for Reader.
+
+        Raises:
+            ValueError: a finished shard is of another input.
+        """
+        for work in self.reader:
+            self.end_row = work.end_row
+            if work.index not in self.done:
+                yield work
+                continue
+            first_row, end_row, digest, rejected = self.done[work.index]
+            if (first_row, end_row, digest) != (work.first_row, work.end_row, work.digest):
+                raise ValueError(
+                    f"the output was begun with another input: rows {first_row} to {end_row - 1} are not what they "
+                    "were; name another folder, or overwrite it"
+                )
+            if rejected and self.reader.strict:
+                raise BadRowError(f"{rejected} of the rows {first_row} to {end_row - 1} were rejected before")
+            self._skip(end_row - first_row, end_row, work.fraction)

@@ -1,0 +1,252 @@
+"""`globenc.extract`: inputs and a model in, a folder of Parquet shards out."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..explainer import GlobEnc, stored_dtype
+from ..methods import get_method
+from ..rollouts import Target, check_target, plain_target
+from . import local
+from .identity import about, fingerprint
+from .progress import Meter
+from .rows import Columns, Plan, Reader
+from .sources import Input, inputs_of
+from .store import FORMAT, Store, now
+from .worker import Settings, Worker
+
+SHARD_ROWS = 2000
+ENGINES = ("local", "ray")
+
+
+@dataclass(frozen=True)
+class ExtractSummary:
+    """What an extraction did.
+
+    Attributes:
+        output: the folder.
+        input_rows: rows of the input.
+        rows: attributed ones.
+        rejected: those that could not be; rejects.jsonl has the reasons.
+        truncated: texts that were cut because the model takes no more.
+        unknown: texts of which the tokenizer knows no token.
+        tokens: of the attributed texts, special ones included.
+        shards: Parquet files.
+        resumed: rows of the input that were done by an earlier run.
+        seconds: time of this run, without loading the model.
+    """
+
+    output: Path
+    input_rows: int
+    rows: int
+    rejected: int
+    truncated: int
+    unknown: int
+    tokens: int
+    shards: int
+    resumed: int
+    seconds: float
+
+
+def extract(
+    inputs: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]],
+    output: str | Path,
+    *,
+    model: str | Path | GlobEnc | None = None,
+    text_column: str = "text",
+    pair_column: str | None = None,
+    id_column: str | None = None,
+    label_column: str | None = None,
+    format: str | None = None,
+    limit: int | None = None,
+    method: str = "N-Enc",
+    target: Target = "cls",
+    layers: bool = False,
+    row_normalize: bool = False,
+    max_length: int | None = None,
+    words: bool = False,
+    keep_text: bool = False,
+    batch_tokens: int | None = None,
+    shard_rows: int | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+    workers: int | None = None,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    backend: str = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    progress: bool = True,
+) -> ExtractSummary:
+    """Attribute every text of files or data sets, and write the results as Parquet shards.
+
+    The folder can be interrupted at any moment: the same call goes on where the last finished shard ends, and every row
+    of the input comes out exactly once, in the input's order, or is named in `rejects.jsonl`.
+
+    Args:
+        inputs: JSONL, CSV, TSV, Parquet or plain text (a text a line), gzip of those, "-" for standard input,
+            "hf://OWNER/DATASET?split=train" for a Hugging Face data set (with &name= and &revision=, or a folder
+            instead of OWNER/DATASET); or rows as mappings from Python, such as a `datasets.Dataset`.
+        output: folder to write: data/part-*.parquet, manifest.json, rejects.jsonl.
+        model: folder, hub name or a GlobEnc; None is the model in the package.
+        text_column, pair_column: columns of the text and of the second text of pairs. Plain text has one, "text".
+        id_column: column to be kept as `id`; None numbers the rows from 0 over all inputs.
+        label_column: column to be kept as `gold_label`.
+        format: "jsonl", "csv", "tsv", "parquet" or "text"; None goes by the file's ending. Standard input is JSONL if
+            its first line is a JSON object, else plain text.
+        limit: rows to read.
+        method, target, layers, row_normalize, max_length: as for `GlobEnc`; no weight tensor. `layers` adds
+            `layer_scores`.
+        words: add `words` and `word_scores`, without special tokens.
+        keep_text: add `text` (and `text_pair`).
+        batch_tokens: most tokens of a batch, padding included; None goes by the free memory. Halved when it runs out.
+        shard_rows: rows of a shard, 2,000 if None (100 for target "all"); fewer where texts are long.
+        strict: stop at the first bad row instead of writing it to rejects.jsonl.
+        overwrite: start anew where the folder holds an extraction.
+        engine: "local", or "ray" for many GPUs or machines (`pip install "globenc[ray]"`).
+        ray_address: of a running cluster; None starts Ray on this machine.
+        workers: models at once with engine "ray"; None is one for each GPU, or one without GPUs.
+        device, dtype, backend, revision, trust_remote_code: as for `GlobEnc.from_pretrained`.
+        progress: show on standard error how far it is.
+
+    Returns:
+        Counts. `globenc.load_extract(output)` reads the rows.
+
+    Raises:
+        OSError: an input or the output cannot be used; what is written stays, and the same call goes on.
+        TypeError, ValueError: an option is wrong, an input lacks a column, the model is no supported encoder, the
+            folder was begun with other options, another input or another model, or a row is bad and `strict` is set.
+        FloatingPointError: the model gives no finite numbers.
+
+    Example:
+        >>> import globenc, tempfile
+        >>> rows = [{"text": "a charming journey"}, {"text": ""}, {"text": "unflinchingly bleak"}]
+        >>> folder = tempfile.mkdtemp() + "/out"
+        >>> summary = globenc.extract(rows, folder, progress=False)
+        >>> summary.rows, summary.rejected, globenc.load_extract(folder)["label"].to_pylist()
+        (2, 1, ['positive', 'negative'])
+    """
+    positive = {"limit": limit, "max_length": max_length, "batch_tokens": batch_tokens, "shard_rows": shard_rows}
+    for name, number in {**positive, "workers": workers}.items():
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+            raise ValueError(f"{name} must be a positive whole number, got {number!r}")
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
+    if engine == "local" and (ray_address is not None or workers is not None):
+        raise ValueError(f"{'workers' if ray_address is None else 'ray_address'} goes with engine 'ray'")
+    if isinstance(target, torch.Tensor):
+        raise TypeError("target weights belong to one text: give positions or a name")
+    check_target(target, n=2**31)
+    columns = Columns(text_column, pair_column, id_column, label_column)
+    sources = inputs_of(inputs, format)
+    for source in sources:
+        source.check(columns.names())
+    gpus = False
+    with contextlib.ExitStack() as stack:
+        store = stack.enter_context(Store.opened(output))
+        if engine == "ray":
+            from . import on_ray
+
+            if isinstance(model, GlobEnc):
+                raise TypeError("model must be a name or a folder with engine 'ray': every worker loads it")
+            count, gpus = stack.enter_context(on_ray.cluster(ray_address, workers, device))
+            dtype = dtype or (stored_dtype(model, revision, trust_remote_code) if gpus else None)
+            device = "cpu"  # here the model is only looked at
+        explainer = _explainer(model, device, dtype, backend, revision, trust_remote_code)
+        if shard_rows is None:
+            shard_rows = 100 if isinstance(target, str) and target == "all" else SHARD_ROWS
+        method, target = get_method(method).name, plain_target(target)
+        identity: dict[str, Any] = {
+            "model": fingerprint(explainer),
+            "method": method,
+            "target": target,
+            "layers": layers,
+            "row_normalize": row_normalize,
+            "max_length": max_length,
+            "text_column": text_column,
+            "pair_column": pair_column,
+            "id_column": id_column,
+            "label_column": label_column,
+            "limit": limit,
+            "words": words,
+            "keep_text": keep_text,
+            "shard_rows": shard_rows,
+            "input": [_known(source) for source in sources],
+        }
+        earlier = (store.manifest or {}).get("batch_tokens")
+        settings = Settings(
+            method=method,
+            target=target,
+            layers=layers,
+            row_normalize=row_normalize,
+            max_length=max_length,
+            words=words,
+            keep_text=keep_text,
+            pair=pair_column is not None,
+            gold=label_column is not None,
+            batch_tokens=batch_tokens or earlier or (None if gpus else explainer.budget()),
+            strict=strict,
+            identity=json.dumps({**about(explainer, revision), **identity}, ensure_ascii=False),
+        )
+        manifest = {
+            "format": FORMAT,
+            "complete": False,
+            **about(explainer, revision),
+            "identity": identity,
+            "inputs": [source.name for source in sources],
+            "batch_tokens": settings.batch_tokens,
+            "engine": engine,
+            "started": now(),
+        }
+        store.begin(manifest, overwrite)
+        start = time.monotonic()
+        resumed = sum(info.end_row - info.first_row for info in store.shards.values())
+        reader = Reader(sources, columns, shard_rows, limit, strict)
+        done = {i: (s.first_row, s.end_row, s.digest, s.rejected) for i, s in store.shards.items()}
+        with Meter(progress) as meter:
+            plan = Plan(reader, done, meter.skip)
+            if engine == "ray":
+                known = identity["model"]
+                place = None if model is None else str(model)
+                every = on_ray.Model(place, known["dtype"], backend, revision, trust_remote_code, known)
+                on_ray.run(plan, every, settings, store, meter, count, gpus)
+            else:
+                local.run(plan, Worker(explainer, settings, meter.advance), store, meter)
+        counted = store.finish(plan.end_row)
+        return ExtractSummary(store.folder, **counted, resumed=resumed, seconds=time.monotonic() - start)
+
+
+def _known(source: Input) -> dict[str, Any]:
+    """What is known of an input before it is read, but for a file's name: it may have been moved."""
+    if source.format == "hub":
+        return {"format": "hub", "name": source.name}
+    return {"format": "text" if source.name == "-" else source.format, "bytes": source.size}
+
+
+def _explainer(
+    model: str | Path | GlobEnc | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str | None,
+    backend: str,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> GlobEnc:
+    if not isinstance(model, GlobEnc):
+        return GlobEnc.from_pretrained(
+            model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
+        )
+    given = {"device": device, "dtype": dtype, "revision": revision}
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} goes with a model's name: this GlobEnc has its own")
+    return model
