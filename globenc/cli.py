@@ -398,6 +398,7 @@ def extract(
         with _status("importing torch and transformers"):
             _quiet()
             from .extraction.run import extract as run
+            from .extraction.store import done_rows
         if device is not None:
             _check_device(device)
         try:
@@ -432,7 +433,9 @@ def extract(
                 trust_remote_code=trust_remote_code,
             )
         except (KeyboardInterrupt, SystemExit):
-            _say("interrupted", f"what is whole in {str(output)!r} stays; the same command goes on from there")
+            again = "the same command without --overwrite" if overwrite else "the same command"
+            rows = done_rows(output)
+            _say("interrupted", f"{rows:,} rows of the input are done in {str(output)!r}; {again} goes on from there")
             raise
     _report(summary)
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import transformers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from globenc.capture import LayerTrace
 from globenc.encoders import LayerModules
@@ -234,3 +238,32 @@ def synthetic_trace(
         output_norm_input=y2.to(dtype),
         output=output.to(dtype),
     )
+
+
+LETTERS = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def save_letter_model(folder: Path) -> str:
+    """A random BERT classifier of 3 layers that knows single letters, saved with its tokenizer; returns the folder."""
+    vocabulary = [*SPECIAL, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+    words = Tokenizer(models.WordPiece({token: k for k, token in enumerate(vocabulary)}, unk_token="[UNK]"))
+    words.normalizer = normalizers.BertNormalizer()
+    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        intermediate_size=32,
+        max_position_embeddings=40,
+        id2label={0: "no", 1: "yes"},
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)

@@ -14,44 +14,20 @@ from typing import get_args, get_type_hints
 import matplotlib.image
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from helpers import save_letter_model
 
 import globenc
 from globenc import cli
 from globenc.backends import BACKENDS
 from globenc.methods import METHODS
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 KEYS = {"tokens", "scores", "words", "label", "probability", "method", "target", "model"}
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     """A folder with a random BERT of 3 layers that knows single letters, with its tokenizer."""
-    folder = tmp_path_factory.mktemp("model")
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    vocabulary = [*SPECIAL, *letters, *(f"##{letter}" for letter in letters)]
-    words = Tokenizer(models.WordPiece({token: k for k, token in enumerate(vocabulary)}, unk_token="[UNK]"))
-    words.normalizer = normalizers.BertNormalizer()
-    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    words.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
-    PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=3,
-        intermediate_size=32,
-        max_position_embeddings=40,
-        id2label={0: "no", 1: "yes"},
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return str(folder)
+    return save_letter_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import logging
 import os
 import pickle
 import shutil
+import socket
 import tempfile
 import threading
 import warnings
@@ -85,8 +86,9 @@ def cluster(address: str | None, workers: int | None, device: Any) -> Iterator[t
     if ours:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
+            _answers(address)
             ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
-        except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise OSError(f"ray_address {address!r} is no Ray cluster that answers: {_first_line(error)}") from error
     try:
         have = ray.cluster_resources()
@@ -263,6 +265,17 @@ def _context(context: Any) -> Iterator[None]:
     finally:
         ray.data.DataContext._set_current(before)
         logger.setLevel(level)
+
+
+def _answers(address: str | None) -> None:
+    """Whether anything listens at host:port, which Ray itself takes minutes to find out.
+
+    Raises:
+        OSError: nothing does.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _first_line(error: BaseException) -> str:

@@ -355,7 +355,11 @@ def stdin_stream() -> Any:
     """
     if sys.stdin is None:
         raise OSError("standard input is closed")
-    return sys.stdin.buffer
+    try:
+        # not sys.stdin.buffer: a thread that waits in it for a line would keep Python from ending
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except (OSError, ValueError):  # replaced by something that is no file
+        return sys.stdin.buffer
 
 
 def _sniffed(stream: IO[bytes]) -> tuple[Any, str]:

@@ -197,6 +197,11 @@ def finished(folder: Path) -> Iterator[ShardInfo]:
             yield info
 
 
+def done_rows(folder: Path) -> int:
+    """How many rows of the input the finished shards in a folder stand for."""
+    return sum(info.end_row - info.first_row for info in finished(folder))
+
+
 def rejects_of(path: Path) -> list[dict[str, Any]]:
     """The rejects that a shard carries."""
     return json.loads(parquet.read_metadata(path).metadata[REJECTS_KEY])
@@ -255,10 +260,9 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
     infos = sorted(finished(place), key=lambda info: info.index)
     if not incomplete:
         if not manifest["complete"]:
-            done = sum(info.end_row - info.first_row for info in infos)
             raise ValueError(
-                f"{str(folder)!r} is incomplete: {done:,} rows of the input are done; run the same command again to "
-                "finish it, or load what is there with incomplete=True"
+                f"{str(folder)!r} is incomplete: {done_rows(place):,} rows of the input are done; run the same command "
+                "again to finish it, or load what is there with incomplete=True"
             )
         if counts(in_order(infos)) != manifest["counts"]:
             missing = next((k for k in range(manifest["counts"]["shards"]) if k not in {i.index for i in infos}), 0)
