@@ -57,7 +57,7 @@ class ExtractSummary:
 
 
 def extract(
-    inputs: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]],
+    inputs: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]] | Any,
     output: str | Path,
     *,
     model: str | Path | GlobEnc | None = None,
@@ -96,7 +96,8 @@ def extract(
     Args:
         inputs: JSONL, CSV, TSV, Parquet or plain text (a text a line), gzip of those, "-" for standard input,
             "hf://OWNER/DATASET?split=train" for a Hugging Face data set (with &name= and &revision=, or a folder
-            instead of OWNER/DATASET); or rows as mappings from Python, such as a `datasets.Dataset`.
+            instead of OWNER/DATASET); or from Python a data frame, an Arrow table, or rows as mappings, such as a
+            `datasets.Dataset`.
         output: folder to write: data/part-*.parquet, manifest.json, rejects.jsonl.
         model: folder, hub name or a GlobEnc; None is the model in the package.
         text_column, pair_column: columns of the text and of the second text of pairs. Plain text has one, "text".

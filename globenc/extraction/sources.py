@@ -52,10 +52,11 @@ class Input:
     """One input of an extraction.
 
     Attributes:
-        name: file, "-" for standard input, "hf://..." for a data set, or "rows" for an iterable from Python.
-        format: one of FORMATS, "hub" or "rows"; None is to be found out from standard input's first line.
+        name: file, "-" for standard input, "hf://..." for a data set, "table" or "rows" for what
+            comes from Python.
+        format: one of FORMATS, "hub", "table" or "rows"; None is to be found out from standard input's first line.
         size: of the file in bytes; None where there is no file.
-        mappings: rows from Python.
+        given: a table or rows from Python.
         fraction: how much of it has been read, 0 to 1; None where that is not known.
         path: the file with the bytes, if it is not that of the name.
     """
@@ -63,7 +64,7 @@ class Input:
     name: str
     format: str | None
     size: int | None = None
-    mappings: Iterable[Any] | None = field(default=None, repr=False)
+    given: Any = field(default=None, repr=False)
     fraction: float | None = None
     path: str | None = None
 
@@ -73,7 +74,7 @@ class Input:
         Raises:
             OSError, ValueError: it cannot be read, or lacks a column.
         """
-        if self.name != "-":
+        if self.name != "-" and not isinstance(self.given, Iterator):
             next(self.rows(columns), None)
             self.fraction = None
 
@@ -86,12 +87,13 @@ class Input:
             "text": self._text,
             "parquet": self._parquet,
             "hub": self._hub,
+            "table": self._table,
             "rows": self._mappings,
         }
         try:
             with contextlib.ExitStack() as stack:
                 stream: Any = None
-                if self.format not in ("hub", "rows"):
+                if self.format not in ("hub", "table", "rows"):
                     stream = stack.enter_context(self._open())
                     if self.format is None:
                         stream, self.format = _sniffed(stream)
@@ -159,7 +161,10 @@ class Input:
             yield Raw({"text": text} if reason is None else None, reason, number)
 
     def _jsonl(self, stream: IO[bytes], columns: Sequence[str]) -> Iterator[Raw]:
-        rows = self._objects(stream)
+        return self._looked_through(self._objects(stream), columns)
+
+    def _looked_through(self, rows: Iterator[Raw], columns: Sequence[str]) -> Iterator[Raw]:
+        """The same rows, once the columns have been seen in the first of them."""
         first: list[Raw] = []
         missing = list(columns)
         for row in itertools.islice(rows, ROWS_PEEKED):
@@ -286,12 +291,26 @@ class Input:
                 self.fraction = min(1.0, number / total)
             yield Raw(row)
 
+    def _table(self, stream: None, columns: Sequence[str]) -> Iterator[Raw]:
+        import pyarrow as pa
+
+        table = pa.table(self.given)
+        self._has(columns, table.column_names)
+        done = 0
+        for batch in table.select(list(columns)).to_batches(max_chunksize=256):
+            done += batch.num_rows
+            self.fraction = done / table.num_rows
+            yield from _arrow_rows(batch)
+
     def _mappings(self, stream: None, columns: Sequence[str]) -> Iterator[Raw]:
-        for row in self.mappings or ():
-            if isinstance(row, Mapping):
-                yield Raw(row)
-            else:
-                yield Raw(None, f"the row is a {type(row).__name__}, not a mapping from columns to values")
+        return self._looked_through((self._mapping(row) for row in self.given), columns)
+
+    def _mapping(self, row: Any) -> Raw:
+        if isinstance(row, str | Path):
+            raise TypeError(f"inputs must be file names in a list, or rows as mappings; got {row!r} as a row")
+        if not isinstance(row, Mapping):
+            return Raw(None, f"the row is a {type(row).__name__}, not a mapping from columns to values")
+        return Raw(row)
 
     def _has(self, columns: Sequence[str], present: Sequence[str]) -> None:
         for name in columns:
@@ -308,6 +327,8 @@ def inputs_of(inputs: Any, format_: str | None = None) -> list[Input]:
     """
     if format_ is not None and format_ not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format_!r}")
+    if hasattr(inputs, "__arrow_c_stream__"):
+        return [Input("table", "table", given=inputs)]
     several = [inputs] if isinstance(inputs, str | Path) else inputs
     if not isinstance(several, Iterable) or isinstance(several, bytes | Mapping):
         raise TypeError(f"inputs must be a file name, a list of them or rows as mappings, got {type(inputs).__name__}")
@@ -317,7 +338,7 @@ def inputs_of(inputs: Any, format_: str | None = None) -> list[Input]:
         if sum(str(name) == "-" for name in several) > 1:
             raise ValueError("inputs names standard input (-) more than once")
         return [_input(name, format_) for name in several]
-    return [Input("rows", "rows", mappings=several)]
+    return [Input("rows", "rows", given=several)]
 
 
 def _input(name: Any, format_: str | None) -> Input:
