@@ -22,5 +22,5 @@ def test_memory_is_linear():
     """At 4,096 tokens an n x n x heads tensor alone would take 805 MB, an n x n one 67 MB a layer."""
     forward, short, long = peak_mb(4096, "forward"), peak_mb(4096, "globenc"), peak_mb(8192, "globenc")
     assert short - forward <= 300
-    assert long <= 2.1 * short
+    assert long <= 2 * short + 80  # the allocator's noise; one n x n float32 tensor would add 268 MB to the longer
     assert peak_mb(512, "direct sum") > peak_mb(512, "globenc") + 600  # the harness does see what is stored
