@@ -3,17 +3,18 @@ from __future__ import annotations
 import pytest
 from harness import circumstances, write_rows
 
-_rows: list[dict[str, str]] = []
+_rows: dict[str, list[dict[str, str]]] = {}
 
 
 @pytest.fixture
-def record() -> list[dict[str, str]]:
-    """Rows of this run; they become bench/results/cpu.csv when every benchmark has passed."""
-    return _rows
+def record(request: pytest.FixtureRequest) -> list[dict[str, str]]:
+    """Rows of a file of benchmarks; they become bench/results/<its RESULTS>.csv when every benchmark has passed."""
+    return _rows.setdefault(request.module.RESULTS, [])
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if _rows and exitstatus == 0:
-        common = circumstances()
-        path = write_rows("cpu", [{**row, **common} for row in _rows])
-        print(f"\nwrote {len(_rows)} rows to {path}")
+    if exitstatus == 0:
+        common = circumstances() if _rows else {}
+        for name, rows in _rows.items():
+            path = write_rows(name, [{**row, **common} for row in rows])
+            print(f"\nwrote {len(rows)} rows to {path}")

@@ -111,10 +111,13 @@ def _processor() -> str:
     return f"{names[0]}, {os.cpu_count()} cores" if names else platform.processor()
 
 
+KEYS = ("shape", "model", "batch", "n", "rows", "what")
+
+
 def write_rows(name: str, rows: list[dict[str, str]]) -> Path:
     """Put rows into `results/<name>.csv`, in place of older ones of the same case."""
     path = RESULTS / f"{name}.csv"
-    cases = {tuple(row[key] for key in ("shape", "batch", "n", "what")): row for row in _read_rows(path) + rows}
+    cases = {tuple(row.get(key) for key in KEYS): row for row in _read_rows(path) + rows}
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()

@@ -14,6 +14,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 import globenc
 
+RESULTS = "cpu"
 CASES = [("BERT-base", n) for n in (32, 64, 128, 256, 512)]
 CASES += [("MiniLM-L6", n) for n in (32, 128, 256, 512)]
 CASES += [("2 layers, d=768", 4096)]
