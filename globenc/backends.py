@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .capture import Attend
-from .contributions import MakeLayer, ReferenceLayer, TorchLayer
+from .contributions import MakeLayer, reference_layer, torch_layer
 
 BACKENDS = ("auto", "reference", "torch", "triton")
 
@@ -23,13 +23,13 @@ def layer_maps(backend: str, mask: Tensor) -> tuple[MakeLayer, Attend | None]:
     """
     check_backend(backend, mask.device)
     if backend == "reference":
-        return ReferenceLayer, None
+        return reference_layer, None
     if backend == "triton" or (backend == "auto" and takes_kernels(mask.device)):
         from .fused import FusedLayers  # triton is imported where it is used
 
         layers = FusedLayers(mask, explicit=backend == "triton")
         return layers, layers.attend
-    return TorchLayer, None
+    return torch_layer, None
 
 
 def check_backend(backend: str, device: torch.device) -> None:

@@ -1,7 +1,8 @@
 """One forward pass of an unmodified transformers encoder, handing over what each layer computed.
 
 Queries, keys and values come through transformers' attention interface, the residual and the
-LayerNorm inputs through forward hooks. A layer is handed to `consume` the moment it is complete, so
+LayerNorm inputs through forward hooks; of families with attention code of their own, the attention weights
+and values through hooks as well. A layer is handed to `consume` the moment it is complete, so
 that its tensors need not outlive it. The model is left exactly as found, also after an exception.
 """
 
@@ -10,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,22 +31,28 @@ class LayerTrace:
 
     Attributes:
         modules: the layer's modules (weights are read from them).
-        query, key, value: as they enter the attention scores, [B, H, n, d_h].
+        query, key: as they enter the attention scores, [B, H, n, d_h]; None where there are `weights`.
+        value: [B, H, n, d_h].
         scaling: factor of the scores.
         context: what the attention returns, heads side by side, [B, n, H * d_h].
         mask: True at real tokens, [B, n].
         padded: whether any position is padding.
         hidden_states: the residual x that is added to the attention block's output, [B, n, d].
-        attention_norm_input: y1, what enters LayerNorm 1, [B, n, d].
-        output_norm_input: y2, what enters LayerNorm 2, [B, n, d].
+        attention_norm_input: y1, the sum of both, [B, n, d].
+        output_norm_input: y2, what enters LayerNorm 2, [B, n, d]; None in a pre-LN layer.
         output: the layer's output, [B, n, d].
+        window: a query sees keys at most this far from it; None sees all.
+        bias: what is added to the scores, [B or 1, H, n, n]; None for nothing.
+        global_keys: True at tokens that every query sees, however far, [B, n]; None for none.
+        global_rows: the trace that holds for the rows of those tokens: other queries, keys and values, no window.
+        weights: the attention weights themselves, [B, H, n, n], of families that compute them in code of their own.
         attention: what the attention kernel left beside the context; None where torch's attention ran.
         doubts: scalar tensors, true where something kept from earlier calls has turned out to be of other weights.
     """
 
     modules: LayerModules
-    query: Tensor
-    key: Tensor
+    query: Tensor | None
+    key: Tensor | None
     value: Tensor
     scaling: float
     context: Tensor
@@ -53,15 +60,20 @@ class LayerTrace:
     padded: bool
     hidden_states: Tensor
     attention_norm_input: Tensor
-    output_norm_input: Tensor
+    output_norm_input: Tensor | None
     output: Tensor
+    window: int | None = None
+    bias: Tensor | None = None
+    global_keys: Tensor | None = None
+    global_rows: LayerTrace | None = None
+    weights: Tensor | None = None
     attention: Any = None
     doubts: list[Tensor] = field(default_factory=list)
 
     @functools.cached_property
     def probe(self) -> tuple[Tensor, Tensor]:
         """A fixed direction p of the hidden space, [d], and p W_O, [H * d_h]: a fingerprint of what W_O does."""
-        weight = self.modules.output_projection.weight.detach()
+        weight = self.modules.output_weight
         weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)
         direction = _direction(len(weight), weight.dtype, weight.device)
         return direction, direction @ weight
@@ -75,18 +87,30 @@ def _direction(d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         return direction
 
 
-Attend = Callable[[LayerModules, Tensor, Tensor, Tensor, Tensor, float], tuple[Tensor, Any] | None]
-"""An attention of our own: the layer's modules and residual, query, key, value, scaling -> context [B, n, H, d_h] and
-what it leaves for the layer's trace; None where it leaves the layer to torch."""
+@dataclass(frozen=True)
+class AttentionInputs:
+    """What the attention interface is called with; attributes as in `LayerTrace`, keys and values of all heads."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    window: int | None
+    bias: Tensor | None
+
+
+Attend = Callable[[LayerModules, Tensor, AttentionInputs], tuple[Tensor, Any] | None]
+"""An attention of our own: the layer's modules and residual, and its inputs -> context [B, n, H, d_h] and what it
+leaves for the layer's trace; None where it leaves the layer to torch."""
 
 
 @dataclass
 class _Partial:
-    """A layer on its way; LayerNorm 2 may come in pieces (`chunk_size_feed_forward`)."""
+    """A layer on its way; what the feed-forward block reads may come in pieces (`chunk_size_feed_forward`)."""
 
     hidden_states: Tensor
     attention: dict[str, Any] = field(default_factory=dict)
-    attention_norm_input: Tensor | None = None
+    attention_norm: list[Tensor] = field(default_factory=list)
     output_norm: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
@@ -109,13 +133,31 @@ class _Recorder:
         self.partial: _Partial | None = None
 
     def hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        # shared layers (ALBERT) run the same modules again: one hook a module
-        for module in {id(layer.attention): layer.attention for layer in self.layers}.values():
-            yield module.register_forward_pre_hook(self.enter_attention, with_kwargs=True)
-        for module in {id(layer.attention_norm): layer.attention_norm for layer in self.layers}.values():
+        def each(name: str) -> list[Any]:
+            # shared layers (ALBERT) run the same modules again: one hook a module
+            modules = (getattr(layer, name) for layer in self.layers)
+            return list({id(module): module for module in modules if module is not None}.values())
+
+        for module in {id(m): m for layer in self.layers for m in [layer.block or layer.attention]}.values():
+            yield module.register_forward_pre_hook(self.enter_block, with_kwargs=True)
+        for module in each("attention_norm"):
             yield module.register_forward_pre_hook(self.enter_attention_norm)
-        for module in {id(layer.output_norm): layer.output_norm for layer in self.layers}.values():
+        for module in each("output_norm"):
             yield module.register_forward_hook(self.leave_output_norm)
+        for module in each("block"):
+            yield module.register_forward_hook(self.leave_block)
+        own = self.layers[0].own
+        if own is None:
+            return
+        for module in each("value"):
+            yield module.register_forward_hook(self.leave_value)
+        for module in each("weights"):
+            yield module.register_forward_pre_hook(self.enter_weights)
+        if own.value is not None and own.weights is None:
+            for module in each("attention"):
+                yield module.register_forward_hook(self.leave_attention)
+        for module in each("output_projection"):
+            yield module.register_forward_pre_hook(self.enter_output_projection)
 
     def current(self, piece: str) -> _Partial:
         if self.partial is None or self.done >= len(self.layers):
@@ -129,30 +171,62 @@ class _Recorder:
         """Whether a hook was called by another forward pass than ours: another thread's, or one started inside."""
         return getattr(_active, "recorder", None) is not self
 
-    def enter_attention(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def enter_block(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self.elsewhere():
             return
         hidden_states = args[0] if args else kwargs["hidden_states"]
         self.partial = _Partial(hidden_states)
+        own = self.layers[self.done].own if self.done < len(self.layers) else None
+        if own is not None and own.inputs is not None:
+            self.partial.attention = own.inputs(module, hidden_states, kwargs)
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor | None:
+    def attend(self, inputs: AttentionInputs) -> Tensor | None:
         """The context by an attention of our own, if there is one for this layer."""
         partial = self.current("attention")
         attended = None
         if self.own_attention is not None:
-            layer, residual = self.layers[self.done], partial.hidden_states
-            attended = self.own_attention(layer, residual, query, key, value, scaling)
+            attended = self.own_attention(self.layers[self.done], partial.hidden_states, inputs)
         context, left = (None, None) if attended is None else attended
-        partial.attention = {"query": query, "key": key, "value": value, "scaling": scaling, "attention": left}
+        partial.attention = {**vars(inputs), "attention": left}
         return context
 
     def attended(self, context: Tensor) -> None:
         self.current("attention").attention["context"] = context.flatten(2)
 
+    def leave_value(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+        if not self.elsewhere() and self.partial is not None:
+            self.partial.attention["value"] = output
+
+    def enter_weights(self, module: nn.Module, args: tuple) -> None:
+        if not self.elsewhere():
+            self.current("attention").attention["weights"] = args[0]
+
+    def leave_attention(self, module: nn.Module, args: tuple, output: tuple) -> None:
+        if not self.elsewhere():
+            self.current("attention").attention["weights"] = output[1]
+
+    def enter_output_projection(self, module: nn.Module, args: tuple) -> None:
+        if self.elsewhere():
+            return
+        layer, attention = self.layers[self.done], self.current("output_projection").attention
+        attention["context"] = args[0]
+        if layer.own is None or layer.own.inputs is not None:
+            return
+        value, weights = attention.get("value"), attention.get("weights")
+        if value is None or weights is None:
+            raise RuntimeError(f"layer {self.done}: its attention did not show its weights and values")
+        if layer.own.split is not None:
+            value = layer.own.split(layer.attention, value)
+        else:
+            value = value.view(*value.shape[:2], weights.shape[1], -1).transpose(1, 2)
+        if layer.own.mend is not None:
+            weights = layer.own.mend(layer.attention, weights)
+        attention.update(query=None, key=None, scaling=1.0, value=value, weights=weights)
+
     def enter_attention_norm(self, module: nn.Module, args: tuple) -> None:
         if self.elsewhere():
             return
-        self.current("attention_norm").attention_norm_input = args[0]
+        self.current("attention_norm").attention_norm.append(args[0])
 
     def leave_output_norm(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         if self.elsewhere():
@@ -161,25 +235,59 @@ class _Recorder:
         partial.output_norm.append((args[0], output))
         if sum(piece.shape[1] for _, piece in partial.output_norm) < partial.hidden_states.shape[1]:
             return
-        if not partial.attention or partial.attention_norm_input is None:
+        inputs, outputs = zip(*partial.output_norm, strict=True)
+        self.leave(partial, _whole(inputs), _whole(outputs))
+
+    def leave_block(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if not self.elsewhere():
+            self.leave(self.current("layer"), None, output[0] if isinstance(output, tuple) else output)
+
+    def leave(self, partial: _Partial, output_norm_input: Tensor | None, output: Tensor) -> None:
+        """The layer is complete."""
+        if not partial.attention or not partial.attention_norm:
             raise RuntimeError(
                 f"layer {self.done}: output_norm ran before attention and attention_norm; the encoder family's "
                 "names do not fit this model, correct them with globenc.register_encoder"
             )
-        inputs, outputs = zip(*partial.output_norm, strict=True)
+        n = self.mask.shape[1]
+        if partial.hidden_states.shape[1] < n:
+            raise RuntimeError(
+                f"layer {self.done} reads {partial.hidden_states.shape[1]} tokens where the inputs have {n}"
+            )
         trace = LayerTrace(
             modules=self.layers[self.done],
             mask=self.mask.to(partial.hidden_states.device),
             padded=self.padded,
-            hidden_states=partial.hidden_states,
-            attention_norm_input=partial.attention_norm_input,
-            output_norm_input=inputs[0] if len(inputs) == 1 else torch.cat(inputs, 1),
-            output=outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1),
-            **partial.attention,
+            # sparse attention may read some padding behind the inputs
+            hidden_states=partial.hidden_states[:, :n],
+            attention_norm_input=_whole(partial.attention_norm)[:, :n],
+            output_norm_input=None if output_norm_input is None else output_norm_input[:, :n],
+            output=output[:, :n],
+            **_cut(partial.attention, n),
         )
+        if trace.global_keys is not None:
+            others = _cut(partial.attention["global_rows"], n)
+            trace.global_rows = replace(trace, **others, window=None, global_keys=None, global_rows=None)
         self.partial = None
         self.consume(self.done, trace)
         self.done += 1
+
+
+def _cut(attention: dict[str, Any], n: int) -> dict[str, Any]:
+    """What an attention left, for n tokens."""
+    heads = {name: attention[name] for name in ("query", "key", "value") if attention.get(name) is not None}
+    cut: dict[str, Any] = {**attention, **{name: tensor[:, :, :n] for name, tensor in heads.items()}}
+    if "context" in attention:
+        cut["context"] = attention["context"][:, :n]
+    if attention.get("global_keys") is not None:
+        cut["global_keys"] = attention["global_keys"][:, :n]
+    if attention.get("weights") is not None:
+        cut["weights"] = attention["weights"][:, :, :n, :n]
+    return {**cut, "global_rows": None} if "global_rows" in cut else cut
+
+
+def _whole(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces), 1)
 
 
 _active = threading.local()  # .recorder: the recorder of this thread's capture, if any
@@ -243,12 +351,15 @@ def _capturing_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Scaled dot-product attention that also shows q, k, v to the recorder of this thread.
 
     `attention_mask` is the 2-D padding mask [B, n] or None, as flash attention takes it; another thread's forward pass
-    that met a capture half-way may bring a 4-D one.
+    that met a capture half-way may bring a 4-D one. `sliding_window` is flash attention's: one more than how far a
+    query sees.
     """
     recorder = getattr(_active, "recorder", None)
     if attention_mask is not None and attention_mask.ndim == 2:
@@ -259,15 +370,56 @@ def _capturing_attention(
             "set of real tokens per text"
         )
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    output = None if recorder is None else recorder.attend(query, key, value, scaling)
+    if key.shape[1] != query.shape[1]:  # grouped queries share keys and values
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+    window = None if sliding_window is None or sliding_window > query.shape[2] else sliding_window - 1
+    inputs = AttentionInputs(query, key, value, scaling, window, position_bias)
+    output = None if recorder is None else recorder.attend(inputs)
     if output is None:
-        output = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scaling
-        )
-        output = output.transpose(1, 2).contiguous()
+        output = _attention(inputs, attention_mask, dropout).transpose(1, 2).contiguous()
     if recorder is not None:
         recorder.attended(output)
     return output, None
+
+
+QUERIES_AT_ONCE = 512  # of a local layer
+
+
+def _attention(inputs: AttentionInputs, mask: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k scaling + bias) v over real keys in reach, [B, H, n, d_h]; O(n window) in a local layer."""
+    query, key, value, bias = inputs.query, inputs.key, inputs.value, inputs.bias
+
+    def attend(rows: slice, keys: slice) -> Tensor:
+        allowed = None if mask is None else mask[..., keys] if mask.shape[2] == 1 else mask[..., rows, keys]
+        if window is not None:
+            distance = distances(rows, keys, query.device)
+            reach = distance <= window
+            # a padded query may see no real key: it sees itself
+            allowed = reach if allowed is None else allowed & reach | (distance == 0)
+        if bias is not None:
+            part = bias[..., rows, keys].to(query.dtype)
+            allowed = part if allowed is None else part.masked_fill(~allowed, torch.finfo(query.dtype).min)
+        return nn.functional.scaled_dot_product_attention(
+            query[:, :, rows], key[:, :, keys], value[:, :, keys],
+            attn_mask=allowed, dropout_p=dropout, scale=inputs.scaling,
+        )  # fmt: skip
+
+    n, window = query.shape[2], inputs.window
+    if window is None:
+        return attend(slice(None), slice(None))
+    blocks = [slice(start, min(start + QUERIES_AT_ONCE, n)) for start in range(0, n, QUERIES_AT_ONCE)]
+    return torch.cat([attend(rows, in_reach(rows, window, n)) for rows in blocks], 2)
+
+
+def in_reach(rows: slice, window: int | None, n: int) -> slice:
+    """The keys that queries of a slice see."""
+    return slice(0, n) if window is None else slice(max(0, rows.start - window), min(n, rows.stop + window))
+
+
+def distances(rows: slice, keys: slice, device: torch.device) -> Tensor:
+    """|i - j| of queries and keys, [rows, keys]."""
+    i = torch.arange(rows.start, rows.stop, device=device)
+    return (i[:, None] - torch.arange(keys.start, keys.stop, device=device)).abs()
 
 
 AttentionInterface.register(ATTENTION, _capturing_attention)
@@ -286,9 +438,10 @@ def unwrap(model: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _as_found(modules: list[nn.Module]) -> Iterator[None]:
+def _as_found(modules: list[nn.Module], by_interface: bool) -> Iterator[None]:
     """Evaluation mode and the capturing attention inside, everything as it was outside."""
-    owners = (getattr(module, "config", None) for module in modules)  # layers may have a configuration of their own
+    # layers may have a configuration of their own
+    owners = [getattr(module, "config", None) for module in modules] if by_interface else []
     configs = list({id(config): config for config in owners if isinstance(config, PreTrainedConfig)}.values())
     training = [module for module in modules if module.training or id(module) in _evaluating.kept]
     with contextlib.ExitStack() as stack:
@@ -335,7 +488,7 @@ def capture(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_eager(modules))
-        stack.enter_context(_as_found(modules))
+        stack.enter_context(_as_found(modules, by_interface=layers[0].own is None))
         for handle in recorder.hooks():
             stack.callback(handle.remove)
         previous = getattr(_active, "recorder", None)

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from . import equations
-from .capture import LayerTrace
-from .encoders import LayerModules
+from .capture import LayerTrace, in_reach
+from .encoders import LayerModules, norm_eps, norm_width
 from .methods import STAGES, Method, Stage
 
 SCORES_PER_BLOCK = 3 << 17  # attention weights held at once on a CPU, all heads together: the second-level cache
@@ -37,11 +37,19 @@ CANCELLATION = 2.0  # of a squared sum of vectors, against independent ones: bey
 JITTER = 16 * torch.finfo(torch.float64).eps  # times the number of vectors; keeps rank-deficient Grams factorable
 
 
+Keys = slice | Tensor
+"""Tokens that some queries see: a stretch of them, or a list that begins with a stretch."""
+
+
 class LayerMap(Protocol):
     """One layer's local map A, [B, n, n]; padded rows and columns are zero."""
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """(rows, that slice of the map, [B, rows, n]) over all rows in order."""
+    @property
+    def tokens(self) -> int:
+        """n."""
+
+    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
+        """(rows, keys, that part of the map, [B, rows, keys]) over all rows in order; it is zero elsewhere."""
 
     def rows_at(self, positions: Tensor) -> Tensor:
         """The rows of these queries, [B, m, n] for positions [B, m]."""
@@ -55,14 +63,29 @@ class _Blocks:
 
     def through(self: LayerMap, rows: Tensor, row_normalize: bool) -> Tensor:
         result = None
-        for block, tile in self.blocks():
+        for block, keys, tile in self.blocks():
             if row_normalize:
                 tile = normalize_rows(tile)
             rows = rows.to(tile.device)
             result = torch.zeros_like(rows) if result is None else result
-            result.baddbmm_(rows[:, :, block], tile)
+            if isinstance(keys, slice):
+                result[:, :, keys].baddbmm_(rows[:, :, block], tile)
+            else:
+                result.index_add_(2, keys, torch.bmm(rows[:, :, block], tile))
         assert result is not None
         return result
+
+
+def whole(layer: LayerMap) -> Tensor:
+    """A local map as a matrix, [B, n, n]."""
+    n, local = layer.tokens, None
+    for rows, keys, tile in layer.blocks():
+        if tile.shape[1:] == (n, n):
+            return tile
+        local = tile.new_zeros(len(tile), n, n) if local is None else local
+        local[:, rows, keys] = tile
+    assert local is not None
+    return local
 
 
 def normalize_rows(rows: Tensor) -> Tensor:
@@ -76,35 +99,35 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
-def inverse_scale(norm: nn.LayerNorm, norm_input: Tensor) -> Tensor:
+def inverse_scale(norm: Any, norm_input: Tensor) -> Tensor:
     """1 / s_i with s_i = sqrt(var + eps) of what entered a LayerNorm, [B, n]."""
     y = norm_input.to(working_dtype(norm_input))
-    return torch.native_layer_norm(y, norm.normalized_shape, None, None, norm.eps)[2][..., 0]
+    return torch.native_layer_norm(y, norm_width(norm), None, None, norm_eps(norm))[2][..., 0]
 
 
-def norm_weight(norm: nn.LayerNorm, like: Tensor) -> Tensor:
+def norm_weight(norm: Any, like: Tensor) -> Tensor:
     """gamma, [d], in the dtype of `like`; ones where the norm has no weight."""
     if norm.weight is None:
-        return torch.ones(norm.normalized_shape, dtype=like.dtype, device=like.device)
+        return torch.ones(norm_width(norm), dtype=like.dtype, device=like.device)
     return norm.weight.detach().to(like.dtype)
 
 
 def apply_stage(x: Tensor, trace: LayerTrace, stage: Stage) -> Tensor:
     """M x for vectors on the last dimension: element-wise work and mean subtractions, O(d)."""
-    for norm in (trace.modules.attention_norm, trace.modules.output_norm)[: stage.norms]:
+    for norm in trace.modules.norms[: stage.norms]:
         # one fused pass: a layer norm without its division; eps 1 keeps that in range
-        x, _, inverse = torch.native_layer_norm(x, norm.normalized_shape, norm_weight(norm, x), None, 1.0)
+        x, _, inverse = torch.native_layer_norm(x, norm_width(norm), norm_weight(norm, x), None, 1.0)
         x = x.div_(inverse)
     return x
 
 
 def _row_scale(trace: LayerTrace, stage: Stage) -> Tensor:
     """1 / (s1_i s2_i) as far as the stage goes, zero at padding, [B, n]."""
-    scale = trace.mask.to(working_dtype(trace.query))
-    if stage.norms > 0:
-        scale = scale * inverse_scale(trace.modules.attention_norm, trace.attention_norm_input)
-    if stage.norms > 1:
-        scale = scale * inverse_scale(trace.modules.output_norm, trace.output_norm_input)
+    scale = trace.mask.to(working_dtype(trace.value))
+    inputs = (trace.attention_norm_input, trace.output_norm_input)
+    for norm, norm_input in list(zip(trace.modules.norms, inputs, strict=False))[: stage.norms]:
+        assert norm_input is not None
+        scale = scale * inverse_scale(norm, norm_input)
     return scale
 
 
@@ -120,7 +143,7 @@ def kept(trace: LayerTrace, stage: Stage, key: Hashable, make: Callable[[], Any]
     """
     modules = trace.modules
     weight = modules.output_projection.weight.detach()
-    norms = (modules.attention_norm, modules.output_norm)[: stage.norms]
+    norms = modules.norms[: stage.norms]
     key = (key, *map(id, norms))  # layers may share a projection, with norms of their own
     version = None if weight.is_inference() else weight._version
     seen = torch.cat([trace.probe[1], *(norm_weight(norm, trace.probe[1]) for norm in norms)])
@@ -148,8 +171,7 @@ def forget(modules: LayerModules) -> None:
 
 def stage_product(trace: LayerTrace, stage: Stage) -> Tensor:
     """(M W_O)^T, [H * d_h, d], float64."""
-    weight = trace.modules.output_projection.weight.detach()
-    return apply_stage(weight.double().T.contiguous(), trace, stage)
+    return apply_stage(trace.modules.output_weight.double().T.contiguous(), trace, stage)
 
 
 def _stage_weight(trace: LayerTrace, stage: Stage, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -177,7 +199,7 @@ class _Vectors:
     """
 
     def __init__(self, trace: LayerTrace, stage: Stage, with_mixed: bool = False):
-        dtype = working_dtype(trace.query)
+        dtype = working_dtype(trace.value)
         batch, heads, n, head_dim = trace.value.shape
         self.weight, largest = _stage_weight(trace, stage, dtype)
         value = trace.value.to(dtype).transpose(0, 1).reshape(heads, batch * n, head_dim)
@@ -296,13 +318,14 @@ class _Factors:
         self.row_scale = _row_scale(trace, stage) / vectors.scale
         self.residual = stage.residual
 
-    def norms(self, alpha: Tensor, rows: slice | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of a block alpha [H, B, n, q], up to the row scale: ||c_ij|| [B, n, q], ||c_ii|| [B, q], and
+    def norms(self, alpha: Tensor, rows: slice | Tensor, keys: Keys) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of a block alpha [H, B, keys, q], up to the row scale: ||c_ij|| [B, keys, q], ||c_ii|| [B, q], and
         ||sum_{j!=i} c_ij|| [B, q] or None.
         """
         heads, batch, n, count = alpha.shape
-        inside = torch.bmm(self.heads, alpha.view(heads, batch * n, count).transpose(0, 1))  # R_j alpha_ij
-        own_inside = _own(inside.view(batch, n, heads, count).transpose(1, 2), rows).transpose(1, 2)  # [B, q, H]
+        factors = self.heads.view(batch, -1, heads, heads)[:, keys].reshape(batch * n, heads, heads)
+        inside = torch.bmm(factors, alpha.reshape(heads, batch * n, count).transpose(0, 1))  # R_j alpha_ij
+        own_inside = _own(inside.view(batch, n, heads, count).transpose(1, 2), _within(rows, keys)).transpose(1, 2)
         extra = [(_at(along, rows), _at(outside, rows)) for along, outside in self.extra]
         if self.residual:
             along, outside = extra[0]
@@ -324,6 +347,12 @@ def _at(tensor: Tensor, rows: slice | Tensor) -> Tensor:
     return tensor.gather(1, index.expand(-1, -1, *tensor.shape[2:]))
 
 
+def _within(rows: slice | Tensor, keys: Keys) -> slice | Tensor:
+    """Where the rows stand among the keys."""
+    start = keys.start if isinstance(keys, slice) else int(keys[0])
+    return slice(rows.start - start, rows.stop - start) if isinstance(rows, slice) else rows - start
+
+
 def _own(columns: Tensor, rows: slice | Tensor) -> Tensor:
     """The diagonal of a block of columns [..., B, (H,) n, q] whose queries are `rows`: [..., q]; a view for a slice."""
     if isinstance(rows, slice):
@@ -333,43 +362,112 @@ def _own(columns: Tensor, rows: slice | Tensor) -> Tensor:
 
 
 class _Attention:
-    """A layer's attention weights, recomputed from queries and keys in blocks of columns: keys stand in rows here."""
+    """A layer's attention weights in blocks of columns, recomputed from queries and keys: keys stand in rows here."""
 
     def __init__(self, trace: LayerTrace):
+        assert trace.query is not None
+        assert trace.key is not None
         self.query, self.key, self.scaling = trace.query, trace.key, trace.scaling
+        self.window, self.bias, self.global_keys = trace.window, trace.bias, trace.global_keys
         self.mask = trace.mask if trace.padded else None
         self.dtype = working_dtype(trace.query)
 
-    def _columns(self, query: Tensor, key: Tensor) -> Tensor:
-        """alpha [H, B, n, q] from [H, B, q, d_h] and [H, B, n, d_h]."""
+    def _columns(self, query: Tensor, key: Tensor, rows: slice | Tensor, keys: Keys) -> Tensor:
+        """alpha [H, B, keys, q] from [H, B, q, d_h] and [H, B, keys, d_h]."""
         heads, batch, n, _ = key.shape
         scores = torch.bmm(key.flatten(0, 1), (query * self.scaling).flatten(0, 1).transpose(1, 2))
         alpha = scores.view(heads, batch, n, -1)
+        if self.bias is not None:
+            alpha.add_(_bias_columns(self.bias, rows, keys, batch).to(self.dtype))
+        # the lowest number, not -inf: a padded query may see nothing, and is multiplied by zero in the end
+        lowest = torch.finfo(self.dtype).min
         if self.mask is not None:
-            alpha.masked_fill_(~self.mask[:, :, None], -torch.inf)
+            alpha.masked_fill_(~self.mask[:, keys, None], lowest)
+        if self.window is not None:
+            alpha.masked_fill_(self._unseen(rows, keys), lowest)
         # torch's softmax over a dimension that is not the last takes twice as long as its steps
         alpha.sub_(alpha.amax(2, keepdim=True)).exp_()
         return alpha.mul_(alpha.sum(2, keepdim=True).reciprocal_())
+
+    def _unseen(self, rows: slice | Tensor, keys: Keys) -> Tensor:
+        """Keys that are too far from a query, [keys, q] or [B, keys, q]."""
+        assert self.window is not None
+        places = torch.arange(self.key.shape[2], device=self.key.device)
+        i = places[rows] if isinstance(rows, slice) else rows[:, None, :]
+        unseen = (places[keys][:, None] - i).abs() > self.window
+        return unseen if self.global_keys is None else unseen & ~self.global_keys[:, keys, None]
+
+    def _seen(self, rows: slice) -> Keys:
+        """The keys that a stretch of queries sees."""
+        near = in_reach(rows, self.window, self.key.shape[2])
+        if self.global_keys is None or self.window is None:
+            return near
+        far = self.global_keys.any(0)
+        far[near] = False
+        places = torch.arange(near.start, near.stop, device=far.device)
+        return torch.cat([places, far.nonzero()[:, 0]]) if bool(far.any()) else near
 
     def _heads_first(self) -> tuple[Tensor, Tensor]:
         query, key = (t.to(self.dtype).transpose(0, 1) for t in (self.query, self.key))
         return query, key
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """(queries, alpha [H, B, n, q]) over all queries in order."""
+    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
+        """(queries, the keys they see, alpha [H, B, keys, q]) over all queries in order."""
         query, key = self._heads_first()
-        heads, batch, n, _ = query.shape
-        budget = SCORES_PER_BLOCK if query.device.type == "cpu" else SCORES_PER_GPU_BLOCK
-        size = max(QUERIES_PER_BLOCK, budget // (batch * heads * n))
+        n, size = query.shape[2], _block_size(query, self.window)
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
-            yield rows, self._columns(query[:, :, rows], key)
+            keys = self._seen(rows)
+            yield rows, keys, self._columns(query[:, :, rows], key[:, :, keys], rows, keys)
 
     def at(self, positions: Tensor) -> Tensor:
         """alpha [H, B, n, m] of the queries at positions [B, m]."""
         query, key = self._heads_first()
         index = positions[None, :, :, None].expand(query.shape[0], -1, -1, query.shape[3])
-        return self._columns(query.gather(2, index), key)
+        return self._columns(query.gather(2, index), key, positions, slice(0, key.shape[2]))
+
+
+def _block_size(query: Tensor, window: int | None) -> int:
+    """How many queries a block has."""
+    heads, batch, n, _ = query.shape
+    budget = (SCORES_PER_BLOCK if query.device.type == "cpu" else SCORES_PER_GPU_BLOCK) // (batch * heads)
+    size = budget // n
+    if window is not None:  # size * (size + 2 window) scores
+        size = max(size, int((window**2 + budget) ** 0.5) - window)
+    return max(QUERIES_PER_BLOCK, size)
+
+
+def _bias_columns(bias: Tensor, rows: slice | Tensor, keys: Keys, batch: int) -> Tensor:
+    """A part of what is added to the scores, [H, B, keys, q]."""
+    if isinstance(rows, slice):
+        return bias[:, :, rows, keys].permute(1, 0, 3, 2)
+    heads, n = bias.shape[1], bias.shape[3]
+    index = rows[:, None, :, None].expand(-1, heads, -1, n)
+    return bias.expand(batch, -1, -1, -1).gather(2, index).permute(1, 0, 3, 2)
+
+
+class _GivenAttention:
+    """The same from attention weights that the model itself has shown."""
+
+    def __init__(self, trace: LayerTrace):
+        assert trace.weights is not None
+        self.weights, self.dtype = trace.weights, working_dtype(trace.value)
+
+    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
+        """As `_Attention.blocks`."""
+        n, size = self.weights.shape[2], _block_size(self.weights, None)
+        for start in range(0, n, size):
+            rows = slice(start, min(start + size, n))
+            yield rows, slice(0, n), self.weights[:, :, rows].to(self.dtype).permute(1, 0, 3, 2).contiguous()
+
+    def at(self, positions: Tensor) -> Tensor:
+        """As `_Attention.at`."""
+        index = positions[:, None, :, None].expand(-1, self.weights.shape[1], -1, self.weights.shape[3])
+        return self.weights.gather(2, index).to(self.dtype).permute(1, 0, 3, 2).contiguous()
+
+
+def _attention(trace: LayerTrace) -> _Attention | _GivenAttention:
+    return _Attention(trace) if trace.weights is None else _GivenAttention(trace)
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
@@ -377,24 +475,25 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b > 0, a / b.where(b > 0, torch.ones_like(b)), torch.zeros_like(b))
 
 
-def _finish(columns: Tensor, method: Method, rows: slice | Tensor, real: Tensor, ratio: Tensor | None) -> Tensor:
-    """A method's last step: normalise the rows of a block [B, n, q] (rows stand in columns here) and mix them with the
-    identity; padded queries become zero. Works in place. real, ratio: [B, q]. Returns the rows, [B, q, n].
+def _finish(columns: Tensor, method: Method, own: slice | Tensor, real: Tensor, ratio: Tensor | None) -> Tensor:
+    """A method's last step: normalise the rows of a block [B, keys, q] (rows stand in columns here) and mix them with
+    the identity; padded queries become zero. Works in place. `own`: where the queries stand among the keys. real,
+    ratio: [B, q]. Returns the rows, [B, q, keys].
     """
     real = real.to(columns.dtype)
     if method.normalize:
         columns.mul_(_divide(real, columns.sum(1))[:, None])
     if method.mix == "half":
         columns.mul_(0.5)
-        _set_own(columns, rows, _own(columns, rows) + 0.5 * real)
+        _set_own(columns, own, _own(columns, own) + 0.5 * real)
     elif method.mix == "ratio":
         assert ratio is not None
-        _set_own(columns, rows, torch.zeros_like(real))
+        _set_own(columns, own, torch.zeros_like(real))
         total = columns.sum(1)
         # a row that is all diagonal has nothing to renormalise and stays 1 on the diagonal
         ratio = torch.where(total > 0, ratio, 0)
         columns.mul_(_divide(ratio * real, total)[:, None])
-        _set_own(columns, rows, (1 - ratio) * real)
+        _set_own(columns, own, (1 - ratio) * real)
     return columns.transpose(1, 2)
 
 
@@ -411,29 +510,90 @@ class TorchLayer(_Blocks):
 
     def __init__(self, trace: LayerTrace, method: Method):
         self.method = method
-        self.attention = _Attention(trace)
-        self.mask = trace.mask
+        self.attention = _attention(trace)
+        self.mask, self.tokens = trace.mask, trace.mask.shape[1]
         stage = STAGES["N-Enc"] if method.mix == "ratio" else method.stage
         self.factors = None if stage is None else _Factors(trace, stage, with_mixed=method.mix == "ratio")
 
-    def _rows(self, alpha: Tensor, rows: slice | Tensor) -> Tensor:
-        real = _at(self.mask, rows)
+    def _rows(self, alpha: Tensor, rows: slice | Tensor, keys: Keys) -> Tensor:
+        real, place = _at(self.mask, rows), _within(rows, keys)
         ratio = columns = None
         if self.factors is not None:
-            columns, own, others = self.factors.norms(alpha, rows)
+            columns, own, others = self.factors.norms(alpha, rows, keys)
             ratio = None if others is None else _divide(others, others + own)
-            _set_own(columns, rows, own)
+            _set_own(columns, place, own)
             columns.mul_(_at(self.factors.row_scale, rows)[:, None])
         if self.method.stage is None or columns is None:
             columns = alpha.mean(0).mul_(real[:, None])
-        return _finish(columns, self.method, rows, real, ratio)
+        return _finish(columns, self.method, place, real, ratio)
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        for rows, alpha in self.attention.blocks():
-            yield rows, self._rows(alpha, rows)
+    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
+        for rows, keys, alpha in self.attention.blocks():
+            yield rows, keys, self._rows(alpha, rows, keys)
 
     def rows_at(self, positions: Tensor) -> Tensor:
-        return self._rows(self.attention.at(positions), positions)
+        return self._rows(self.attention.at(positions), positions, slice(0, self.mask.shape[1]))
+
+
+class StoredLayer(_Blocks):
+    """A layer's local map as a matrix, [B, n, n]."""
+
+    def __init__(self, local_map: Tensor):
+        self.map, self.tokens = local_map, local_map.shape[1]
+
+    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
+        every = slice(0, self.tokens)
+        yield every, every, self.map
+
+    def rows_at(self, positions: Tensor) -> Tensor:
+        return self.map.gather(1, positions[:, :, None].expand(-1, -1, self.map.shape[2]))
+
+
+class MixedLayer(_Blocks):
+    """A layer whose tokens with global attention have rows of their own, made of other queries, keys and values.
+
+    Args:
+        local: the map, right but for those rows.
+        rows: the map that is right for them.
+        where: True at them, [B, n].
+    """
+
+    def __init__(self, local: LayerMap, rows: LayerMap, where: Tensor):
+        self.local, self.rows, self.where, self.tokens = local, rows, where, where.shape[1]
+        self.most = int(where.sum(1).max())
+
+    def _positions(self) -> tuple[Tensor, Tensor]:
+        """Of the tokens with global attention, first to last, [B, most], and which of those are there."""
+        order = (~self.where).to(torch.int8).argsort(dim=1, stable=True)[:, : self.most]
+        return order, self.where.gather(1, order)
+
+    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
+        every, local = slice(0, self.tokens), whole(self.local)
+        positions, there = self._positions()
+        texts, k = there.nonzero(as_tuple=True)
+        local[texts, positions[texts, k]] = self.rows.rows_at(positions)[texts, k]
+        yield every, every, local
+
+    def rows_at(self, positions: Tensor) -> Tensor:
+        chosen = self.where.gather(1, positions)[:, :, None]
+        return torch.where(chosen, self.rows.rows_at(positions), self.local.rows_at(positions))
+
+    def through(self, rows: Tensor, row_normalize: bool) -> Tensor:
+        positions, there = self._positions()
+        own = self.rows.rows_at(positions)
+        own = normalize_rows(own) if row_normalize else own
+        weights = rows.gather(2, positions[:, None].expand(-1, rows.shape[1], -1)) * there[:, None]
+        local = self.local.through(rows.masked_fill(self.where[:, None], 0), row_normalize)
+        return torch.baddbmm(local, weights, own)
+
+
+def torch_layer(trace: LayerTrace, method: Method) -> LayerMap:
+    """A layer's local map, in PyTorch. Where the model's own attention weights were seen, the map is made at once: one
+    number a pair is kept of them, not one for each head."""
+    layer = TorchLayer(trace, method)
+    if trace.global_rows is not None and trace.global_keys is not None:
+        return MixedLayer(layer, TorchLayer(trace.global_rows, method), trace.global_keys)
+    return layer if trace.weights is None else StoredLayer(whole(layer))
 
 
 MakeLayer = Callable[[LayerTrace, Method], LayerMap]
@@ -442,7 +602,7 @@ DIRECT_ROWS = 2  # up to so many rows cost less by the direct sum than by a fact
 
 def top_rows(trace: LayerTrace, method: Method, positions: Tensor, make_layer: MakeLayer) -> Tensor:
     """Rows of the last layer's map at positions [B, m], the cheapest way the backend has, [B, m, n]."""
-    by_torch = make_layer is not ReferenceLayer and trace.attention is None
+    by_torch = make_layer is not reference_layer and trace.attention is None and trace.global_rows is None
     if by_torch and positions.shape[1] <= DIRECT_ROWS and method.stage and method.mix != "ratio":
         return direct_rows(trace, method, method.stage, positions)
     return make_layer(trace, method).rows_at(positions)
@@ -453,7 +613,7 @@ def direct_rows(trace: LayerTrace, method: Method, stage: Stage, positions: Tens
 
     The cheaper way for a row or two, which is all that a target asks of the last layer.
     """
-    alpha = _Attention(trace).at(positions)  # [H, B, n, m]
+    alpha = _attention(trace).at(positions)  # [H, B, n, m]
     heads, batch, n, count = alpha.shape
     parts = _Vectors(trace, stage)
     norms = []
@@ -472,8 +632,8 @@ def mixing_ratios(trace: LayerTrace, stage: Stage) -> Tensor:
     """(8), (14): r_i of a stage, [B, n]; zero at padding."""
     factors = _Factors(trace, stage, with_mixed=True)
     parts = []
-    for rows, alpha in _Attention(trace).blocks():
-        _, own, others = factors.norms(alpha, rows)
+    for rows, keys, alpha in _attention(trace).blocks():
+        _, own, others = factors.norms(alpha, rows, keys)
         assert others is not None
         parts.append(_divide(others, others + own))
     return torch.cat(parts, -1) * trace.mask
@@ -482,30 +642,32 @@ def mixing_ratios(trace: LayerTrace, stage: Stage) -> Tensor:
 def completeness_gap(trace: LayerTrace) -> Tensor:
     """How far the parts c_ij, summed over j, are from the layer's real output, [B, n], relative; zero at padding.
 
-    sum_j c_ij = M (W_O sum_j alpha_ij v_j + x_i) / (s1_i s2_i) from the captured queries, keys, values and residual
-    is compared with the layer's output less what belongs to no token: the biases b_O, beta1, beta2 and the
-    feed-forward block's vector. A wrong weight, residual or norm in the family's description shows here.
+    sum_j c_ij = M (W_O sum_j alpha_ij v_j + x_i) / (s1_i s2_i) from the captured queries, keys (or attention weights),
+    values and residual is compared with the layer's output less what belongs to no token: the biases b_O, beta1, beta2
+    and the feed-forward block's vector. In a pre-LN layer it is compared with the residual stream behind the attention
+    block, less b_O. A wrong weight, residual or norm in the family's description shows here.
     """
-    dtype = working_dtype(trace.query)
+    dtype = working_dtype(trace.value)
     modules, stage = trace.modules, STAGES["N-Enc"]
     parts = []
     value = trace.value.to(dtype)
-    for _, alpha in _Attention(trace).blocks():
-        parts.append(torch.matmul(alpha.permute(1, 0, 3, 2), value))
+    for _, keys, alpha in _attention(trace).blocks():
+        parts.append(torch.matmul(alpha.permute(1, 0, 3, 2), value[:, :, keys]))
     context = torch.cat(parts, 2).transpose(1, 2).flatten(2)
-    scale1 = 1 / inverse_scale(modules.attention_norm, trace.attention_norm_input)[..., None]
-    scale2 = 1 / inverse_scale(modules.output_norm, trace.output_norm_input)[..., None]
     hidden_states = trace.hidden_states.to(dtype)
     mixed = context @ _stage_weight(trace, stage, dtype)[0] + apply_stage(hidden_states, trace, stage)
+
+    def detached(bias: Tensor | None) -> Tensor:
+        return hidden_states.new_zeros(hidden_states.shape[-1]) if bias is None else bias.detach().to(dtype)
+
+    b_o, y1 = detached(modules.output_bias), trace.attention_norm_input.to(dtype)
+    if trace.output_norm_input is None:
+        return relative_gap(mixed + b_o, y1, trace.mask)
+    y2 = trace.output_norm_input.to(dtype)
+    scale1, scale2 = (1 / inverse_scale(norm, y)[..., None] for norm, y in zip(modules.norms, (y1, y2), strict=True))
+    beta1, beta2 = (detached(norm.bias) for norm in modules.norms)
+    gamma1, gamma2 = (norm_weight(norm, y1) for norm in modules.norms)
     tokens = mixed / (scale1 * scale2)
-
-    def bias(module: nn.Module) -> Tensor:
-        kept = getattr(module, "bias", None)
-        return hidden_states.new_zeros(hidden_states.shape[-1]) if kept is None else kept.detach().to(dtype)
-
-    b_o, beta1, beta2 = (bias(m) for m in (modules.output_projection, modules.attention_norm, modules.output_norm))
-    y1, y2 = trace.attention_norm_input.to(dtype), trace.output_norm_input.to(dtype)
-    gamma1, gamma2 = (norm_weight(norm, y1) for norm in (modules.attention_norm, modules.output_norm))
     middle = (y1 - y1.mean(-1, keepdim=True)) * gamma1 / scale1 + beta1
     nobody = apply_stage(b_o, trace, stage) / (scale1 * scale2)
     after = beta1 + (y2 - middle)  # beta1 and the feed-forward vector, through the second LayerNorm alone
@@ -522,17 +684,17 @@ def rounding(dtype: torch.dtype) -> float:
 
 
 def patched(trace: LayerTrace) -> Tensor:
-    """How much of what enters LayerNorm 1 is not x + W_O context + b_O, a number; 1 and more is no rounding.
+    """How much of the sum behind the attention block is not x + W_O context + b_O, a number; 1 and more is no rounding.
 
     Both sides are compared along one direction, at the price of three dot products a token. A vector off by a share of
     its length is off by a sqrt(d)-th of that along it.
     """
-    dtype, bias = working_dtype(trace.query), trace.modules.output_projection.bias
+    dtype, bias = working_dtype(trace.value), trace.modules.output_bias
     direction, projected = (part.to(dtype) for part in trace.probe)
     own, real = trace.hidden_states.to(dtype), trace.attention_norm_input.to(dtype)
     expected = trace.context.to(dtype) @ projected + own @ direction
     if bias is not None:
-        expected = expected + bias.detach().to(dtype) @ direction
+        expected = expected + bias.to(dtype) @ direction
     size = real.norm(dim=-1) + own.norm(dim=-1)
     allowed = rounding(trace.context.dtype) * size * direction.norm() / len(direction) ** 0.5
     return (_divide((real @ direction - expected).abs(), allowed) * trace.mask).amax()
@@ -548,37 +710,51 @@ def relative_gap(found: Tensor, expected: Tensor, mask: Tensor) -> Tensor:
     return _divide((found - expected).norm(dim=-1), expected.norm(dim=-1)) * mask
 
 
-class ReferenceLayer(_Blocks):
+def reference_layer(trace: LayerTrace, method: Method) -> LayerMap:
     """A layer's local map by `equations.py`: the direct sum, for checking and teaching."""
-
-    def __init__(self, trace: LayerTrace, method: Method):
-        self.map = equations.local_map(equation_layer(trace), method.name)
-
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        yield slice(0, self.map.shape[1]), self.map
-
-    def rows_at(self, positions: Tensor) -> Tensor:
-        return self.map.gather(1, positions[:, :, None].expand(-1, -1, self.map.shape[2]))
+    return StoredLayer(by_rows(trace, lambda part: equations.local_map(equation_layer(part), method.name)))
 
 
-def norm_scale(norm: nn.LayerNorm, norm_input: Tensor) -> Tensor:
+def by_rows(trace: LayerTrace, compute: Callable[[LayerTrace], Tensor]) -> Tensor:
+    """compute(trace), [B, n, ...], with the rows of tokens with global attention from the trace that holds for them."""
+    result = compute(trace)
+    if trace.global_rows is None or trace.global_keys is None:
+        return result
+    chosen = trace.global_keys.view(*trace.global_keys.shape, *[1] * (result.ndim - 2))
+    return torch.where(chosen, compute(trace.global_rows), result)
+
+
+def norm_scale(norm: Any, norm_input: Tensor) -> Tensor:
     """s_i = sqrt(var + eps) of what entered a LayerNorm, as the equations say it, [B, n]."""
     y = norm_input.to(working_dtype(norm_input))
-    return (y.var(-1, correction=0) + norm.eps).sqrt()
+    return (y.var(-1, correction=0) + norm_eps(norm)).sqrt()
 
 
 def equation_layer(trace: LayerTrace) -> equations.EncoderLayer:
     """A captured layer in the letters of `equations.py`."""
-    dtype, modules = working_dtype(trace.query), trace.modules
-    query, key, value = (t.to(dtype) for t in (trace.query, trace.key, trace.value))
+    dtype, modules = working_dtype(trace.value), trace.modules
+    value = trace.value.to(dtype)
+    if trace.weights is not None:
+        alpha = trace.weights.to(dtype)
+    else:
+        assert trace.query is not None
+        assert trace.key is not None
+        query, key = trace.query.to(dtype), trace.key.to(dtype)
+        bias = None if trace.bias is None else trace.bias.to(dtype)
+        alpha = equations.attention_weights(
+            query, key, trace.scaling, trace.mask, trace.window, bias, trace.global_keys
+        )
+    gammas = [norm_weight(norm, value) for norm in modules.norms]
+    inputs = (trace.attention_norm_input, trace.output_norm_input)
+    scales = [norm_scale(norm, y) for norm, y in zip(modules.norms, inputs, strict=False) if y is not None]
     return equations.EncoderLayer(
-        alpha=equations.attention_weights(query, key, trace.scaling, trace.mask),
+        alpha=alpha,
         value=value,
-        output_weight=modules.output_projection.weight.detach().to(dtype),
+        output_weight=modules.output_weight.to(dtype),
         hidden_states=trace.hidden_states.to(dtype),
-        gamma1=norm_weight(modules.attention_norm, value),
-        s1=norm_scale(modules.attention_norm, trace.attention_norm_input),
-        gamma2=norm_weight(modules.output_norm, value),
-        s2=norm_scale(modules.output_norm, trace.output_norm_input),
+        gamma1=gammas[0] if gammas else None,
+        s1=scales[0] if scales else None,
+        gamma2=gammas[1] if gammas else None,
+        s2=scales[1] if scales else None,
         mask=trace.mask,
     )

@@ -1,25 +1,63 @@
 """The table of encoder families: where in each one the method's pieces stand.
 
-A family is described by names alone: the list of layers, and inside a layer the module that calls
-transformers' attention interface, the output projection, and the two LayerNorms. A new post-LN
-encoder is a new row (`register_encoder`), never a new modelling file.
+A family is described by names alone: the list of layers, and inside a layer the module that computes the attention,
+the output projection, and the norms. A new encoder is a new row (`register_encoder`), never a new modelling file.
+
+Two kinds of layers are known. Post-LN (BERT): `h = LN1(x + attention(x))`, then `LN2(h + feed_forward(h))`. Pre-LN
+(ModernBERT, ViT): `h = x + attention(norm(x))`, then `h + feed_forward(norm(h))`; no norm follows the sum, so a
+contribution is what a token adds to the residual stream, and N-Enc is N-Res.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 Layers = str | Callable[[nn.Module], list[nn.Module]]
 
 
 @dataclass(frozen=True)
+class OwnAttention:
+    """How to see what a family computes that does not use transformers' attention interface.
+
+    Attributes:
+        value: dotted path inside a layer to the module that puts out the value vectors, [B, n, H * d_h].
+        weights: dotted path to the module that is given the attention weights, [B, H, n, n]; None where the attention
+            module returns them beside its context.
+        mend: (attention module, those weights) -> the weights that it really used.
+        split: (attention module, output of `value`) -> value vectors [B, H, n, d_h] where they are not simply heads
+            side by side.
+        inputs: instead of all this, (attention module, hidden states [B, n, d], keyword arguments it is called with) ->
+            what its weights are made of, as `capture.LayerTrace` names it.
+    """
+
+    value: str | None = None
+    weights: str | None = None
+    mend: Callable[[Any, Tensor], Tensor] | None = None
+    split: Callable[[Any, Tensor], Tensor] | None = None
+    inputs: Callable[[Any, Tensor, dict[str, Any]], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Patches:
+    """How a vision family makes tokens of a picture.
+
+    Attributes:
+        special: config -> names of the tokens in front of the patches.
+    """
+
+    special: Callable[[Any], list[str]]
+
+
+@dataclass(frozen=True)
 class EncoderFamily:
-    """Where one family of post-LN encoders keeps what equations (4)-(11) need.
+    """Where one family of encoders keeps what equations (4)-(11) need.
 
     All names but `layers` are dotted attribute paths inside one layer.
 
@@ -27,13 +65,23 @@ class EncoderFamily:
         model_type: `config.model_type` of the family.
         layers: dotted path from the base model to its list of layers, or a function
             base model -> layers in order of execution (a shared layer stands there once per use).
-        attention: module that calls the attention interface; its first argument is the residual x.
+        attention: module that calls the attention interface; in a post-LN layer its first argument is the residual x
+            (in a pre-LN layer that is the layer's own).
         output_projection: `nn.Linear` W_O, b_O.
-        attention_norm: first LayerNorm; its input is the attention block's output plus x.
-        output_norm: second LayerNorm; its input is the feed-forward output plus its own residual.
+        attention_norm: the norm whose input is the attention block's output plus x: LayerNorm 1 of a post-LN layer, the
+            one before the feed-forward block of a pre-LN layer.
+        output_norm: LayerNorm 2; its input is the feed-forward output plus its own residual. None: pre-LN layers.
+        output_scale: parameter that the attention block's output is multiplied with (DINOv2's layer scale).
+        own_attention: for families that compute attention in code of their own.
         positions_after_padding: True where position ids start behind `pad_token_id` (RoBERTa), so
             that the longest text is `max_position_embeddings - pad_token_id - 1`.
+        relative_positions: no table of positions limits the length of a text or the size of a picture.
+        has_cls: the first token stands for the whole text or picture.
+        patches: for vision encoders.
+        prepare: (base model, n) -> a context in which it is as its forward pass over n tokens will have it.
+        refuse: config -> why a model of the family cannot be taken, without capital and full stop; or None.
         examples: a name or two a reader knows the family by.
+        notes: what is particular about its numbers, for `globenc models`.
     """
 
     model_type: str
@@ -41,19 +89,77 @@ class EncoderFamily:
     attention: str
     output_projection: str
     attention_norm: str
-    output_norm: str
+    output_norm: str | None
+    output_scale: str | None = None
+    own_attention: OwnAttention | None = None
     positions_after_padding: bool = False
+    relative_positions: bool = False
+    has_cls: bool = True
+    patches: Patches | None = None
+    prepare: Callable[[Any, int], AbstractContextManager] | None = None
+    refuse: Callable[[Any], str | None] | None = None
     examples: str = ""
+    notes: str = ""
+
+    @property
+    def pre_norm(self) -> bool:
+        """Whether the norms stand in front of the blocks."""
+        return self.output_norm is None
 
 
 @dataclass(frozen=True)
 class LayerModules:
-    """The modules of one layer, resolved from its family's names."""
+    """The modules of one layer, resolved from its family's names.
+
+    Attributes:
+        attention, output_projection, attention_norm, output_norm, output_scale: as in `EncoderFamily`.
+        block: the module whose first argument is the residual; the attention module itself if None.
+        own: of the family, with the modules its paths lead to, `value` and `weights`.
+    """
 
     attention: nn.Module
     output_projection: nn.Linear
-    attention_norm: nn.LayerNorm
-    output_norm: nn.LayerNorm
+    attention_norm: nn.Module
+    output_norm: nn.Module | None
+    block: nn.Module | None = None
+    output_scale: nn.Parameter | None = None
+    own: OwnAttention | None = None
+    value: nn.Module | None = None
+    weights: nn.Module | None = None
+
+    @property
+    def norms(self) -> tuple[Any, ...]:
+        """The LayerNorms that a contribution goes through; none in a pre-LN layer."""
+        return () if self.output_norm is None else (self.attention_norm, self.output_norm)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """W_O, [d, H * d_h], what scales the attention block's output included."""
+        weight = self.output_projection.weight.detach()
+        return weight if self.output_scale is None else weight * self.output_scale.detach()[:, None]
+
+    @property
+    def output_bias(self) -> Tensor | None:
+        """b_O, [d], scaled likewise."""
+        bias = self.output_projection.bias
+        if bias is None:
+            return None
+        return bias.detach() if self.output_scale is None else bias.detach() * self.output_scale.detach()
+
+
+def norm_eps(norm: Any) -> float:
+    """What a LayerNorm adds to the variance."""
+    return norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+
+
+def norm_width(norm: Any) -> tuple[int, ...]:
+    """The shape a LayerNorm normalises."""
+    return tuple(norm.normalized_shape) if hasattr(norm, "normalized_shape") else tuple(norm.weight.shape)
+
+
+def _is_layer_norm(norm: Any) -> bool:
+    # DeBERTa brings a LayerNorm of its own, with the same formula
+    return isinstance(norm, nn.LayerNorm) or (hasattr(norm, "variance_epsilon") and hasattr(norm, "bias"))
 
 
 def _albert_layers(base_model: Any) -> list[nn.Module]:
@@ -66,6 +172,73 @@ def _albert_layers(base_model: Any) -> list[nn.Module]:
     return layers
 
 
+def _deberta_values(attention: Any, projected: Tensor) -> Tensor:
+    """DeBERTa projects a head's query, key and value side by side, and adds the value's bias afterwards."""
+    batch, n, _ = projected.shape
+    heads = attention.num_attention_heads
+    value = projected.view(batch, n, heads, -1).chunk(3, dim=-1)[2] + attention.v_bias.view(heads, -1)
+    return value.transpose(1, 2)
+
+
+def _longformer_inputs(attention: Any, hidden_states: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """Queries, keys and values of Longformer: local attention in which everyone sees the global tokens too, and the
+    rows of those with projections of their own."""
+    batch, n, _ = hidden_states.shape
+
+    def heads(projection: nn.Module) -> Tensor:
+        return projection(hidden_states).view(batch, n, attention.num_heads, -1).transpose(1, 2)
+
+    inputs = {
+        "query": heads(attention.query),
+        "key": heads(attention.key),
+        "value": heads(attention.value),
+        "scaling": attention.head_dim**-0.5,
+        "window": attention.one_sided_attn_window_size,
+    }
+    if options.get("is_global_attn"):
+        inputs["global_keys"] = options["is_index_global_attn"]
+        inputs["global_rows"] = {
+            "query": heads(attention.query_global),
+            "key": heads(attention.key_global),
+            "value": heads(attention.value_global),
+        }
+    return inputs
+
+
+def _bigbird_weights(attention: Any, weights: Tensor) -> Tensor:
+    """In evaluation all random blocks of BigBird are the first block once more, with the same weights, which the
+    weights it returns hold only once."""
+    size = getattr(attention, "block_size", None)
+    if size is None:  # full attention
+        return weights
+    weights = weights.clone()
+    weights[:, :, size:-size, :size] *= 1 + attention.num_random_blocks
+    return weights
+
+
+@contextlib.contextmanager
+def _bigbird_kind(base_model: Any, n: int) -> Iterator[None]:
+    """BigBird turns to full attention, for good, where a text is too short for blocks; here only for a while."""
+    config, kind = base_model.config, base_model.attention_type
+    if kind == "block_sparse" and n <= (5 + 2 * config.num_random_blocks) * config.block_size:
+        base_model.set_attention_type("original_full")
+    try:
+        yield
+    finally:
+        base_model.set_attention_type(kind)
+
+
+def _deberta_refuse(config: Any) -> str | None:
+    if getattr(config, "talking_head", False):
+        return "talking heads mix the attention weights once more, which the method does not know"
+    if getattr(config, "conv_kernel_size", 0):
+        return (
+            "a convolution between its layers mixes neighbouring tokens outside the attention (deberta-v2-xlarge and "
+            "-xxlarge), which the method does not know; deberta-v3 has none"
+        )
+    return None
+
+
 _BERT_LAYER: dict[str, Any] = {
     "layers": "encoder.layer",
     "attention": "attention.self",
@@ -73,6 +246,47 @@ _BERT_LAYER: dict[str, Any] = {
     "attention_norm": "attention.output.LayerNorm",
     "output_norm": "output.LayerNorm",
 }
+_ROTARY_BERT_LAYER: dict[str, Any] = {
+    "layers": "layers",
+    "attention": "self_attn",
+    "output_projection": "self_attn.o_proj",
+    "attention_norm": "post_attention_layernorm",
+    "output_norm": "post_mlp_layernorm",
+    "relative_positions": True,
+}
+_VIT_LAYER: dict[str, Any] = {
+    "layers": "layers",
+    "attention": "attention",
+    "output_projection": "attention.o_proj",
+    "attention_norm": "layernorm_after",
+    "output_norm": None,
+}
+_DINOV2_LAYER: dict[str, Any] = {
+    "layers": "encoder.layer",
+    "attention": "attention",
+    "output_projection": "attention.o_proj|attention.output.dense",
+    "attention_norm": "norm2",
+    "output_norm": None,
+    "output_scale": "layer_scale1.lambda1",
+    "relative_positions": True,  # its table of positions is interpolated
+}
+_CLIP_LAYER: dict[str, Any] = {
+    "layers": "encoder.layers",
+    "attention": "self_attn",
+    "output_projection": "self_attn.out_proj",
+    "attention_norm": "layer_norm2",
+    "output_norm": None,
+}
+_T5_LAYER: dict[str, Any] = {
+    "layers": "encoder.block",
+    "attention": "layer.0.SelfAttention",
+    "output_projection": "layer.0.SelfAttention.o",
+    "attention_norm": "layer.1.layer_norm",
+    "output_norm": None,
+    "relative_positions": True,
+    "has_cls": False,
+}
+_CLS = Patches(lambda config: ["[CLS]"])
 
 _FAMILIES: dict[str, EncoderFamily] = {
     family.model_type: family
@@ -99,6 +313,122 @@ _FAMILIES: dict[str, EncoderFamily] = {
             attention_norm="attention.LayerNorm",
             output_norm="full_layer_layer_norm",
             examples="albert-base-v2",
+            notes="shared layers",
+        ),
+        EncoderFamily(
+            "deberta-v2",
+            **_BERT_LAYER,
+            own_attention=OwnAttention("attention.self.value_proj", "attention.self.dropout"),
+            refuse=_deberta_refuse,
+            examples="microsoft/deberta-v3-base",
+            notes="disentangled attention",
+        ),
+        EncoderFamily(
+            "deberta",
+            **_BERT_LAYER,
+            own_attention=OwnAttention("attention.self.in_proj", "attention.self.dropout", split=_deberta_values),
+            refuse=_deberta_refuse,
+            examples="microsoft/deberta-base",
+            notes="disentangled attention",
+        ),
+        EncoderFamily(
+            "mpnet",
+            layers="encoder.layer",
+            attention="attention.attn",
+            output_projection="attention.attn.o",
+            attention_norm="attention.LayerNorm",
+            output_norm="output.LayerNorm",
+            own_attention=OwnAttention("attention.attn.v", "attention.attn.dropout"),
+            positions_after_padding=True,
+            examples="all-mpnet-base-v2",
+            notes="relative positions in the scores",
+        ),
+        EncoderFamily(
+            "longformer",
+            **_BERT_LAYER,
+            own_attention=OwnAttention(inputs=_longformer_inputs),
+            positions_after_padding=True,
+            examples="allenai/longformer-base-4096",
+            notes="O(n window)",
+        ),
+        EncoderFamily(
+            "big_bird",
+            **_BERT_LAYER,
+            own_attention=OwnAttention("attention.self.value", mend=_bigbird_weights),
+            prepare=_bigbird_kind,
+            examples="google/bigbird-roberta-base",
+            notes="sparse attention",
+        ),
+        EncoderFamily("nomic_bert", **_ROTARY_BERT_LAYER, examples="nomic-ai/nomic-embed-text-v1.5", notes="rotary"),
+        EncoderFamily(
+            "jina_embeddings_v3", **_ROTARY_BERT_LAYER, examples="jinaai/jina-embeddings-v3-hf", notes="rotary"
+        ),
+        EncoderFamily(
+            "modernbert",
+            layers="layers",
+            attention="attn",
+            output_projection="attn.Wo",
+            attention_norm="mlp_norm",
+            output_norm=None,
+            relative_positions=True,
+            examples="answerdotai/ModernBERT-base",
+            notes="rotary; local layers cost O(n window)",
+        ),
+        EncoderFamily(
+            "eurobert",
+            layers="layers",
+            attention="self_attn",
+            output_projection="self_attn.o_proj",
+            attention_norm="post_attention_layernorm",
+            output_norm=None,
+            relative_positions=True,
+            examples="EuroBERT/EuroBERT-210m",
+            notes="rotary, RMSNorm, grouped queries",
+        ),
+        EncoderFamily(
+            "xlm-roberta-xl",
+            **{**_BERT_LAYER, "attention_norm": "LayerNorm", "output_norm": None},
+            positions_after_padding=True,
+            examples="facebook/xlm-roberta-xl",
+        ),
+        EncoderFamily(
+            "roberta-prelayernorm",
+            **{**_BERT_LAYER, "attention_norm": "intermediate.LayerNorm", "output_norm": None},
+            positions_after_padding=True,
+            examples="andreasmadsen/efficient_mlm_m0.40",
+        ),
+        EncoderFamily("t5", **_T5_LAYER, examples="google/t5-v1_1-base (T5EncoderModel)", notes="RMSNorm, no [CLS]"),
+        EncoderFamily("umt5", **_T5_LAYER, examples="google/umt5-base (UMT5EncoderModel)", notes="RMSNorm, no [CLS]"),
+        EncoderFamily(
+            "esm",
+            **{**_BERT_LAYER, "attention_norm": "LayerNorm", "output_norm": None},
+            positions_after_padding=True,
+            examples="facebook/esm2_t12_35M_UR50D",
+            notes="protein residues",
+        ),
+        EncoderFamily("vit", **_VIT_LAYER, patches=_CLS, examples="google/vit-base-patch16-224"),
+        EncoderFamily(
+            "deit",
+            **_VIT_LAYER,
+            patches=Patches(lambda config: ["[CLS]", "[DIST]"]),
+            examples="facebook/deit-base-distilled-patch16-224",
+        ),
+        EncoderFamily("dinov2", **_DINOV2_LAYER, patches=_CLS, examples="facebook/dinov2-base", notes="layer scale"),
+        EncoderFamily(
+            "dinov2_with_registers",
+            **_DINOV2_LAYER,
+            patches=Patches(lambda config: ["[CLS]", *(f"[REG{k}]" for k in range(config.num_register_tokens))]),
+            examples="facebook/dinov2-with-registers-base",
+            notes="layer scale",
+        ),
+        EncoderFamily("clip_vision_model", **_CLIP_LAYER, patches=_CLS, examples="openai/clip-vit-base-patch32"),
+        EncoderFamily(
+            "siglip_vision_model",
+            **_CLIP_LAYER,
+            patches=Patches(lambda config: []),
+            has_cls=False,
+            examples="google/siglip-base-patch16-224",
+            notes="no [CLS]",
         ),
     )
 }
@@ -111,24 +441,25 @@ def register_encoder(
     attention: str,
     output_projection: str,
     attention_norm: str,
-    output_norm: str,
+    output_norm: str | None,
     positions_after_padding: bool = False,
     examples: str = "",
 ) -> EncoderFamily:
-    """Teach globenc a post-LN encoder family; replaces a family registered under the same name.
+    """Teach globenc an encoder family; replaces a family registered under the same name.
 
-    The encoder must compute, in every layer, `h = LN1(x + W_O attention(x) + b_O)` and
-    `LN2(h + feed_forward(h))`, and its attention must go through transformers'
-    `AttentionInterface`. `globenc.completeness_gap(model, ...)` tells whether the names were right:
-    it is below 1e-12 in float64 when they are.
+    The encoder must compute, in every layer, `h = LN1(x + W_O attention(x) + b_O)` and `LN2(h + feed_forward(h))`
+    (post-LN), or `h = x + W_O attention(norm(x)) + b_O` and `h + feed_forward(norm(h))` (pre-LN, `output_norm=None`),
+    and its attention must go through transformers' `AttentionInterface`. `globenc.completeness_gap(model, ...)` tells
+    whether the names were right: it is below 1e-12 in float64 when they are.
 
     Args:
         model_type: the model's `config.model_type`.
         layers: dotted path from the base model to its layers, or a function base model -> layers.
         attention: dotted path inside a layer to the module that calls the attention interface.
         output_projection: ... to the `nn.Linear` after the heads.
-        attention_norm: ... to the LayerNorm behind the attention block.
-        output_norm: ... to the LayerNorm behind the feed-forward block.
+        attention_norm: ... to the norm that reads the attention block's output plus the residual: LN1 of a post-LN
+            layer, the norm before the feed-forward block of a pre-LN layer.
+        output_norm: ... to the LayerNorm behind the feed-forward block; None for pre-LN layers.
         positions_after_padding: position ids start behind `pad_token_id`, as in RoBERTa.
         examples: a checkpoint name for `globenc models`.
 
@@ -152,8 +483,9 @@ def register_encoder(
         "attention": attention,
         "output_projection": output_projection,
         "attention_norm": attention_norm,
-        "output_norm": output_norm,
     }
+    if output_norm is not None:
+        names["output_norm"] = output_norm
     for argument, value in names.items():
         if not isinstance(value, str) or not value:
             raise TypeError(f"{argument} must be a non-empty string, got {value!r}")
@@ -166,8 +498,8 @@ def register_encoder(
         output_projection,
         attention_norm,
         output_norm,
-        positions_after_padding,
-        examples,
+        positions_after_padding=positions_after_padding,
+        examples=examples,
     )
     _FAMILIES[model_type] = family
     return family
@@ -196,10 +528,16 @@ def find_family(model: nn.Module) -> EncoderFamily:
 def family_of_config(config: PreTrainedConfig, name: str) -> EncoderFamily:
     """The family of a model `name` with this config; raises ValueError as `find_family` does."""
     model_type, known = config.model_type, ", ".join(_FAMILIES)
-    if config.is_encoder_decoder:
+    if config.is_encoder_decoder and not name.endswith("EncoderModel"):
+        encoder = f"; load its encoder, {model_type.upper()}EncoderModel" if model_type in _FAMILIES else ""
         raise ValueError(
             f"model must be an encoder, got {name} of type {model_type!r}, an encoder-decoder: GlobEnc "
-            f"decomposes bidirectional encoder layers; supported: {known}"
+            f"decomposes bidirectional encoder layers{encoder}; supported: {known}"
+        )
+    if f"{model_type}_vision_model" in _FAMILIES:
+        raise ValueError(
+            f"model must be one encoder, got {name} of type {model_type!r}, which has two: pass its vision tower, "
+            "model.vision_model"
         )
     if getattr(config, "is_decoder", False) or getattr(config, "add_cross_attention", False):
         raise ValueError(
@@ -208,17 +546,27 @@ def family_of_config(config: PreTrainedConfig, name: str) -> EncoderFamily:
         )
     if model_type not in _FAMILIES:
         raise ValueError(
-            f"model must be a supported post-LN encoder, got {name} of type {model_type!r}; supported: {known}. "
-            f"If {model_type!r} is a bidirectional post-LN encoder, register it in one call: "
-            f"globenc.register_encoder({model_type!r}, layers=..., attention=..., output_projection=..., "
+            f"model must be a supported encoder, got {name} of type {model_type!r}; supported: {known}. "
+            f"If {model_type!r} is a bidirectional encoder on transformers' attention interface, register it in one "
+            f"call: globenc.register_encoder({model_type!r}, layers=..., attention=..., output_projection=..., "
             "attention_norm=..., output_norm=...), see help(globenc.register_encoder)"
         )
-    return _FAMILIES[model_type]
+    family = _FAMILIES[model_type]
+    reason = family.refuse(config) if family.refuse is not None else None
+    if reason is not None:
+        raise ValueError(f"model {name} of type {model_type!r} cannot be taken: {reason}")
+    return family
 
 
 def _resolve(root: nn.Module, path: str, argument: str, family: EncoderFamily) -> nn.Module:
+    *others, last = path.split("|")  # names differ between versions of transformers
+    for other in others:
+        try:
+            return root.get_submodule(other)
+        except AttributeError:
+            continue
     try:
-        return root.get_submodule(path)
+        return root.get_submodule(last)
     except AttributeError as error:
         raise ValueError(
             f"encoder family {family.model_type!r}: {argument}={path!r} does not exist in "
@@ -239,39 +587,68 @@ def find_layers(base_model: nn.Module, family: EncoderFamily) -> list[LayerModul
         layers = list(container if isinstance(container, nn.ModuleList) else container.children())
     resolved = []
     for layer in layers:
-        attention, projection, attention_norm, output_norm = (
+        attention, projection, attention_norm = (
             _resolve(layer, getattr(family, argument), argument, family)
-            for argument in ("attention", "output_projection", "attention_norm", "output_norm")
+            for argument in ("attention", "output_projection", "attention_norm")
         )
+        output_norm = None
         if type(projection) is not nn.Linear:
             raise ValueError(
                 f"output_projection of {family.model_type!r} must be a plain torch.nn.Linear, got "
                 f"{type(projection).__name__}; merge adapters (peft: model.merge_and_unload()) or load the "
                 "model without quantisation"
             )
-        for argument, norm in (("attention_norm", attention_norm), ("output_norm", output_norm)):
-            if not isinstance(norm, nn.LayerNorm):
+        if family.output_norm is not None:
+            output_norm = _resolve(layer, family.output_norm, "output_norm", family)
+            for argument, norm in (("attention_norm", attention_norm), ("output_norm", output_norm)):
+                if not _is_layer_norm(norm):
+                    raise ValueError(
+                        f"{argument} of {family.model_type!r} must be a torch.nn.LayerNorm, got {type(norm).__name__}"
+                    )
+                if norm_width(norm) != (projection.out_features,):
+                    raise ValueError(
+                        f"{argument} of {family.model_type!r} must normalise what output_projection puts out: "
+                        f"{projection.out_features} numbers, got {list(norm_width(norm))}"
+                    )
+            if attention_norm is output_norm:
                 raise ValueError(
-                    f"{argument} of {family.model_type!r} must be a torch.nn.LayerNorm, got {type(norm).__name__}"
+                    f"attention_norm and output_norm of {family.model_type!r} must be two modules, got one"
                 )
-            if norm.normalized_shape != (projection.out_features,):
-                raise ValueError(
-                    f"{argument} of {family.model_type!r} must normalise what output_projection puts out: "
-                    f"{projection.out_features} numbers, got {list(norm.normalized_shape)}"
-                )
-        if attention_norm is output_norm:
-            raise ValueError(f"attention_norm and output_norm of {family.model_type!r} must be two modules, got one")
-        resolved.append(LayerModules(attention, projection, attention_norm, output_norm))  # type: ignore[arg-type]
+        own, scale = family.own_attention, family.output_scale
+        resolved.append(
+            LayerModules(
+                attention,
+                projection,
+                attention_norm,
+                output_norm,
+                block=layer if family.pre_norm else None,
+                output_scale=None if scale is None else layer.get_parameter(scale),
+                own=own,
+                value=None if own is None or own.value is None else _resolve(layer, own.value, "value", family),
+                weights=None if own is None or own.weights is None else _resolve(layer, own.weights, "weights", family),
+            )
+        )
     if not resolved:
         raise ValueError(f"model must have at least one encoder layer, got {type(base_model).__name__} with none")
     return resolved
 
 
 def max_length(model: nn.Module) -> int | None:
-    """Most tokens one text may have in this model, special tokens included; None where nothing limits it."""
+    """Most tokens one text may have in this model, special tokens included; None where nothing limits it.
+
+    Where positions are relative it is the length that the model was made for, and longer texts run all the same
+    (`takes_any_length`).
+    """
     family, config = find_family(model), model.config
     positions = getattr(config, "max_position_embeddings", None)
-    if positions is None:
+    if positions is None or family.patches is not None:
         return None
     padding = getattr(config, "pad_token_id", None)
     return int(positions) - (padding + 1 if family.positions_after_padding and padding is not None else 0)
+
+
+def takes_any_length(model: nn.Module) -> bool:
+    """Whether no table of positions ends somewhere."""
+    config: Any = model.config
+    rotary = getattr(config, "position_embedding_type", None) == "rotary"  # ESM may be either
+    return find_family(model).relative_positions or rotary or not getattr(config, "position_biased_input", True)

@@ -20,7 +20,9 @@ STAGES = ("N", "N-Res", "N-ResLN", "N-Enc")
 
 @dataclass(frozen=True)
 class EncoderLayer:
-    """What equations (4)-(11) need of one post-LN encoder layer on one batch.
+    """What equations (4)-(11) need of one encoder layer on one batch.
+
+    A pre-LN layer has no norm behind its residual sum: gamma and s are None, and N-Enc is z+_ij (5) as N-Res is.
 
     Attributes:
         alpha: attention weights alpha^h_ij, [B, H, n, n]; zero in padded columns.
@@ -36,17 +38,37 @@ class EncoderLayer:
     value: Tensor
     output_weight: Tensor
     hidden_states: Tensor
-    gamma1: Tensor
-    s1: Tensor
-    gamma2: Tensor
-    s2: Tensor
+    gamma1: Tensor | None
+    s1: Tensor | None
+    gamma2: Tensor | None
+    s2: Tensor | None
     mask: Tensor
 
 
-def attention_weights(query: Tensor, key: Tensor, scaling: float, mask: Tensor) -> Tensor:
-    """alpha^h_ij = softmax_j(q_i k_j * scaling) over real keys, [B, H, n, n]."""
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    mask: Tensor,
+    window: int | None = None,
+    bias: Tensor | None = None,
+    global_keys: Tensor | None = None,
+) -> Tensor:
+    """alpha^h_ij = softmax_j(q_i k_j * scaling + bias_ij) over real keys with |i - j| <= window or in `global_keys`.
+
+    Returns:
+        [B, H, n, n]; zero in the rows of padded queries that see no real key.
+    """
     scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    return scores.masked_fill(~mask[:, None, None, :], -torch.inf).softmax(-1)
+    if bias is not None:
+        scores = scores + bias
+    seen = mask[:, None, None, :]
+    if window is not None:
+        place = torch.arange(query.shape[2], device=query.device)
+        near = (place[:, None] - place).abs() <= window
+        seen = seen & (near if global_keys is None else near | global_keys[:, None, None, :])
+    alpha = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    return alpha.masked_fill(~seen.any(-1, keepdim=True), 0)
 
 
 def transformed_values(value: Tensor, output_weight: Tensor) -> Tensor:
@@ -70,9 +92,9 @@ def contribution_vectors(layer: EncoderLayer, stage: str = "N-Enc") -> Tensor:
     c = torch.einsum("bhij,bhjd->bijd", layer.alpha, f)  # (4)
     if stage != "N":
         c = c + torch.diag_embed(layer.hidden_states.transpose(1, 2)).permute(0, 2, 3, 1)  # (5): x_i where i = j
-    if stage in ("N-ResLN", "N-Enc"):
+    if stage in ("N-ResLN", "N-Enc") and layer.gamma1 is not None and layer.s1 is not None:
         c = layer_norm_part(c, layer.gamma1, layer.s1)
-    if stage == "N-Enc":
+    if stage == "N-Enc" and layer.gamma2 is not None and layer.s2 is not None:
         c = layer_norm_part(c, layer.gamma2, layer.s2)
     return c * (layer.mask[:, :, None] & layer.mask[:, None, :])[..., None]
 

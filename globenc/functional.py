@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
@@ -17,8 +18,8 @@ from . import contributions, equations
 from .backends import layer_maps
 from .capture import Attend, LayerTrace, capture, precise, unwrap
 from .contributions import LayerMap, MakeLayer, normalize_rows
-from .encoders import find_family, find_layers, max_length
-from .methods import Method, get_method, get_stage
+from .encoders import EncoderFamily, find_family, find_layers, max_length, takes_any_length
+from .methods import Method, Stage, get_method, get_stage
 from .rollouts import Target, TargetRows, full_map, multiply, target_rows, top_down
 
 OPTIONS = ("method", "target", "layers", "row_normalize", "backend")  # what is ours among the keyword arguments
@@ -66,6 +67,9 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         near = difflib.get_close_matches(unknown[0], [*OPTIONS, *taken], n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise TypeError(f"{type(model).__name__} takes no input {unknown[0]!r}{hint}; it takes {', '.join(taken)}")
+    family = find_family(model)
+    if family.patches is not None:
+        return _check_pixels(model, family, inputs)
     tokens, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
     if (tokens is None) == (embeds is None):
         raise ValueError("give input_ids [batch, n] or inputs_embeds [batch, n, d], one of the two")
@@ -75,17 +79,10 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     if given.ndim != ndim or 0 in given.shape:
         shape = "[batch, n]" if ndim == 2 else "[batch, n, d]"
         raise ValueError(f"{name} must have shape {shape} with no empty dimension, got {list(given.shape)}")
-    device = next(model.parameters()).device
-    for key, tensor in inputs.items():
-        if isinstance(tensor, Tensor) and tensor.device != device and not hasattr(model, "hf_device_map"):
-            raise ValueError(
-                f"{key} is on {tensor.device} and the model on {device}: move it with .to({str(device)!r})"
-            )
-    if device.type == "meta":
-        raise ValueError("the model's weights are on the meta device: load them first")
+    _check_devices(model, inputs)
     batch, n = given.shape[:2]
     longest = max_length(model)
-    if longest is not None and n > longest:
+    if longest is not None and n > longest and not takes_any_length(model):
         raise ValueError(
             f"{name} has {n} tokens, and {type(model).__name__} takes at most {longest}: truncate the text"
         )
@@ -106,7 +103,8 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
                 f"with {given.shape[2]}"
             )
     _check_ids("token_type_ids", inputs, (batch, n), getattr(model.config, "type_vocab_size", None))
-    _check_ids("position_ids", inputs, (batch, n), getattr(model.config, "max_position_embeddings", None))
+    positions = None if takes_any_length(model) else getattr(model.config, "max_position_embeddings", None)
+    _check_ids("position_ids", inputs, (batch, n), positions)
     mask = inputs.get("attention_mask")
     if mask is None:
         return torch.ones(batch, n, dtype=torch.bool, device=given.device)
@@ -122,7 +120,7 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
             f"attention_mask is all zero for text {empty[0]} of the batch: it has no token to attribute to"
         )
     shifts = "position_ids" in accepted and inputs.get("position_ids") is None
-    if shifts and find_family(model).positions_after_padding and tokens is not None:
+    if shifts and family.positions_after_padding and tokens is not None:
         shifts = bool(
             (tokens[~real] != getattr(model.config, "pad_token_id", None)).any()
         )  # else the model counts past the padding
@@ -133,6 +131,54 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
             stacklevel=4,
         )
     return real
+
+
+def _check_devices(model: nn.Module, inputs: dict[str, Any]) -> None:
+    """Raises ValueError where an input is not where the model is."""
+    device = next(model.parameters()).device
+    for key, tensor in inputs.items():
+        if isinstance(tensor, Tensor) and tensor.device != device and not hasattr(model, "hf_device_map"):
+            raise ValueError(
+                f"{key} is on {tensor.device} and the model on {device}: move it with .to({str(device)!r})"
+            )
+    if device.type == "meta":
+        raise ValueError("the model's weights are on the meta device: load them first")
+
+
+def _check_pixels(model: Any, family: EncoderFamily, inputs: dict[str, Any]) -> Tensor:
+    """The tokens [B, n] of a vision model's pictures; raises as `check_inputs`."""
+    pixels, config = inputs.get("pixel_values"), model.config
+    if not isinstance(pixels, Tensor):
+        got = "nothing" if pixels is None else type(pixels).__name__
+        raise ValueError(f"give pixel_values, a tensor [batch, channels, height, width]; got {got}")
+    if pixels.ndim != 4 or 0 in pixels.shape or pixels.shape[1] != config.num_channels:
+        raise ValueError(
+            f"pixel_values must have shape [batch, {config.num_channels}, height, width] with no empty dimension, got "
+            f"{list(pixels.shape)}"
+        )
+    if pixels.dtype != model.dtype:
+        raise ValueError(f"pixel_values must be {model.dtype} for this model, got {pixels.dtype}")
+    _check_devices(model, inputs)
+    height, width = pixels.shape[2:]
+    expected = _pair(config.image_size)
+    if (height, width) != expected and not inputs.get("interpolate_pos_encoding") and not family.relative_positions:
+        raise ValueError(
+            f"pixel_values must be {expected[0]} x {expected[1]} for this model, got {height} x {width}: use its image "
+            "processor, or pass interpolate_pos_encoding=True"
+        )
+    rows, columns = patch_grid(model, pixels)
+    n = len(family.patches.special(config)) + rows * columns if family.patches is not None else 0
+    return torch.ones(len(pixels), n, dtype=torch.bool, device=pixels.device)
+
+
+def patch_grid(model: Any, pixels: Tensor) -> tuple[int, int]:
+    """Rows and columns of patches that a vision model makes of pixel_values [batch, channels, height, width]."""
+    patch = _pair(model.config.patch_size)
+    return pixels.shape[2] // patch[0], pixels.shape[3] // patch[1]
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @functools.lru_cache(maxsize=256)
@@ -165,13 +211,44 @@ class _Run:
 
     def __init__(self, model: nn.Module, inputs: dict[str, Any]):
         self.model: Any = unwrap(model)
-        family = find_family(self.model)
-        self.layers = find_layers(self.model.base_model, family)
+        self.family = find_family(self.model)
+        self.layers = find_layers(self.model.base_model, self.family)
         self.inputs = inputs
         self.mask = check_inputs(self.model, inputs)
         self.attend: Attend | None = None
         self.gaps: list[Tensor] = []
         self.doubts: list[Tensor] = []
+
+    def method(self, name: str) -> Method:
+        """The method of that name.
+
+        Raises:
+            ValueError: there is none, or it has no meaning for the model's family.
+        """
+        method = get_method(name)
+        self._check_stage(method.stage)
+        return method
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name; raises as `method`."""
+        stage = get_stage(name)
+        self._check_stage(stage)
+        return stage
+
+    def _check_stage(self, stage: Stage | None) -> None:
+        if self.family.pre_norm and stage is not None and stage.norms == 1:
+            raise ValueError(
+                f"method {stage.name!r} has no meaning for {self.family.model_type!r}: no LayerNorm follows its "
+                "residual sums (pre-LN); N-Enc and N-Res are what a token adds to the residual stream"
+            )
+
+    def check_target(self, target: Target) -> None:
+        """Raises ValueError where a named target does not exist in the family."""
+        if isinstance(target, str) and target == "cls" and not self.family.has_cls:
+            raise ValueError(
+                f"target 'cls' has no meaning for {self.family.model_type!r}: no token of it stands for the whole; use "
+                "target='mean', or a position"
+            )
 
     def forward(self, consume: Callable[[int, LayerTrace], None]) -> Any:
         """Show every layer to `consume`, whose numbers keep their own precision."""
@@ -184,7 +261,12 @@ class _Run:
             self.doubts.extend(doubt.to(self.mask.device) for doubt in trace.doubts)
 
         self.gaps, self.doubts = [], []
-        return capture(self.model, self.layers, self.inputs, self.mask, observe, self.attend)
+        with contextlib.ExitStack() as stack:
+            if self.family.prepare is not None:
+                base_model = self.model.base_model
+                stack.enter_context(self.family.prepare(base_model, self.mask.shape[1]))
+                self.layers = find_layers(base_model, self.family)
+            return capture(self.model, self.layers, self.inputs, self.mask, observe, self.attend)
 
     def checked(self, compute: Callable[[], T], check: bool = True) -> T:
         """compute(), which calls `forward`; its answers are looked at when all the work is on its way.
@@ -277,7 +359,8 @@ def attribute(
         torch.Size([1, 5])
     """
     run = _Run(model, model_inputs)
-    chosen, (make_layer, run.attend) = get_method(method), layer_maps(backend, run.mask)
+    chosen, (make_layer, run.attend) = run.method(method), layer_maps(backend, run.mask)
+    run.check_target(target)
     if isinstance(target, str) and target == "all":
         output, mantissa, scale = run.checked(lambda: _all_rows(run, chosen, make_layer, layers, row_normalize))
     else:
@@ -360,7 +443,7 @@ def contribution_maps(model: nn.Module, *, method: str = "N-Enc", backend: str =
         torch.Size([1, 5, 5])
     """
     run = _Run(model, model_inputs)
-    chosen, (make_layer, run.attend) = get_method(method), layer_maps(backend, run.mask)
+    chosen, (make_layer, run.attend) = run.method(method), layer_maps(backend, run.mask)
 
     def compute() -> Tensor:
         maps: list[Tensor] = []
@@ -392,14 +475,17 @@ def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "au
         >>> globenc.mixing_ratios(explainer.model, **inputs).shape[1:]
         torch.Size([1, 5])
     """
-    run, stage = _Run(model, model_inputs), get_stage(method)
+    run = _Run(model, model_inputs)
+    stage = run.stage(method)
     _, run.attend = layer_maps(backend, run.mask)
 
     def ratio(trace: LayerTrace) -> Tensor:
         if backend == "reference":
-            return equations.mixing_ratio(contributions.equation_layer(trace), stage.name)
+            return contributions.by_rows(
+                trace, lambda part: equations.mixing_ratio(contributions.equation_layer(part), stage.name)
+            )
         if trace.attention is None:
-            return contributions.mixing_ratios(trace, stage)
+            return contributions.by_rows(trace, lambda part: contributions.mixing_ratios(part, stage))
         return trace.attention.mixing_ratios(trace, stage)
 
     def compute() -> Tensor:
@@ -446,7 +532,7 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
             if outputs:
                 before = outputs.pop()
                 gaps[-1] = torch.maximum(gaps[-1], contributions.relative_gap(trace.hidden_states, before, trace.mask))
-            gaps.append(contributions.completeness_gap(trace))
+            gaps.append(contributions.by_rows(trace, contributions.completeness_gap))
             outputs.append(trace.output)
 
         run.forward(consume)

@@ -13,9 +13,9 @@ import globenc_kernels as kernels
 import torch
 from torch import Tensor, nn
 
-from .capture import LayerTrace
-from .contributions import LayerMap, TorchLayer, kept, norm_weight, rounding, stage_product
-from .encoders import LayerModules
+from .capture import AttentionInputs, LayerTrace
+from .contributions import LayerMap, kept, norm_weight, rounding, stage_product, torch_layer
+from .encoders import LayerModules, norm_eps
 from .methods import STAGES, Method, Stage
 
 
@@ -28,36 +28,47 @@ class FusedLayers:
         self.explicit = explicit
 
     def attend(
-        self, modules: LayerModules, hidden_states: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float
+        self, modules: LayerModules, hidden_states: Tensor, inputs: AttentionInputs
     ) -> tuple[Tensor, FusedAttention] | None:
         """As `capture.Attend`; what the kernels cannot take is left to torch, or an error if they were asked for.
 
         Raises:
             RuntimeError: backend "triton" was chosen and the kernels cannot take the layer.
         """
+        query, key, value, scaling = inputs.query, inputs.key, inputs.value, inputs.scaling
         _, heads, n, head_dim = query.shape
         hidden_size = modules.output_projection.weight.shape[0]
         reason = kernels.unsupported_reason(value.dtype, heads, n, head_dim, hidden_size, scaling)
+        if reason is None and inputs.bias is not None:
+            reason = "positions add to its scores"
         if reason is None and not query.shape == key.shape == value.shape:
             reason = f"queries, keys and values differ in shape: {[list(t.shape) for t in (query, key, value)]}"
         if reason is None and not query.dtype == key.dtype == value.dtype:
             reason = f"queries, keys and values are {query.dtype}, {key.dtype}, {value.dtype}"
-        parameters = [modules.output_projection.weight, modules.attention_norm.weight, modules.output_norm.weight]
+        parameters = [modules.output_projection.weight, *(norm.weight for norm in modules.norms)]
         if reason is None and any(t is not None and t.dtype == torch.float64 for t in (hidden_states, *parameters)):
             reason = "a part of the layer is torch.float64"
         if reason is not None:
             if not self.explicit:
                 return None
-            raise RuntimeError(f"backend='triton' cannot take this model: {reason}; use backend='torch' or 'auto'")
+            raise _cannot_take(reason)
         if query.device not in self.texts:
             self.texts[query.device] = self.first.to(query.device)
         texts = self.texts[query.device]
-        output = kernels.attention(query, key, value, texts, scaling)
+        output = kernels.attention(query, key, value, texts, scaling, inputs.window)
         return output.context, FusedAttention(output, texts)
 
     def __call__(self, trace: LayerTrace, method: Method) -> LayerMap:
         """The layer's map."""
-        return TorchLayer(trace, method) if trace.attention is None else FusedLayer(trace, method)
+        if trace.attention is not None:
+            return FusedLayer(trace, method)
+        if self.explicit:
+            raise _cannot_take("it computes attention in code of its own")
+        return torch_layer(trace, method)
+
+
+def _cannot_take(reason: str) -> RuntimeError:
+    return RuntimeError(f"backend='triton' cannot take this model: {reason}; use backend='torch' or 'auto'")
 
 
 class FusedAttention:
@@ -70,15 +81,16 @@ class FusedAttention:
     def layer_scales(self, trace: LayerTrace) -> kernels.LayerScales:
         """1 / s1, 1 / (s1 s2) and whether all that enters LayerNorm 1 is known."""
         if self.scales is None:
-            modules, bias = trace.modules, trace.modules.output_projection.bias
+            modules, y1, y2 = trace.modules, trace.attention_norm_input, trace.output_norm_input
             direction, projected = trace.probe
+            eps1, eps2 = (norm_eps(norm) for norm in modules.norms) if modules.norms else (1.0, 1.0)
             self.scales = kernels.layer_scales(
                 trace.hidden_states,
-                (trace.attention_norm_input, trace.output_norm_input),
-                (modules.attention_norm.eps, modules.output_norm.eps),
+                (y1, y1 if y2 is None else y2),
+                (eps1, eps2),
                 trace.context,
                 (direction.float(), projected.float()),
-                None if bias is None else bias.detach(),
+                modules.output_bias,
                 self.texts,
             )
         return self.scales
@@ -90,16 +102,16 @@ class FusedAttention:
     def row_scale(self, trace: LayerTrace, stage: Stage) -> Tensor:
         """1 / (s1_i s2_i) as far as the stage goes, [B, n]."""
         scales = self.layer_scales(trace)
-        return (torch.ones_like(scales.scale1), scales.scale1, scales.scale2)[stage.norms]
+        norms = min(stage.norms, len(trace.modules.norms))
+        return (torch.ones_like(scales.scale1), scales.scale1, scales.scale2)[norms]
 
     def norms(
         self, trace: LayerTrace, stage: Stage, context: Tensor, residual: bool, scale: Tensor | None = None
     ) -> Tensor:
         """scale ||M (W_O context + x)|| of every token, [B, n]."""
-        weight = trace.modules.output_projection.weight.detach().to(context.dtype)
+        weight = trace.modules.output_weight.to(context.dtype)
         mixed = nn.functional.linear(context.flatten(2), weight)
-        norms = (trace.modules.attention_norm, trace.modules.output_norm)[: stage.norms]
-        gammas = tuple(norm_weight(norm, trace.probe[0]).float() for norm in norms)
+        gammas = tuple(norm_weight(norm, trace.probe[0]).float() for norm in trace.modules.norms[: stage.norms])
         return kernels.stage_norms(mixed, trace.hidden_states if residual else None, gammas, scale)
 
     def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:
@@ -119,6 +131,8 @@ class FusedLayer:
 
     def __init__(self, trace: LayerTrace, method: Method):
         attention: FusedAttention = trace.attention
+        assert trace.query is not None
+        assert trace.key is not None
         stage, factors = method.stage, None
         if stage is None:
             row_scale, diagonal = trace.mask.float(), attention.output.own_weight.mean(1)
@@ -141,6 +155,7 @@ class FusedLayer:
             row_scale,
             diagonal,
             attention.texts,
+            trace.window,
         )
         if method.normalize:
             self.map = self._normalized()
@@ -153,6 +168,11 @@ class FusedLayer:
             ratio = torch.where(others == 0, 0, ratio)
             self.map = replace(self.map, row_scale=_divide(ratio, others), diagonal=1 - ratio)
 
+    @property
+    def tokens(self) -> int:
+        """n."""
+        return self.map.texts.shape[1]
+
     def _normalized(self) -> kernels.LocalMap:
         """The map with its rows divided by their sums."""
         total = kernels.row_sums(self.map)
@@ -160,8 +180,9 @@ class FusedLayer:
             self.map, row_scale=_divide(self.map.row_scale, total), diagonal=_divide(self.map.diagonal, total)
         )
 
-    def blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        yield slice(None), kernels.contribution_norms(self.map)
+    def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
+        every = slice(0, self.tokens)
+        yield every, every, kernels.contribution_norms(self.map)
 
     def rows_at(self, positions: Tensor) -> Tensor:
         n = self.map.texts.shape[1]

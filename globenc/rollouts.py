@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contributions import LayerMap, normalize_rows
+from .contributions import LayerMap, normalize_rows, whole
 
 NAMED_TARGETS = ("cls", "mean", "all")
 TARGETS = '"cls", "mean", "all", a token position, a non-empty list of positions or a weight tensor'
@@ -132,7 +132,7 @@ def rescale(rows: Tensor, log2_scale: Tensor) -> tuple[Tensor, Tensor]:
 
 def full_map(layer: LayerMap, row_normalize: bool = False) -> Tensor:
     """The whole local map, [B, n, n]."""
-    local = torch.cat([tile for _, tile in layer.blocks()], 1)
+    local = whole(layer)
     return normalize_rows(local) if row_normalize else local
 
 

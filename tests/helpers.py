@@ -27,6 +27,23 @@ _BERT = {
     "pad_token_id": 0,
 }
 _ROBERTA = {**_BERT, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
+_DEBERTA = {
+    **_BERT,
+    "relative_attention": True,
+    "pos_att_type": ["c2p", "p2c"],
+    "max_relative_positions": 16,
+    "type_vocab_size": 2,
+}
+_T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 24,
+    "d_kv": 6,
+    "d_ff": 40,
+    "num_layers": 3,
+    "num_heads": 3,
+    "relative_attention_num_buckets": 8,
+    "pad_token_id": 0,
+}
 CONFIGS = {
     "bert": (transformers.BertConfig, _BERT),
     "roberta": (transformers.RobertaConfig, _ROBERTA),
@@ -56,8 +73,54 @@ CONFIGS = {
         transformers.AlbertConfig,
         {**_BERT, "embedding_size": 12, "num_hidden_layers": 2, "num_hidden_groups": 1, "inner_group_num": 2},
     ),
+    "nomic_bert": (transformers.NomicBertConfig, {**_BERT, "head_dim": 8}),
+    "jina_embeddings_v3": (transformers.JinaEmbeddingsV3Config, {**_BERT, "pad_token_id": 1}),
+    "deberta-v2": (transformers.DebertaV2Config, _DEBERTA),
+    "deberta-v3": (
+        transformers.DebertaV2Config,
+        {
+            **_DEBERTA,
+            "share_att_key": True,
+            "norm_rel_ebd": "layer_norm",
+            "position_buckets": 4,
+            "position_biased_input": False,
+        },
+    ),
+    "deberta": (transformers.DebertaConfig, _DEBERTA),
+    "mpnet": (transformers.MPNetConfig, _ROBERTA),
+    "longformer": (transformers.LongformerConfig, {**_ROBERTA, "attention_window": [6, 6, 6]}),
+    "big_bird": (
+        transformers.BigBirdConfig,
+        {**_BERT, "attention_type": "block_sparse", "block_size": 2, "num_random_blocks": 1},
+    ),
+    # a global layer and two that see three tokens to either side
+    "modernbert": (
+        transformers.ModernBertConfig,
+        {**_BERT, "local_attention": 6, "global_attn_every_n_layers": 3, "attention_bias": True, "norm_bias": True},
+    ),
+    "eurobert": (transformers.EuroBertConfig, {**_BERT, "num_attention_heads": 6, "num_key_value_heads": 2}),
+    "xlm-roberta-xl": (transformers.XLMRobertaXLConfig, _ROBERTA),
+    "roberta-prelayernorm": (transformers.RobertaPreLayerNormConfig, _ROBERTA),
+    "t5": (transformers.T5Config, _T5),
+    "umt5": (transformers.UMT5Config, _T5),
+    "esm": (
+        transformers.EsmConfig,
+        {**_ROBERTA, "mask_token_id": 4, "position_embedding_type": "rotary", "token_dropout": False},
+    ),
 }
 FAMILIES = tuple(CONFIGS)
+PRE_NORM = ("modernbert", "eurobert", "xlm-roberta-xl", "roberta-prelayernorm", "t5", "umt5", "esm")
+NO_CLS = ("t5", "umt5")
+
+
+def methods_of(model: nn.Module) -> tuple[str, ...]:
+    """The methods that have a meaning for a model's family."""
+    return tuple(m for m in METHODS if m != "N-ResLN" or model.config.model_type not in PRE_NORM)
+
+
+def targets_of(model: nn.Module) -> tuple[str, ...]:
+    """The named targets, but for "all"."""
+    return ("mean",) if model.config.model_type in NO_CLS else ("cls", "mean")
 
 
 def tiny_model(
@@ -74,8 +137,15 @@ def tiny_model(
     """
     make_config, options = CONFIGS[family]
     auto = getattr(transformers, "AutoModel" if head == "Model" else f"AutoModelFor{head}")
+    if head == "Model" and family in NO_CLS:
+        auto = {"t5": transformers.T5EncoderModel, "umt5": transformers.UMT5EncoderModel}[family]
     options = {**options, **config}
-    model = auto.from_config(make_config(**options), attn_implementation=attention)
+    config_object = make_config(**options)
+    model = (
+        auto._from_config(config_object, attn_implementation=attention)
+        if family in NO_CLS and head == "Model"
+        else auto.from_config(config_object, attn_implementation=attention)
+    )
     randomize(model, seed)
     return model.to(dtype).eval()
 
@@ -86,7 +156,7 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
         for module in model.modules():
             for name, parameter in module.named_parameters(recurse=False):
                 noise = torch.randn(parameter.shape, generator=generator)
-                if isinstance(module, nn.LayerNorm) and name == "weight":
+                if "Norm" in type(module).__name__ and name == "weight":
                     parameter.copy_(torch.where(noise < -0.8, -1.0, 1.0) * (1 + 0.5 * noise.tanh()))
                 elif parameter.ndim == 2 and not isinstance(module, nn.Embedding):
                     parameter.copy_(noise * 1.7 / parameter.shape[1] ** 0.5)
@@ -267,3 +337,37 @@ def save_letter_model(folder: Path) -> str:
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     return str(folder)
+
+
+_VISION = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 40,
+    "image_size": 12,
+    "patch_size": 4,
+}
+VISION = {
+    "vit": (transformers.ViTConfig, _VISION),
+    "deit": (transformers.DeiTConfig, _VISION),
+    "dinov2": (transformers.Dinov2Config, {**_VISION, "mlp_ratio": 2}),
+    "dinov2_with_registers": (
+        transformers.Dinov2WithRegistersConfig,
+        {**_VISION, "mlp_ratio": 2, "num_register_tokens": 2},
+    ),
+    "clip_vision_model": (transformers.CLIPVisionConfig, _VISION),
+    "siglip_vision_model": (transformers.SiglipVisionConfig, _VISION),
+}
+
+
+def tiny_vision(family: str, dtype: torch.dtype = torch.float64, **config) -> transformers.PreTrainedModel:
+    """A random vision encoder in evaluation mode, of 3 x 3 patches; weights as `tiny_model`."""
+    make_config, options = VISION[family]
+    model = transformers.AutoModel.from_config(make_config(**{**options, **config}))
+    randomize(model)
+    return model.to(dtype).eval()
+
+
+def pictures(count: int = 2, size: tuple[int, int] = (12, 12), dtype: torch.dtype = torch.float64) -> Tensor:
+    """pixel_values of random pictures."""
+    return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)

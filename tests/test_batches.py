@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import FAMILIES, METHODS, assert_rows_close, raw, tiny_model, token_batch
+from helpers import FAMILIES, METHODS, NO_CLS, assert_rows_close, raw, targets_of, tiny_model, token_batch
 
 import globenc
 
@@ -18,13 +18,14 @@ POSITIONED = ("roberta", "xlm-roberta", "camembert")  # their position ids start
 def inputs_for(model, lengths, left=False):
     inputs = token_batch(lengths, left=left, position_ids=True)
     inputs["input_ids"][inputs["attention_mask"] == 0] = model.config.pad_token_id
-    if model.config.model_type in POSITIONED:
+    if model.config.model_type in POSITIONED or model.config.model_type in NO_CLS:
         del inputs["position_ids"]
     return inputs
 
 
 def check_alone_and_in_batch(model, left, tolerance, **options):
     inputs = inputs_for(model, LENGTHS, left)
+    options = {"target": targets_of(model)[0], **options}
     together = globenc.attribute(model, **options, **inputs)
     for row, length in enumerate(LENGTHS):
         alone = globenc.attribute(model, **options, **inputs_for(model, (length,)))

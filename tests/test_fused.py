@@ -314,7 +314,7 @@ def test_auto_leaves_single_layers_to_torch(monkeypatch):
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="here is a GPU")
 def test_auto_on_a_cpu_is_pytorch():
-    assert layer_maps("auto", torch.ones(1, 7, dtype=torch.bool)) == (contributions.TorchLayer, None)
+    assert layer_maps("auto", torch.ones(1, 7, dtype=torch.bool)) == (contributions.torch_layer, None)
 
 
 def test_cpu_tensors_without_the_interpreter():
