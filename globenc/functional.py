@@ -229,6 +229,16 @@ class _Run:
         self._check_stage(method.stage)
         return method
 
+    def layer_maps(self, backend: str) -> tuple[MakeLayer, Attend | None]:
+        """As `backends.layer_maps`, for the model's layers."""
+        made = layer_maps(backend, self.mask)
+        if backend == "triton" and self.layers[0].own is not None:
+            raise RuntimeError(
+                "backend='triton' cannot take this model: it computes attention in code of its own; use "
+                "backend='torch' or 'auto'"
+            )
+        return made
+
     def stage(self, name: str) -> Stage:
         """The stage of that name; raises as `method`."""
         stage = get_stage(name)
@@ -359,7 +369,7 @@ def attribute(
         torch.Size([1, 5])
     """
     run = _Run(model, model_inputs)
-    chosen, (make_layer, run.attend) = run.method(method), layer_maps(backend, run.mask)
+    chosen, (make_layer, run.attend) = run.method(method), run.layer_maps(backend)
     run.check_target(target)
     if isinstance(target, str) and target == "all":
         output, mantissa, scale = run.checked(lambda: _all_rows(run, chosen, make_layer, layers, row_normalize))
@@ -443,7 +453,7 @@ def contribution_maps(model: nn.Module, *, method: str = "N-Enc", backend: str =
         torch.Size([1, 5, 5])
     """
     run = _Run(model, model_inputs)
-    chosen, (make_layer, run.attend) = run.method(method), layer_maps(backend, run.mask)
+    chosen, (make_layer, run.attend) = run.method(method), run.layer_maps(backend)
 
     def compute() -> Tensor:
         maps: list[Tensor] = []
@@ -477,7 +487,7 @@ def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "au
     """
     run = _Run(model, model_inputs)
     stage = run.stage(method)
-    _, run.attend = layer_maps(backend, run.mask)
+    _, run.attend = run.layer_maps(backend)
 
     def ratio(trace: LayerTrace) -> Tensor:
         if backend == "reference":

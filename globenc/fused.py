@@ -51,7 +51,7 @@ class FusedLayers:
         if reason is not None:
             if not self.explicit:
                 return None
-            raise _cannot_take(reason)
+            raise RuntimeError(f"backend='triton' cannot take this model: {reason}; use backend='torch' or 'auto'")
         if query.device not in self.texts:
             self.texts[query.device] = self.first.to(query.device)
         texts = self.texts[query.device]
@@ -60,15 +60,7 @@ class FusedLayers:
 
     def __call__(self, trace: LayerTrace, method: Method) -> LayerMap:
         """The layer's map."""
-        if trace.attention is not None:
-            return FusedLayer(trace, method)
-        if self.explicit:
-            raise _cannot_take("it computes attention in code of its own")
-        return torch_layer(trace, method)
-
-
-def _cannot_take(reason: str) -> RuntimeError:
-    return RuntimeError(f"backend='triton' cannot take this model: {reason}; use backend='torch' or 'auto'")
+        return torch_layer(trace, method) if trace.attention is None else FusedLayer(trace, method)
 
 
 class FusedAttention:

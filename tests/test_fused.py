@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import METHODS, STAGES, attention_state, raw, row_error, tiny_model, token_batch
+from helpers import (
+    METHODS,
+    STAGES,
+    attention_state,
+    pictures,
+    raw,
+    row_error,
+    tiny_model,
+    tiny_vision,
+    token_batch,
+)
 
 import globenc
 from globenc import contributions
@@ -92,6 +102,71 @@ def test_families(family):
         for m, b in ((model, "triton"), (copy.deepcopy(model).double(), "reference"), (model, "reference"))
     )
     assert_as_good(found, expected, plain)
+
+
+PRE_NORM = {
+    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 10},
+    "eurobert": {"num_key_value_heads": 1},
+    "esm": {},
+    "nomic_bert": {"head_dim": 16},
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "method", "lengths"),
+    [
+        ("modernbert", "N-Enc", (75,)),
+        ("modernbert", "W-Res", (9, 4)),
+        *((f, "N-Enc", (9, 4)) for f in list(PRE_NORM)[1:]),
+    ],
+    ids=str,
+)
+def test_windows_grouped_queries_and_layers_without_norms(family, method, lengths):
+    model = model_of(family, **PRE_NORM[family])
+    inputs = on_device(token_batch(lengths))
+    double = copy.deepcopy(model).double()
+    for call in (globenc.contribution_maps, globenc.attribute):
+        found, expected, plain = (
+            call(m, method=method, backend=b, **inputs)
+            for m, b in ((model, "triton"), (double, "reference"), (model, "reference"))
+        )
+        if call is globenc.attribute:
+            found, expected, plain = (raw(out.scores, out.log2_scale) for out in (found, expected, plain))
+        assert_as_good(found, expected, plain)
+    found, expected, plain = (
+        globenc.mixing_ratios(m, backend=b, **inputs)
+        for m, b in ((model, "triton"), (double, "reference"), (model, "reference"))
+    )
+    assert_as_good(found, expected, plain)
+
+
+def test_layer_scale():
+    model = tiny_vision("dinov2", torch.float32, hidden_size=48).to(DEVICE)
+    found, expected, plain = (
+        globenc.contribution_maps(m, backend=b, pixel_values=pictures(dtype=m.dtype).to(DEVICE))
+        for m, b in ((model, "triton"), (copy.deepcopy(model).double(), "reference"), (model, "reference"))
+    )
+    assert_as_good(found, expected, plain)
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("deberta-v3", "it computes attention in code of its own"),
+        ("longformer", "it computes attention in code of its own"),
+        ("t5", "positions add to its scores"),
+    ],
+)
+def test_attention_that_the_kernels_do_not_know(family, reason):
+    model = tiny_model(family, torch.float32).to(DEVICE)
+    if family == "t5":
+        model = tiny_model("t5", torch.float32, d_model=48, d_kv=16).to(DEVICE)
+    inputs = on_device(token_batch((6,)))
+    for call in (globenc.contribution_maps, globenc.mixing_ratios):
+        with pytest.raises(RuntimeError, match=f"backend='triton' cannot take this model: {reason}"):
+            call(model, backend="triton", **inputs)
+    with pytest.raises(RuntimeError, match=f"cannot take this model: {reason}"):
+        globenc.attribute(model, backend="triton", target="mean", **inputs)
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
