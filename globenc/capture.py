@@ -39,12 +39,13 @@ class LayerTrace:
         padded: whether any position is padding.
         hidden_states: the residual x that is added to the attention block's output, [B, n, d].
         attention_norm_input: y1, the sum of both, [B, n, d].
-        output_norm_input: y2, what enters LayerNorm 2, [B, n, d]; None in a pre-LN layer.
-        output: the layer's output, [B, n, d].
+        output_norm_input: y2, what enters LayerNorm 2, [B, n, d]; None in a pre-LN layer, and to `begin`.
+        output: the layer's output, [B, n, d]; None to `begin`.
         window: a query sees keys at most this far from it; None sees all.
         bias: what is added to the scores, [B or 1, H, n, n]; None for nothing.
         global_keys: True at tokens that every query sees, however far, [B, n]; None for none.
         global_rows: the trace that holds for the rows of those tokens: other queries, keys and values, no window.
+        log_sum_exp: of each query's scores, [B, H, n]; None where torch does not tell.
         weights: the attention weights themselves, [B, H, n, n], of families that compute them in code of their own.
         attention: what the attention kernel left beside the context; None where torch's attention ran.
         doubts: scalar tensors, true where something kept from earlier calls has turned out to be of other weights.
@@ -61,11 +62,12 @@ class LayerTrace:
     hidden_states: Tensor
     attention_norm_input: Tensor
     output_norm_input: Tensor | None
-    output: Tensor
+    output: Tensor | None
     window: int | None = None
     bias: Tensor | None = None
     global_keys: Tensor | None = None
     global_rows: LayerTrace | None = None
+    log_sum_exp: Tensor | None = None
     weights: Tensor | None = None
     attention: Any = None
     doubts: list[Tensor] = field(default_factory=list)
@@ -104,11 +106,19 @@ Attend = Callable[[LayerModules, Tensor, AttentionInputs], tuple[Tensor, Any] | 
 leaves for the layer's trace; None where it leaves the layer to torch."""
 
 
+Finish = Callable[[Tensor | None, Tensor], None]
+"""Told the end of a layer that was begun: what entered LayerNorm 2, None in a pre-LN layer, and the layer's output."""
+Begin = Callable[[int, LayerTrace], Finish | None]
+"""Shown a layer between its attention and its feed-forward block; who returns a `Finish` needs it no longer."""
+
+
 @dataclass
 class _Partial:
     """A layer on its way; what the feed-forward block reads may come in pieces (`chunk_size_feed_forward`)."""
 
-    hidden_states: Tensor
+    tokens: int
+    hidden_states: Tensor | None
+    finish: Finish | None = None
     attention: dict[str, Any] = field(default_factory=dict)
     attention_norm: list[Tensor] = field(default_factory=list)
     output_norm: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -123,12 +133,14 @@ class _Recorder:
         mask: Tensor,
         consume: Callable[[int, LayerTrace], None],
         attend: Attend | None,
+        begin: Begin | None,
     ):
         self.layers = layers
         self.own_attention = attend
         self.mask = mask
         self.padded = not bool(mask.all())
         self.consume = consume
+        self.begin = begin
         self.done = 0
         self.partial: _Partial | None = None
 
@@ -175,7 +187,7 @@ class _Recorder:
         if self.elsewhere():
             return
         hidden_states = args[0] if args else kwargs["hidden_states"]
-        self.partial = _Partial(hidden_states)
+        self.partial = _Partial(hidden_states.shape[1], hidden_states)
         own = self.layers[self.done].own if self.done < len(self.layers) else None
         if own is not None and own.inputs is not None:
             self.partial.attention = own.inputs(module, hidden_states, kwargs)
@@ -185,13 +197,14 @@ class _Recorder:
         partial = self.current("attention")
         attended = None
         if self.own_attention is not None:
+            assert partial.hidden_states is not None
             attended = self.own_attention(self.layers[self.done], partial.hidden_states, inputs)
         context, left = (None, None) if attended is None else attended
         partial.attention = {**vars(inputs), "attention": left}
         return context
 
-    def attended(self, context: Tensor) -> None:
-        self.current("attention").attention["context"] = context.flatten(2)
+    def attended(self, context: Tensor, log_sum_exp: Tensor | None) -> None:
+        self.current("attention").attention.update(context=context.flatten(2), log_sum_exp=log_sum_exp)
 
     def leave_value(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         if not self.elsewhere() and self.partial is not None:
@@ -226,14 +239,22 @@ class _Recorder:
     def enter_attention_norm(self, module: nn.Module, args: tuple) -> None:
         if self.elsewhere():
             return
-        self.current("attention_norm").attention_norm.append(args[0])
+        partial = self.current("attention_norm")
+        if partial.finish is not None:  # the pieces after the first, of a layer that has been begun
+            return
+        partial.attention_norm.append(args[0])
+        if self.begin is None or sum(piece.shape[1] for piece in partial.attention_norm) < partial.tokens:
+            return
+        partial.finish = self.begin(self.done, self.trace(partial, None, None))
+        if partial.finish is not None:  # nothing of it need outlive this
+            partial.hidden_states, partial.attention, partial.attention_norm = None, {}, []
 
     def leave_output_norm(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         if self.elsewhere():
             return
         partial = self.current("output_norm")
         partial.output_norm.append((args[0], output))
-        if sum(piece.shape[1] for _, piece in partial.output_norm) < partial.hidden_states.shape[1]:
+        if sum(piece.shape[1] for _, piece in partial.output_norm) < partial.tokens:
             return
         inputs, outputs = zip(*partial.output_norm, strict=True)
         self.leave(partial, _whole(inputs), _whole(outputs))
@@ -244,16 +265,25 @@ class _Recorder:
 
     def leave(self, partial: _Partial, output_norm_input: Tensor | None, output: Tensor) -> None:
         """The layer is complete."""
+        if partial.finish is None:
+            self.consume(self.done, self.trace(partial, output_norm_input, output))
+        else:
+            n = self.mask.shape[1]
+            partial.finish(None if output_norm_input is None else output_norm_input[:, :n], output[:, :n])
+        self.partial = None
+        self.done += 1
+
+    def trace(self, partial: _Partial, output_norm_input: Tensor | None, output: Tensor | None) -> LayerTrace:
+        """What is known of the layer."""
         if not partial.attention or not partial.attention_norm:
             raise RuntimeError(
-                f"layer {self.done}: output_norm ran before attention and attention_norm; the encoder family's "
-                "names do not fit this model, correct them with globenc.register_encoder"
+                f"layer {self.done}: a norm ran before the attention, or none behind it; the encoder family's names do "
+                "not fit this model, correct them with globenc.register_encoder"
             )
         n = self.mask.shape[1]
-        if partial.hidden_states.shape[1] < n:
-            raise RuntimeError(
-                f"layer {self.done} reads {partial.hidden_states.shape[1]} tokens where the inputs have {n}"
-            )
+        if partial.tokens < n:
+            raise RuntimeError(f"layer {self.done} reads {partial.tokens} tokens where the inputs have {n}")
+        assert partial.hidden_states is not None
         trace = LayerTrace(
             modules=self.layers[self.done],
             mask=self.mask.to(partial.hidden_states.device),
@@ -262,15 +292,13 @@ class _Recorder:
             hidden_states=partial.hidden_states[:, :n],
             attention_norm_input=_whole(partial.attention_norm)[:, :n],
             output_norm_input=None if output_norm_input is None else output_norm_input[:, :n],
-            output=output[:, :n],
+            output=None if output is None else output[:, :n],
             **_cut(partial.attention, n),
         )
         if trace.global_keys is not None:
             others = _cut(partial.attention["global_rows"], n)
             trace.global_rows = replace(trace, **others, window=None, global_keys=None, global_rows=None)
-        self.partial = None
-        self.consume(self.done, trace)
-        self.done += 1
+        return trace
 
 
 def _cut(attention: dict[str, Any], n: int) -> dict[str, Any]:
@@ -374,12 +402,31 @@ def _capturing_attention(
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
     window = None if sliding_window is None or sliding_window > query.shape[2] else sliding_window - 1
     inputs = AttentionInputs(query, key, value, scaling, window, position_bias)
-    output = None if recorder is None else recorder.attend(inputs)
+    output, log_sum_exp = None if recorder is None else recorder.attend(inputs), None
     if output is None:
-        output = _attention(inputs, attention_mask, dropout).transpose(1, 2).contiguous()
+        if recorder is not None and query.device.type == "cpu" and window is None and position_bias is None:
+            output, log_sum_exp = _flash_attention(inputs, attention_mask)
+        else:
+            output = _attention(inputs, attention_mask, dropout)
+        output = output.transpose(1, 2).contiguous()
     if recorder is not None:
-        recorder.attended(output)
+        recorder.attended(output, log_sum_exp)
     return output, None
+
+
+def _flash_attention(inputs: AttentionInputs, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What `scaled_dot_product_attention` runs on a CPU, for the log-sum-exp that it keeps to itself."""
+    query = inputs.query
+    scores_mask = None
+    if mask is not None:
+        scores_mask = query.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
+    try:
+        context, log_sum_exp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, inputs.key, inputs.value, 0.0, False, attn_mask=scores_mask, scale=inputs.scaling
+        )
+    except (RuntimeError, AttributeError):  # a shape that it does not take, or another torch
+        return _attention(inputs, mask, 0.0), None
+    return context, log_sum_exp
 
 
 QUERIES_AT_ONCE = 512  # of a local layer
@@ -466,6 +513,7 @@ def capture(
     mask: Tensor,
     consume: Callable[[int, LayerTrace], None],
     attend: Attend | None = None,
+    begin: Begin | None = None,
 ) -> Any:
     """Run `model(**model_inputs)` once, without gradients and dropout, and show every layer to `consume`.
 
@@ -476,6 +524,7 @@ def capture(
         mask: True at real tokens, [B, n].
         consume: called with (layer index, LayerTrace) as soon as a layer is complete, in order.
         attend: an attention of our own in place of torch's.
+        begin: shown each layer before its feed-forward block; one that it takes over is not shown to `consume`.
 
     Returns:
         The model's own output object.
@@ -483,7 +532,7 @@ def capture(
     Raises:
         RuntimeError: the family's names do not fit the model.
     """
-    recorder = _Recorder(layers, mask, consume, attend)
+    recorder = _Recorder(layers, mask, consume, attend, begin)
     modules = list(model.modules())
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())

@@ -32,6 +32,8 @@ from .methods import STAGES, Method, Stage
 SCORES_PER_BLOCK = 3 << 17  # attention weights held at once on a CPU, all heads together: the second-level cache
 SCORES_PER_GPU_BLOCK = 1 << 26
 QUERIES_PER_BLOCK = 64  # at least: fewer starve the matrix products of long texts
+QUERIES_PER_TILE = 128  # of long texts, whose keys are taken in parts
+TILED_FROM = 4  # a text is long from so many parts on
 TOKENS_PER_CHUNK = 64  # keys whose vectors u^h_j exist at once
 CANCELLATION = 2.0  # of a squared sum of vectors, against independent ones: beyond it float32 products lose digits
 JITTER = 16 * torch.finfo(torch.float64).eps  # times the number of vectors; keeps rank-deficient Grams factorable
@@ -48,11 +50,17 @@ class LayerMap(Protocol):
     def tokens(self) -> int:
         """n."""
 
-    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
-        """(rows, keys, that part of the map, [B, rows, keys]) over all rows in order; it is zero elsewhere."""
+    def blocks(self, whole_rows: bool = False) -> Iterator[tuple[slice, Keys, Tensor]]:
+        """(rows, keys, that part of the map, [B, rows, keys]); together they are all of it that is not zero.
+
+        `whole_rows`: each block holds all that its rows have, and rows come in order.
+        """
 
     def rows_at(self, positions: Tensor) -> Tensor:
         """The rows of these queries, [B, m, n] for positions [B, m]."""
+
+    def scale_rows(self, scale: Tensor) -> None:
+        """Multiply the rows with numbers [B, n]."""
 
     def through(self, rows: Tensor, row_normalize: bool) -> Tensor:
         """rows @ A for rows [B, m, n]; `row_normalize`: A's rows divided by their sums."""
@@ -63,7 +71,7 @@ class _Blocks:
 
     def through(self: LayerMap, rows: Tensor, row_normalize: bool) -> Tensor:
         result = None
-        for block, keys, tile in self.blocks():
+        for block, keys, tile in self.blocks(row_normalize):
             if row_normalize:
                 tile = normalize_rows(tile)
             rows = rows.to(tile.device)
@@ -126,9 +134,16 @@ def _row_scale(trace: LayerTrace, stage: Stage) -> Tensor:
     scale = trace.mask.to(working_dtype(trace.value))
     inputs = (trace.attention_norm_input, trace.output_norm_input)
     for norm, norm_input in list(zip(trace.modules.norms, inputs, strict=False))[: stage.norms]:
-        assert norm_input is not None
-        scale = scale * inverse_scale(norm, norm_input)
+        if norm_input is not None:  # not known before the feed-forward block: see `scale_rows`
+            scale = scale * inverse_scale(norm, norm_input)
     return scale
+
+
+def late_scale(modules: LayerModules, method: Method, output_norm_input: Tensor | None) -> Tensor | None:
+    """1 / s2_i, [B, n], where it belongs to a method's map and is not known before the feed-forward block."""
+    if output_norm_input is None or method.stage is None or method.stage.norms < 2:
+        return None
+    return inverse_scale(modules.output_norm, output_norm_input)
 
 
 _kept: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
@@ -318,13 +333,15 @@ class _Factors:
         self.row_scale = _row_scale(trace, stage) / vectors.scale
         self.residual = stage.residual
 
-    def norms(self, alpha: Tensor, rows: slice | Tensor, keys: Keys) -> tuple[Tensor, Tensor, Tensor | None]:
+    def norms(self, alpha: Tensor, rows: slice | Tensor, keys: Keys) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Of a block alpha [H, B, keys, q], up to the row scale: ||c_ij|| [B, keys, q], ||c_ii|| [B, q], and
-        ||sum_{j!=i} c_ij|| [B, q] or None.
+        ||sum_{j!=i} c_ij|| [B, q] or None; only the first of a block apart from the diagonal.
         """
         heads, batch, n, count = alpha.shape
         factors = self.heads.view(batch, -1, heads, heads)[:, keys].reshape(batch * n, heads, heads)
         inside = torch.bmm(factors, alpha.reshape(heads, batch * n, count).transpose(0, 1))  # R_j alpha_ij
+        if _apart(rows, keys):
+            return inside.square_().sum(1).sqrt_().view(batch, n, count), None, None
         own_inside = _own(inside.view(batch, n, heads, count).transpose(1, 2), _within(rows, keys)).transpose(1, 2)
         extra = [(_at(along, rows), _at(outside, rows)) for along, outside in self.extra]
         if self.residual:
@@ -345,6 +362,13 @@ def _at(tensor: Tensor, rows: slice | Tensor) -> Tensor:
         return tensor[:, rows]
     index = rows.view(*rows.shape, *[1] * (tensor.ndim - 2))
     return tensor.gather(1, index.expand(-1, -1, *tensor.shape[2:]))
+
+
+def _apart(rows: slice | Tensor, keys: Keys) -> bool:
+    """Whether a block holds nothing of the diagonal."""
+    if not isinstance(rows, slice) or not isinstance(keys, slice):
+        return False
+    return rows.stop <= keys.start or keys.stop <= rows.start
 
 
 def _within(rows: slice | Tensor, keys: Keys) -> slice | Tensor:
@@ -369,6 +393,7 @@ class _Attention:
         assert trace.key is not None
         self.query, self.key, self.scaling = trace.query, trace.key, trace.scaling
         self.window, self.bias, self.global_keys = trace.window, trace.bias, trace.global_keys
+        self.log_sum_exp = trace.log_sum_exp
         self.mask = trace.mask if trace.padded else None
         self.dtype = working_dtype(trace.query)
 
@@ -411,14 +436,37 @@ class _Attention:
         query, key = (t.to(self.dtype).transpose(0, 1) for t in (self.query, self.key))
         return query, key
 
-    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
-        """(queries, the keys they see, alpha [H, B, keys, q]) over all queries in order."""
+    def blocks(self, whole_rows: bool) -> Iterator[tuple[slice, Keys, Tensor]]:
+        """(queries, the keys they see, alpha [H, B, keys, q]) over all queries in order, or in tiles of some of the
+        keys where that is faster."""
+        if self.log_sum_exp is not None and not whole_rows:
+            batch, heads, n, _ = self.query.shape
+            tile = max(1, SCORES_PER_BLOCK // (batch * heads * QUERIES_PER_TILE**2)) * QUERIES_PER_TILE
+            if n > TILED_FROM * tile:
+                yield from self._tiles(self.log_sum_exp, tile)
+                return
         query, key = self._heads_first()
         n, size = query.shape[2], _block_size(query, self.window)
         for start in range(0, n, size):
             rows = slice(start, min(start + size, n))
             keys = self._seen(rows)
             yield rows, keys, self._columns(query[:, :, rows], key[:, :, keys], rows, keys)
+
+    def _tiles(self, log_sum_exp: Tensor, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Small enough for the cache: exp(q k scaling - log-sum-exp), the subtraction inside the matrix product."""
+        query, key = self._heads_first()
+        heads, batch, n, _ = query.shape
+        total = log_sum_exp.to(self.dtype).transpose(0, 1)[..., None]
+        query = torch.cat([query * self.scaling, -total], -1).flatten(0, 1).transpose(1, 2)
+        for start in range(0, n, size):
+            keys = slice(start, min(start + size, n))
+            part = nn.functional.pad(key[:, :, keys], (0, 1), value=1.0).flatten(0, 1)
+            for first in range(0, n, QUERIES_PER_TILE):
+                rows = slice(first, min(first + QUERIES_PER_TILE, n))
+                alpha = torch.bmm(part, query[:, :, rows]).exp_().view(heads, batch, part.shape[1], -1)
+                if self.mask is not None:
+                    alpha.masked_fill_(~self.mask[:, keys, None], 0)
+                yield rows, keys, alpha
 
     def at(self, positions: Tensor) -> Tensor:
         """alpha [H, B, n, m] of the queries at positions [B, m]."""
@@ -453,7 +501,7 @@ class _GivenAttention:
         assert trace.weights is not None
         self.weights, self.dtype = trace.weights, working_dtype(trace.value)
 
-    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
+    def blocks(self, whole_rows: bool) -> Iterator[tuple[slice, Keys, Tensor]]:
         """As `_Attention.blocks`."""
         n, size = self.weights.shape[2], _block_size(self.weights, None)
         for start in range(0, n, size):
@@ -475,19 +523,21 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b > 0, a / b.where(b > 0, torch.ones_like(b)), torch.zeros_like(b))
 
 
-def _finish(columns: Tensor, method: Method, own: slice | Tensor, real: Tensor, ratio: Tensor | None) -> Tensor:
+def _finish(columns: Tensor, method: Method, own: slice | Tensor | None, real: Tensor, ratio: Tensor | None) -> Tensor:
     """A method's last step: normalise the rows of a block [B, keys, q] (rows stand in columns here) and mix them with
-    the identity; padded queries become zero. Works in place. `own`: where the queries stand among the keys. real,
-    ratio: [B, q]. Returns the rows, [B, q, keys].
+    the identity; padded queries become zero. Works in place. `own`: where the queries stand among the keys, None for
+    nowhere. real, ratio: [B, q]. Returns the rows, [B, q, keys].
     """
     real = real.to(columns.dtype)
     if method.normalize:
         columns.mul_(_divide(real, columns.sum(1))[:, None])
     if method.mix == "half":
         columns.mul_(0.5)
-        _set_own(columns, own, _own(columns, own) + 0.5 * real)
+        if own is not None:
+            _set_own(columns, own, _own(columns, own) + 0.5 * real)
     elif method.mix == "ratio":
         assert ratio is not None
+        assert own is not None
         _set_own(columns, own, torch.zeros_like(real))
         total = columns.sum(1)
         # a row that is all diagonal has nothing to renormalise and stays 1 on the diagonal
@@ -516,23 +566,29 @@ class TorchLayer(_Blocks):
         self.factors = None if stage is None else _Factors(trace, stage, with_mixed=method.mix == "ratio")
 
     def _rows(self, alpha: Tensor, rows: slice | Tensor, keys: Keys) -> Tensor:
-        real, place = _at(self.mask, rows), _within(rows, keys)
+        real, place = _at(self.mask, rows), None if _apart(rows, keys) else _within(rows, keys)
         ratio = columns = None
         if self.factors is not None:
             columns, own, others = self.factors.norms(alpha, rows, keys)
-            ratio = None if others is None else _divide(others, others + own)
-            _set_own(columns, place, own)
+            if own is not None and place is not None:
+                ratio = None if others is None else _divide(others, others + own)
+                _set_own(columns, place, own)
             columns.mul_(_at(self.factors.row_scale, rows)[:, None])
         if self.method.stage is None or columns is None:
             columns = alpha.mean(0).mul_(real[:, None])
         return _finish(columns, self.method, place, real, ratio)
 
-    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
-        for rows, keys, alpha in self.attention.blocks():
+    def blocks(self, whole_rows: bool = False) -> Iterator[tuple[slice, Keys, Tensor]]:
+        whole_rows = whole_rows or self.method.normalize or self.method.mix == "ratio"
+        for rows, keys, alpha in self.attention.blocks(whole_rows):
             yield rows, keys, self._rows(alpha, rows, keys)
 
     def rows_at(self, positions: Tensor) -> Tensor:
         return self._rows(self.attention.at(positions), positions, slice(0, self.mask.shape[1]))
+
+    def scale_rows(self, scale: Tensor) -> None:
+        assert self.factors is not None
+        self.factors.row_scale = self.factors.row_scale * scale
 
 
 class StoredLayer(_Blocks):
@@ -541,12 +597,15 @@ class StoredLayer(_Blocks):
     def __init__(self, local_map: Tensor):
         self.map, self.tokens = local_map, local_map.shape[1]
 
-    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
+    def blocks(self, whole_rows: bool = False) -> Iterator[tuple[slice, Keys, Tensor]]:
         every = slice(0, self.tokens)
         yield every, every, self.map
 
     def rows_at(self, positions: Tensor) -> Tensor:
         return self.map.gather(1, positions[:, :, None].expand(-1, -1, self.map.shape[2]))
+
+    def scale_rows(self, scale: Tensor) -> None:
+        self.map.mul_(scale[:, :, None])
 
 
 class MixedLayer(_Blocks):
@@ -567,7 +626,7 @@ class MixedLayer(_Blocks):
         order = (~self.where).to(torch.int8).argsort(dim=1, stable=True)[:, : self.most]
         return order, self.where.gather(1, order)
 
-    def blocks(self) -> Iterator[tuple[slice, Keys, Tensor]]:
+    def blocks(self, whole_rows: bool = False) -> Iterator[tuple[slice, Keys, Tensor]]:
         every, local = slice(0, self.tokens), whole(self.local)
         positions, there = self._positions()
         texts, k = there.nonzero(as_tuple=True)
@@ -577,6 +636,10 @@ class MixedLayer(_Blocks):
     def rows_at(self, positions: Tensor) -> Tensor:
         chosen = self.where.gather(1, positions)[:, :, None]
         return torch.where(chosen, self.rows.rows_at(positions), self.local.rows_at(positions))
+
+    def scale_rows(self, scale: Tensor) -> None:
+        self.local.scale_rows(scale)
+        self.rows.scale_rows(scale)
 
     def through(self, rows: Tensor, row_normalize: bool) -> Tensor:
         positions, there = self._positions()
@@ -632,8 +695,9 @@ def mixing_ratios(trace: LayerTrace, stage: Stage) -> Tensor:
     """(8), (14): r_i of a stage, [B, n]; zero at padding."""
     factors = _Factors(trace, stage, with_mixed=True)
     parts = []
-    for rows, keys, alpha in _attention(trace).blocks():
+    for rows, keys, alpha in _attention(trace).blocks(whole_rows=True):
         _, own, others = factors.norms(alpha, rows, keys)
+        assert own is not None
         assert others is not None
         parts.append(_divide(others, others + own))
     return torch.cat(parts, -1) * trace.mask
@@ -651,7 +715,7 @@ def completeness_gap(trace: LayerTrace) -> Tensor:
     modules, stage = trace.modules, STAGES["N-Enc"]
     parts = []
     value = trace.value.to(dtype)
-    for _, keys, alpha in _attention(trace).blocks():
+    for _, keys, alpha in _attention(trace).blocks(whole_rows=True):
         parts.append(torch.matmul(alpha.permute(1, 0, 3, 2), value[:, :, keys]))
     context = torch.cat(parts, 2).transpose(1, 2).flatten(2)
     hidden_states = trace.hidden_states.to(dtype)
@@ -672,6 +736,7 @@ def completeness_gap(trace: LayerTrace) -> Tensor:
     nobody = apply_stage(b_o, trace, stage) / (scale1 * scale2)
     after = beta1 + (y2 - middle)  # beta1 and the feed-forward vector, through the second LayerNorm alone
     nobody = nobody + (after - after.mean(-1, keepdim=True)) * gamma2 / scale2 + beta2
+    assert trace.output is not None
     return relative_gap(tokens + nobody, trace.output, trace.mask)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import contributions, equations
 from .backends import layer_maps
-from .capture import Attend, LayerTrace, capture, precise, unwrap
+from .capture import Attend, Begin, Finish, LayerTrace, capture, precise, unwrap
 from .contributions import LayerMap, MakeLayer, normalize_rows
 from .encoders import EncoderFamily, find_family, find_layers, max_length, takes_any_length
 from .methods import Method, Stage, get_method, get_stage
@@ -260,15 +260,32 @@ class _Run:
                 "target='mean', or a position"
             )
 
-    def forward(self, consume: Callable[[int, LayerTrace], None]) -> Any:
-        """Show every layer to `consume`, whose numbers keep their own precision."""
+    def forward(self, consume: Callable[[int, LayerTrace], None], begin: Begin | None = None) -> Any:
+        """Show every layer to `consume`, or to `begin` (see `capture`), whose numbers keep their own precision."""
+
+        def check(trace: LayerTrace) -> None:
+            gap = contributions.patched(trace) if trace.attention is None else trace.attention.patched(trace)
+            self.gaps.append(gap.to(self.mask.device))
+            self.doubts.extend(doubt.to(self.mask.device) for doubt in trace.doubts)
 
         def observe(index: int, trace: LayerTrace) -> None:
             with precise(self.mask.device):
                 consume(index, trace)
-                gap = contributions.patched(trace) if trace.attention is None else trace.attention.patched(trace)
-            self.gaps.append(gap.to(self.mask.device))
-            self.doubts.extend(doubt.to(self.mask.device) for doubt in trace.doubts)
+                check(trace)
+
+        def observe_begin(index: int, trace: LayerTrace) -> Finish | None:
+            assert begin is not None
+            with precise(self.mask.device):
+                finish = begin(index, trace)
+                if finish is None:
+                    return None
+                check(trace)
+
+            def observe_end(output_norm_input: Tensor | None, output: Tensor) -> None:
+                with precise(self.mask.device):
+                    finish(output_norm_input, output)
+
+            return observe_end
 
         self.gaps, self.doubts = [], []
         with contextlib.ExitStack() as stack:
@@ -276,7 +293,15 @@ class _Run:
                 base_model = self.model.base_model
                 stack.enter_context(self.family.prepare(base_model, self.mask.shape[1]))
                 self.layers = find_layers(base_model, self.family)
-            return capture(self.model, self.layers, self.inputs, self.mask, observe, self.attend)
+            return capture(
+                self.model,
+                self.layers,
+                self.inputs,
+                self.mask,
+                observe,
+                self.attend,
+                None if begin is None else observe_begin,
+            )
 
     def checked(self, compute: Callable[[], T], check: bool = True) -> T:
         """compute(), which calls `forward`; its answers are looked at when all the work is on its way.
@@ -399,16 +424,45 @@ def _target_rows(
     below: list[LayerMap] = []
     top: list[Tensor] = []
 
+    def through_top(layer: LayerMap) -> None:
+        top.append(layer.through(target.weights, row_normalize))
+
+    def take_top(rows: Tensor) -> None:
+        top.append(normalize_rows(rows) if row_normalize else rows)
+
+    def begin(index: int, trace: LayerTrace) -> Finish:
+        """Make of a layer what its attention says, so that no more than this is held while the rest of it runs."""
+        modules, is_top = trace.modules, index == len(run.layers) - 1
+        layer = rows = None
+        if is_top and target.positions is not None:
+            rows = contributions.top_rows(trace, method, target.positions, make_layer)
+        else:
+            layer = make_layer(trace, method)
+            if not is_top:
+                below.append(layer)
+
+        def finish(output_norm_input: Tensor | None, output: Tensor) -> None:
+            scale = contributions.late_scale(modules, method, output_norm_input)
+            if layer is not None:
+                if scale is not None:
+                    layer.scale_rows(scale)
+                if is_top:
+                    through_top(layer)
+            elif rows is not None and target.positions is not None:
+                take_top(rows if scale is None else rows * scale.gather(1, target.positions)[:, :, None])
+
+        return finish
+
     def consume(index: int, trace: LayerTrace) -> None:
         if index < len(run.layers) - 1:
             below.append(make_layer(trace, method))
         elif target.positions is None:
-            top.append(make_layer(trace, method).through(target.weights, row_normalize))
+            through_top(make_layer(trace, method))
         else:
-            rows = contributions.top_rows(trace, method, target.positions, make_layer)
-            top.append(normalize_rows(rows) if row_normalize else rows)
+            take_top(contributions.top_rows(trace, method, target.positions, make_layer))
 
-    output = run.forward(consume)
+    # the kernels and the equations want a layer whole
+    output = run.forward(consume, begin if make_layer is contributions.torch_layer else None)
     with torch.no_grad(), precise(run.mask.device):
         return output, *top_down(top[0], target, reversed(below), row_normalize, layers)
 
@@ -543,6 +597,7 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
                 before = outputs.pop()
                 gaps[-1] = torch.maximum(gaps[-1], contributions.relative_gap(trace.hidden_states, before, trace.mask))
             gaps.append(contributions.by_rows(trace, contributions.completeness_gap))
+            assert trace.output is not None
             outputs.append(trace.output)
 
         run.forward(consume)

@@ -172,7 +172,7 @@ class FusedLayer:
             self.map, row_scale=_divide(self.map.row_scale, total), diagonal=_divide(self.map.diagonal, total)
         )
 
-    def blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
+    def blocks(self, whole_rows: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
         every = slice(0, self.tokens)
         yield every, every, kernels.contribution_norms(self.map)
 
@@ -182,6 +182,9 @@ class FusedLayer:
         used = torch.stack([positions.amin(1), positions.amax(1) + 1], 1).to(torch.int32)
         device = self.map.query.device
         return kernels.rollout_rows(rows.to(device), self.map, used.to(device))
+
+    def scale_rows(self, scale: Tensor) -> None:
+        self.map = replace(self.map, row_scale=self.map.row_scale * scale, diagonal=self.map.diagonal * scale)
 
     def through(self, rows: Tensor, row_normalize: bool) -> Tensor:
         local_map = self._normalized() if row_normalize else self.map

@@ -588,6 +588,6 @@ def test_registered_pre_norm_family(toy):
     maps = [globenc.contribution_maps(toy, backend=b, **inputs) for b in ("torch", "reference")]
     assert_rows_close(*maps, 1e-12)
     globenc.register_encoder("toy-encoder", **{**names, "attention_norm": "first_norm"})
-    with pytest.raises(ValueError, match="not the residual plus the output projection"):
+    with pytest.raises(RuntimeError, match=r"a norm ran before the attention.* correct them with globenc.register"):
         globenc.attribute(toy, **inputs)
     assert float(globenc.completeness_gap(toy, **inputs).max()) > 0.01
