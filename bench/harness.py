@@ -30,18 +30,32 @@ SHAPES = {
         "intermediate_size": 3072,
     },
 }
+LONG = {"num_hidden_layers": 4, "hidden_size": 768, "num_attention_heads": 12, "vocab_size": 30000, "pad_token_id": 0}
+LONG_SHAPES = {
+    "NomicBERT, 4 layers": (transformers.NomicBertConfig, {**LONG, "intermediate_size": 3072, "head_dim": 64}),
+    "ModernBERT, 4 layers": (transformers.ModernBertConfig, {**LONG, "intermediate_size": 1152}),
+    "4 local layers of ModernBERT": (
+        transformers.ModernBertConfig,
+        {**LONG, "intermediate_size": 1152, "layer_types": ["sliding_attention"] * 4},
+    ),
+}
 
 
-def build(shape: str, n: int) -> tuple[BertModel, dict[str, torch.Tensor]]:
+def build(shape: str, n: int) -> tuple[transformers.PreTrainedModel, dict[str, torch.Tensor]]:
     """A random-weight encoder of a shape, in float32 with SDPA attention, and one text of n tokens for it."""
     torch.manual_seed(0)
-    config = BertConfig(**SHAPES[shape], max_position_embeddings=max(512, n), attn_implementation="sdpa")
-    model = BertModel(config, add_pooling_layer=False).eval()
+    if shape in LONG_SHAPES:
+        make, options = LONG_SHAPES[shape]
+        config = make(**options, max_position_embeddings=n)
+        model = transformers.AutoModel.from_config(config, attn_implementation="sdpa").eval()
+    else:
+        config = BertConfig(**SHAPES[shape], max_position_embeddings=max(512, n), attn_implementation="sdpa")
+        model = BertModel(config, add_pooling_layer=False).eval()
     tokens = torch.randint(1000, 30000, (1, n))
     return model, {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
 
 
-def work(what: str, model: BertModel, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
+def work(what: str, model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
     """The thing measured: "forward" (plain SDPA), "globenc" (N-Enc, target cls) or "direct sum" (the equations)."""
 
     def forward() -> object:

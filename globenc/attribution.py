@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from .passages import paragraphs, sentences
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,6 +41,24 @@ class Word:
     def special(self) -> bool:
         """Whether this is a special token of the tokenizer, such as [CLS]."""
         return self.segment is None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A sentence or a paragraph of the text.
+
+    Attributes:
+        text: as it stands in the text.
+        score: sum of its words' scores: a float, or [targets] where several targets were asked for.
+        start, end: characters text[start:end].
+        segment: 0 in the text, 1 in the pair.
+    """
+
+    text: str
+    score: Any
+    start: int
+    end: int
+    segment: int
 
 
 def word_spans(segments: Sequence[int | None], word_ids: Sequence[int | None]) -> list[tuple[int, int]]:
@@ -123,6 +144,45 @@ class Attribution:
                 words.append(Word(name, score, None, None, (first, stop), segment))
         return words
 
+    def sentences(self) -> list[Passage]:
+        """The sentences with the sums of their words' scores; they and the special tokens sum to 1.
+
+        Sentences end at punctuation and at blank lines.
+
+        Returns:
+            Passages in order of the text; none for a tokenizer that knows no offsets.
+
+        Example:
+            >>> import globenc
+            >>> a = globenc.GlobEnc.from_pretrained()("The plot drags. The acting is superb!")
+            >>> [passage.text for passage in a.sentences()]
+            ['The plot drags.', 'The acting is superb!']
+        """
+        return self._passages(sentences)
+
+    def paragraphs(self) -> list[Passage]:
+        """The same for paragraphs: what blank lines divide; one of more than 3,000 characters is cut further."""
+        return self._passages(paragraphs)
+
+    def _passages(self, divide: Callable[[str], list[tuple[int, int]]]) -> list[Passage]:
+        found = []
+        for segment, source in enumerate((self.text, self.text_pair)):
+            spans = [] if source is None else divide(source)
+            starts = [start for start, _ in spans]
+            scores = np.zeros((*self.scores.shape[:-1], len(spans)), np.float64)
+            read = False
+            for token, (span, where) in enumerate(zip(self.offsets, self.segments, strict=True)):
+                if where == segment and span is not None and spans:
+                    # where it ends: some tokens begin with the space before them
+                    scores[..., max(0, bisect.bisect_right(starts, span[1] - 1) - 1)] += self.scores[..., token]
+                    read = True
+            if source is None or not read:
+                continue
+            for k, (start, end) in enumerate(spans):
+                score = float(scores[k]) if scores.ndim == 1 else scores[..., k]
+                found.append(Passage(source[start:end], score, start, end, segment))
+        return found
+
     def raw_scores(self) -> np.ndarray:
         """The rollout's own values, scores * 2**log2_scale, float64, same shape as `scores`.
 
@@ -159,6 +219,8 @@ class Attribution:
                 }
                 for word in self.words()
             ],
+            "sentences": [_plain(passage) for passage in self.sentences()],
+            "paragraphs": [_plain(passage) for passage in self.paragraphs()],
             "offsets": [None if span is None else list(span) for span in self.offsets],
             "segments": self.segments,
             "log2_scale": np.asarray(self.log2_scale).tolist(),
@@ -210,3 +272,9 @@ class Attribution:
         if path is not None:
             save(drawn, path)
         return drawn
+
+
+def _plain(passage: Passage) -> dict[str, Any]:
+    """A passage without its text, which its place tells."""
+    score = passage.score if isinstance(passage.score, float) else passage.score.tolist()
+    return {"score": score, "start": passage.start, "end": passage.end, "segment": passage.segment}

@@ -11,7 +11,8 @@ from html import escape
 
 import numpy as np
 
-from ..attribution import Attribution, Word
+from ..attribution import Attribution, Passage, Word
+from .document import FULL_COLOURS, document, is_long, short
 from .view import (
     MOST_TOKENS,
     Piece,
@@ -35,6 +36,7 @@ _GREY = "128,128,128"
 _TEXT_ALPHA = 0.6  # of the highest word: text stays readable on it
 _CELL_ALPHA = 0.95  # of cells without text
 _TOP_WORDS = 25
+_MOST_WORDS = 500
 _UNREAD_CHARACTERS = 300
 
 _MUTED = "opacity:.72"
@@ -95,6 +97,8 @@ def _text(attribution: Attribution, shown: list[View]) -> str:
 
 def _strip(attribution: Attribution, view: View) -> str:
     """The text, and its pair, coloured for one target, with the special tokens at their places."""
+    if is_long(attribution):
+        return _document(attribution, view)
     scale = view.full_scale()
     runs: list[list[Word]] = [[], []]
     for word in view.words:
@@ -117,11 +121,66 @@ def _strip(attribution: Attribution, view: View) -> str:
     return f"{'' if plain else name}{''.join(paragraphs)}{note}"
 
 
+def _document(attribution: Attribution, view: View) -> str:
+    """A long text: where in it the attribution is, its top sentences, and its paragraphs with the low ones folded."""
+    sections = document(attribution, view)
+    several = attribution.scores.ndim > 1
+    name = f'<p style="{_BLOCK};{_MUTED}">to <b><bdi>{escape(view.target)}</bdi></b></p>' if several else ""
+    stretches = "".join(
+        f'<a href="#{stretch.anchor}" title="{escape(stretch.place)}: {view.percent(stretch.score)}" '
+        f'style="flex:{stretch.length} 0 0;{_colour(stretch.relative, _CELL_ALPHA)}"></a>'
+        for stretch in sections.strip
+    )
+    strip = (
+        f'<p style="{_BLOCK};{_MUTED};font-size:.88em">The text from beginning to end, pale where a stretch has '
+        "least of the attribution for its length, deep where it has most. A click leads to it.</p>"
+        f'<div style="display:flex;height:2.2em;border:1px solid rgba({_GREY},.5);border-radius:.2em;overflow:hidden">'
+        f"{stretches}</div>"
+    )
+    tables = "".join(
+        f'<h2>{name}</h2><table style="{_PLAIN_TABLE}">{_passages(view, found)}</table>'
+        for name, found in (("Top sentences", sections.best), ("Top paragraphs", sections.top))
+    )
+    blocks = []
+    for group in sections.groups:
+        inside = "".join(
+            f'<p id="{block.anchor}" dir="auto" style="{_BLOCK};white-space:pre-wrap;overflow-wrap:anywhere">'
+            f"{''.join(_piece(piece, sections.scale, plain_below=0.04) for piece in block.pieces)}</p>"
+            for block in group.blocks
+        )
+        if group.folded:
+            inside = (
+                f'<details style="{_BLOCK}"><summary style="cursor:pointer;{_MUTED}">{escape(group.name)}: '
+                f"{view.percent(group.score)}</summary>{inside}</details>"
+            )
+        blocks.append(inside)
+    chips = _chips(view, [word for word in view.words if word.special])
+    note = (
+        f'<p style="{_BLOCK};{_MUTED};font-size:.88em">Full colour is a word with {sections.scale:.3%} or more, the '
+        f"{FULL_COLOURS} highest. All tokens add up to 100%; special tokens have {view.percent(view.special_share())} "
+        f"of it: {chips}</p>"
+    )
+    return f"{name}{strip}{tables}<h2>The text</h2>{note}{''.join(blocks)}"
+
+
+def _passages(view: View, passages: list[tuple[Passage, str]]) -> str:
+    """Rows of a table: scores, and the beginnings of passages as links to where they stand."""
+    return "".join(
+        f'<tr style="background:none"><td style="{_NUMBER};vertical-align:top" title="{_exact(passage.score)}">'
+        f'{view.percent(passage.score)}</td><td style="text-align:start;padding:0 0 .4em 0"><a href="#{anchor}" '
+        f'style="color:inherit;text-decoration-color:rgba({_HUE},.6)" dir="auto">{escape(short(passage.text))}</a>'
+        "</td></tr>"
+        for passage, anchor in passages
+    )
+
+
 def _first_word(run: list[Word]) -> int:
     return next((k for k, word in enumerate(run) if not word.special), len(run))
 
 
-def _piece(piece: Piece, scale: float) -> str:
+def _piece(piece: Piece, scale: float, plain_below: float = 0.0) -> str:
+    if piece.score is not None and piece.score < plain_below * scale:
+        return escape(piece.text)
     if piece.score is not None:
         colour = _colour(piece.score / scale, _TEXT_ALPHA)
         return (
@@ -171,8 +230,11 @@ def _ranking(view: View) -> str:
     shown = table.format("".join(rows[:_TOP_WORDS]))
     if len(rows) <= _TOP_WORDS:
         return shown
-    hidden = table.format("".join(rows[_TOP_WORDS:]))
-    return f"{shown}<details><summary>{len(rows) - _TOP_WORDS:,} more words</summary>{hidden}</details>"
+    hidden = table.format("".join(rows[_TOP_WORDS:_MOST_WORDS]))
+    more = f"{len(rows) - _TOP_WORDS:,} more words"
+    if len(rows) > _MOST_WORDS:
+        more = f"{_MOST_WORDS - _TOP_WORDS:,} of {more}"
+    return f"{shown}<details><summary>{more}</summary>{hidden}</details>"
 
 
 def _layers(attribution: Attribution, view: View, layer_scores: np.ndarray) -> str:

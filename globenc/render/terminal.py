@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..attribution import Attribution
+from .document import document, is_long, short
 from .view import (
     View,
     answer,
@@ -41,8 +42,11 @@ def show(attribution: Attribution, console: Console, top: int = 15) -> None:
         if attribution.scores.ndim > 1:
             console.print()
             console.print(Text.assemble("to ", (view.target, "bold")))
-        if console.color_system is not None and not console.no_color:
+        if console.color_system is not None and not console.no_color and not is_long(attribution):
             _print_text(attribution, view, console)
+        if is_long(attribution):
+            console.print()
+            console.print(_sentences(attribution, view))
         console.print()
         console.print(_ranking(view, top, console))
         _print_rest(view, top, console)
@@ -85,6 +89,16 @@ def _print_text(attribution: Attribution, view: View, console: Console) -> None:
                 text.append(f"{printable(rest)}{'...' if len(piece.text) > len(rest) else ''}", "dim strike")
         console.print()
         console.print(text)
+
+
+def _sentences(attribution: Attribution, view: View) -> Table:
+    """The highest sentences of a long text."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("score", justify="right")
+    table.add_column("sentence")
+    for passage, _ in document(attribution, view).best[:5]:
+        table.add_row(view.percent(passage.score), Text(printable(short(passage.text))))
+    return table
 
 
 def _ranking(view: View, top: int, console: Console) -> Table:

@@ -1,0 +1,175 @@
+"""Paragraphs and sentences, their scores, and long texts made visible."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+import globenc
+from globenc.passages import LONGEST_PARAGRAPH, paragraphs, sentences
+from globenc.render.document import LONG_TEXT, document, is_long
+from globenc.render.html import fragment, page
+from globenc.render.terminal import show
+from globenc.render.view import views
+
+
+def texts(divide, text):
+    return [text[start:end] for start, end in divide(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        (" \n ", []),
+        ("One", ["One"]),
+        ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
+        ('He said "No." She left.', ['He said "No."', "She left."]),
+        (
+            "Dr. Who and Mrs. X met at 3.5 p.m. in the U.S. Senate.",
+            ["Dr. Who and Mrs. X met at 3.5 p.m. in the U.S. Senate."],
+        ),
+        ("J. R. R. Tolkien wrote it. Yes.", ["J. R. R. Tolkien wrote it.", "Yes."]),
+        ("and so on ... but no. Then", ["and so on ... but no.", "Then"]),
+        ("No stop\n\nNext part. End", ["No stop", "Next part.", "End"]),
+        ("これはペンです。それは何？本だ", ["これはペンです。", "それは何？", "本だ"]),
+        ("Это так. Нет!", ["Это так.", "Нет!"]),
+        ("  padded.  Twice. \n", ["padded.", "Twice."]),
+    ],
+)
+def test_sentences(text, expected):
+    assert texts(sentences, text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        ("One.\nStill one.", ["One.\nStill one."]),
+        ("One.\n\nTwo.\n \n\n  Three. ", ["One.", "Two.", "Three."]),
+    ],
+)
+def test_paragraphs(text, expected):
+    assert texts(paragraphs, text) == expected
+
+
+@pytest.mark.parametrize(
+    "long", ["A line of a log.\n" * 900, "A sentence of a wall of text. " * 600, "x" * 9000], ids=len
+)
+def test_long_paragraphs_are_cut(long):
+    spans = paragraphs(long)
+    assert "".join(long[a:b] for a, b in spans).replace("\n", "").replace(" ", "") == re.sub(r"\s", "", long)
+    assert all(b <= c for (_, b), (c, _) in pairwise(spans))
+    if "." in long:
+        assert len(spans) > 5
+        assert max(b - a for a, b in spans) <= LONGEST_PARAGRAPH
+
+
+@pytest.fixture(scope="module")
+def explainer():
+    return globenc.GlobEnc.from_pretrained()
+
+
+@pytest.mark.parametrize("target", ["cls", [0, 3], "all"], ids=str)
+def test_scores_of_passages_add_up(explainer, target):
+    text = "The plot drags. The acting is superb!\n\nA second part, with 3.5 stars. Good"
+    a = explainer(text, target=target)
+    special = [k for k, segment in enumerate(a.segments) if segment is None]
+    for passages in (a.sentences(), a.paragraphs()):
+        total = sum(np.asarray(passage.score) for passage in passages)
+        np.testing.assert_allclose(total + a.scores[..., special].sum(-1), 1, atol=1e-5)
+        assert all(text[p.start : p.end] == p.text for p in passages)
+    assert [p.text for p in a.paragraphs()] == text.split("\n\n")
+    # by hand: the words of the first sentence
+    inside = [w.score for w in a.words() if w.start is not None and w.end <= len("The plot drags.")]
+    np.testing.assert_allclose(a.sentences()[0].score, sum(np.asarray(score) for score in inside), rtol=1e-5)
+
+
+def test_passages_of_pairs_and_json(explainer):
+    a = explainer("First one. First two.", "Second one.")
+    assert [(p.text, p.segment) for p in a.sentences()] == [("First one.", 0), ("First two.", 0), ("Second one.", 1)]
+    read = json.loads(a.to_json())
+    assert [(s["start"], s["end"], s["segment"]) for s in read["sentences"]] == [(0, 10, 0), (11, 21, 0), (0, 11, 1)]
+    assert read["paragraphs"][0]["score"] == pytest.approx(sum(s["score"] for s in read["sentences"][:2]))
+
+
+def test_no_offsets_no_passages(explainer):
+    a = explainer("One. Two.")
+    assert replace(a, offsets=[None] * len(a.tokens)).sentences() == []
+
+
+@pytest.fixture(scope="module")
+def long_one(explainer):
+    """A made-up result of 1,501 tokens: one paragraph in the middle has most of it."""
+    paragraph = "The cast was good <b>& loud</b>. It rained. "
+    text = "\n\n".join(
+        [paragraph.strip()] * 60 + ["Here it is, the finest film of all. Truly!"] + [paragraph.strip()] * 60
+    )
+    a = explainer("short")
+    matches = list(re.finditer(r"\w+|[^\w\s]", text))
+    n = len(matches)
+    scores = np.full(n + 1, 0.2 / (n + 1), np.float32)
+    where = [k for k, m in enumerate(matches, 1) if text.index("Here") <= m.start() < text.index("Truly!") + 6]
+    scores[where] += 0.8 / len(where)
+    return replace(
+        a,
+        text=text,
+        tokens=["[CLS]", *(m.group() for m in matches)],
+        offsets=[None, *(m.span() for m in matches)],
+        segments=[None, *[0] * n],
+        word_ids=[None, *range(n)],
+        scores=scores,
+    )
+
+
+def test_long_texts_are_documents(long_one, explainer):
+    assert len(long_one.tokens) > LONG_TEXT
+    assert is_long(long_one)
+    assert not is_long(explainer("short"))
+    found = document(long_one, views(long_one)[0])
+    assert found.best[0][0].text == "Here it is, the finest film of all."
+    assert found.top[0][0].text.startswith("Here it is")
+    assert found.top[0][0].score > 0.8
+    assert sum(block.score for group in found.groups for block in group.blocks) == pytest.approx(
+        1 - 0.2 / len(long_one.tokens), abs=1e-3
+    )
+    assert sum(stretch.score for stretch in found.strip) == pytest.approx(1, abs=0.01)
+    deepest = max(found.strip, key=lambda stretch: stretch.relative)
+    assert deepest.place.startswith("Here it is")
+    assert len(found.strip) <= 250
+    folded = [group for group in found.groups if group.folded]
+    assert sum(len(group.blocks) for group in folded) > 90
+    assert all("finest" not in piece.text for group in folded for block in group.blocks for piece in block.pieces)
+    written = "".join(piece.text for group in found.groups for block in group.blocks for piece in block.pieces)
+    assert re.sub(r"\s", "", written) == re.sub(r"\s", "", long_one.text)
+
+
+def test_page_of_a_long_text(long_one):
+    html = page(long_one)
+    assert html.count("<details") >= 2
+    assert "Top sentences" in html
+    assert "Top paragraphs" in html
+    assert "<b>&" not in html
+    anchors = re.findall(r'href="#([^"]+)"', html)
+    assert len(anchors) > 100
+    assert set(anchors) <= set(re.findall(r' id="([^"]+)"', html))
+    assert "<script" not in html
+    assert "Top sentences" in fragment(long_one)
+
+
+def test_terminal_of_a_long_text(long_one):
+    out = io.StringIO()
+    show(long_one, Console(file=out, width=100), 5)
+    assert "Here it is, the finest film of all." in out.getvalue()
+    assert len(out.getvalue().splitlines()) < 40
+
+
+def test_pages_are_the_same_every_time(long_one):
+    assert page(long_one) == page(long_one)
