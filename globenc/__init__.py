@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from .attribution import Attribution, Word
+    from .attribution import Attribution, Passage, Word
     from .encoders import EncoderFamily, register_encoder, supported_encoders
     from .explainer import GlobEnc
     from .extraction.run import extract
     from .extraction.store import load_extract
     from .functional import AttributionOutput, attribute, completeness_gap, contribution_maps, mixing_ratios
+    from .pictures import PictureAttribution
     from .rollouts import rollout
 
 # imported at first use, so that the command line's --help need not wait for torch and transformers
@@ -26,6 +27,8 @@ _MODULES = {
     "AttributionOutput": "functional",
     "EncoderFamily": "encoders",
     "GlobEnc": "explainer",
+    "Passage": "attribution",
+    "PictureAttribution": "pictures",
     "Word": "attribution",
     "attribute": "functional",
     "completeness_gap": "functional",
@@ -43,6 +46,8 @@ __all__ = [
     "AttributionOutput",
     "EncoderFamily",
     "GlobEnc",
+    "Passage",
+    "PictureAttribution",
     "Word",
     "__version__",
     "attribute",

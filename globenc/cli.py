@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .attribution import Attribution
     from .explainer import GlobEnc
     from .extraction.run import ExtractSummary
+    from .pictures import PictureAttribution
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 # panels of --help
@@ -198,6 +199,9 @@ def attribute(
     file: Annotated[
         str | None, typer.Option("--file", "-f", metavar="FILE", help="Read the text from a UTF-8 file; - is stdin.")
     ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture instead of a text, for vision encoders.")
+    ] = None,
     pair: Annotated[
         str | None, typer.Option(metavar="TEXT", help="Second text, for models that read pairs, such as NLI.")
     ] = None,
@@ -248,8 +252,12 @@ def attribute(
     - `globenc attribute -f review.txt --layers --html review.html --plot r.png`
 
     - `globenc attribute "not bad at all" --target=-2 --json`
+
+    - `globenc attribute --image cat.jpg -m google/vit-base-patch16-224 --plot c.png`
     """
-    written = _read_text(text, file)
+    if image is not None and (text or file is not None or pair is not None or max_length is not None):
+        raise _UsageError("--image goes alone: without TEXT, --file, --pair and --max-length")
+    written = _read_text(text, file) if image is None else ""
     second = None if pair is None else _checked_text("--pair", pair)
     if html is not None and plot is not None and os.path.realpath(html) == os.path.realpath(plot):
         raise _UsageError("--html and --plot are the same file")
@@ -257,9 +265,14 @@ def attribute(
         picture = None if plot is None else outputs.enter_context(_replacing(_picture(plot)))
         web_page = None if html is None else outputs.enter_context(_replacing(html))
         explainer = _load(model, device, dtype, backend, revision, trust_remote_code)
-        with _status("reading the text"):
+        if (image is not None) != explainer.reads_pictures:
+            reads, instead = (
+                ("pictures", "--image FILE") if explainer.reads_pictures else ("texts", "TEXT or --file FILE")
+            )
+            raise _UsageError(f"this model reads {reads}: give {instead}")
+        with _status("reading the text" if image is None else "looking at the picture"):
             result = explainer(
-                written,
+                written if image is None else image,
                 second,
                 method=method,
                 target=_parse_target(target),
@@ -630,9 +643,16 @@ def _check_device(device: str) -> None:
         raise RuntimeError(f"no device {device!r} here: {_first_line(error)}") from None
 
 
-def _print(result: Attribution, as_json: bool, top: int) -> None:
+def _print(result: Attribution | PictureAttribution, as_json: bool, top: int) -> None:
+    from .pictures import PictureAttribution
+
     if as_json:
         _print_json(result.to_json())
+        return
+    if isinstance(result, PictureAttribution):
+        from .render.picture import show as show_picture
+
+        show_picture(result, Console(highlight=False), top)
         return
     from .render.terminal import show
 

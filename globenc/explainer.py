@@ -1,4 +1,4 @@
-"""GlobEnc: a model and its tokenizer in, attributions of texts out. The only file that knows the whole way."""
+"""GlobEnc: a model and its tokenizer or processor in, attributions out. The only file that knows the whole way."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from .attribution import Attribution
 from .backends import check_backend
 from .capture import unwrap
-from .encoders import family_of_config, find_family, find_layers, max_length
-from .functional import attribute
+from .encoders import (
+    family_of_config,
+    find_family,
+    find_layers,
+    max_length,
+    supported_encoders,
+    takes_any_length,
+)
+from .functional import attribute, patch_grid, patch_size
 from .methods import get_method
+from .pictures import PictureAttribution, open_picture, seen
 from .rollouts import Target, check_target, plain_target
 from .tokenization import Encoding, by_length, encode, pad
 
@@ -33,15 +41,19 @@ HEADS = (
     "ForQuestionAnswering",
     "ForMaskedLM",
     "ForPreTraining",
+    "ForImageClassification",
 )
 
 
 class GlobEnc:
-    """Attribution of texts by GlobEnc: which tokens an encoder's answer came from. `.model` is the model.
+    """Attribution by GlobEnc: which tokens of a text, or patches of a picture, an encoder's answer came from.
+
+    `.model` is the model.
 
     Args:
         model: a transformers encoder of a known family with any head (`globenc.supported_encoders()`).
-        tokenizer: its tokenizer; None loads the one that belongs to the model's name.
+        tokenizer: its tokenizer, or for pictures its image processor; None loads the one that belongs to the model's
+            name.
         backend: "auto", "torch", "triton" or "reference", see `globenc.attribute`.
 
     Raises:
@@ -62,6 +74,7 @@ class GlobEnc:
         find_layers(eager.base_model, family)
         self.model = eager
         self.backend = backend
+        self._family = family
         self._tokenizer = tokenizer
         check_backend(backend, self.device)
 
@@ -100,14 +113,15 @@ class GlobEnc:
             config = AutoConfig.from_pretrained(name, **options)
         except (OSError, ValueError, KeyError) as error:
             raise _no_model(name, error) from error
-        family_of_config(config, name)
+        loader, config = _encoder_of(config)
+        pictures = family_of_config(config, name).patches is not None
         chosen = _dtype(dtype, config, place)
         try:
-            model = _auto_class(config).from_pretrained(name, dtype=chosen, use_safetensors=True, **options)
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            model = loader.from_pretrained(name, dtype=chosen, use_safetensors=True, **options)
+            tokenizer = (AutoImageProcessor if pictures else AutoTokenizer).from_pretrained(name, **options)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise _no_model(name, error) from error
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
+        if not pictures and len(tokenizer) <= len(tokenizer.all_special_ids):
             raise OSError(
                 f"model {name!r} has no tokenizer: save its tokenizer beside it, or use GlobEnc(model, tokenizer)"
             )
@@ -120,13 +134,18 @@ class GlobEnc:
         return f"GlobEnc({name!r}, device={str(self.device)!r}, dtype={self.model.dtype}, backend={self.backend!r})"
 
     @property
+    def reads_pictures(self) -> bool:
+        """Whether the model is a vision encoder."""
+        return self._family.patches is not None
+
+    @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return next(self.model.parameters()).device
 
     @property
     def tokenizer(self) -> Any:
-        """The model's tokenizer."""
+        """The model's tokenizer, or its image processor."""
         if self._tokenizer is None:
             name = self.model.config._name_or_path
             if not name:
@@ -134,7 +153,8 @@ class GlobEnc:
                     "tokenizer is needed: this model has no name to load one by; GlobEnc(model, tokenizer)"
                 )
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(name)
+                loader = AutoTokenizer if self._family.patches is None else AutoImageProcessor
+                self._tokenizer = loader.from_pretrained(name)
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"tokenizer is needed: none could be loaded for {name!r} ({_first_line(error)}); "
@@ -144,7 +164,7 @@ class GlobEnc:
 
     def __call__(
         self,
-        texts: str | Iterable[str],
+        texts: Any,
         text_pair: str | Iterable[str] | None = None,
         *,
         method: str = "N-Enc",
@@ -154,10 +174,11 @@ class GlobEnc:
         max_length: int | None = None,
         batch_tokens: int | None = None,
     ) -> Any:
-        """Attribute a text, or many at once.
+        """Attribute a text, or many at once; or pictures.
 
         Args:
-            texts: a text, or several: a list, an array, a column of a table, any iterable of strings.
+            texts: a text, or several: a list, an array, a column of a table, any iterable of strings. For a vision
+                encoder a picture, or a list of them: paths, PIL images or uint8 arrays [height, width, 3].
             text_pair: the second text of a pair (a premise's hypothesis, a question's context), one for each text.
             method, target, layers, row_normalize: as in `globenc.attribute`; positions count all tokens, [CLS] is 0.
                 A weight tensor goes with a single text.
@@ -167,13 +188,18 @@ class GlobEnc:
                 Texts are sorted by length inside and come back in the order given; their scores do not depend on it.
 
         Returns:
-            An Attribution for a text, a list of them for a list.
+            An Attribution for a text, a list of them for a list; of pictures a PictureAttribution.
 
         Raises:
+            OSError: a picture's file cannot be read.
             TypeError: a text is not a string; it is named by its place.
             ValueError: an empty text, no text, a target outside a text, an unknown method or target.
             FloatingPointError: the model's activations are not finite.
         """
+        if self.reads_pictures:
+            return self._pictures(
+                texts, text_pair, method=method, target=target, layers=layers, row_normalize=row_normalize
+            )
         single = isinstance(texts, str)
         firsts, seconds = _check_texts(texts, text_pair)
         get_method(method)
@@ -204,6 +230,51 @@ class GlobEnc:
                 results[i] = self._result(scored, row, encodings[i], firsts[i], pair, options)
         return results[0] if single else results
 
+    def _pictures(self, pictures: Any, text_pair: Any, **options: Any) -> Any:
+        if text_pair is not None:
+            raise ValueError(f"text_pair has no meaning for {self._family.model_type!r}, which reads pictures")
+        single = not isinstance(pictures, list | tuple)
+        opened = [
+            open_picture(given, "the picture" if single else f"pictures[{k}]")
+            for k, given in enumerate([pictures] if single else pictures)
+        ]
+        if not opened:
+            raise ValueError("pictures is an empty list: give at least one picture")
+        options["target"] = plain_target(options["target"])
+        results = [self._picture(picture, options) for picture in opened]
+        return results[0] if single else results
+
+    def _picture(self, picture: Any, options: dict[str, Any]) -> PictureAttribution:
+        pixels = self.tokenizer(picture, return_tensors="pt")["pixel_values"]
+        inputs = pixels.to(self.device, self.model.dtype)
+        grid, names = patch_grid(self.model, inputs), []
+        if self._family.patches is not None:
+            names = self._family.patches.special(self.model.config)
+        out = attribute(self.model, backend=self.backend, pixel_values=inputs, **options)
+        labels, probabilities = _answers(self.model, out.model_output, 1)
+        scores, scale, layer_scores, layer_scale = (
+            None if tensor is None else tensor.cpu().numpy()
+            for tensor in (out.scores, out.log2_scale, out.layer_scores, out.layer_log2_scale)
+        )
+        assert scores is not None
+        assert scale is not None
+        return PictureAttribution(
+            picture=seen(pixels, self.tokenizer)[0],
+            tokens=[*names, *(f"{row},{column}" for row in range(grid[0]) for column in range(grid[1]))],
+            grid=grid,
+            patch=patch_size(self.model),
+            scores=scores[0],
+            log2_scale=scale[0] if scale[0].ndim else float(scale[0]),
+            layer_scores=None if layer_scores is None else layer_scores[:, 0],
+            layer_log2_scale=None if layer_scale is None else layer_scale[:, 0],
+            label=labels[0],
+            probability=probabilities[0],
+            method=options["method"],
+            target=options["target"],
+            row_normalize=options["row_normalize"],
+            model=self.model.config._name_or_path or type(self.model).__name__,
+        )
+
     def score(self, encodings: Sequence[Encoding], **options: Any) -> BatchScores:
         """One padded batch through the model: scores as arrays, answers; options as in `globenc.attribute`."""
         out = attribute(self.model, backend=self.backend, **options, **pad(encodings, self.tokenizer, self.model))
@@ -218,7 +289,12 @@ class GlobEnc:
         )
 
     def limit(self, max_length_: int | None = None) -> int | None:
-        """Most tokens of a text that the model, its tokenizer and `max_length_` allow; None where nothing does."""
+        """Most tokens of a text that the model, its tokenizer and `max_length_` allow; None where nothing does.
+
+        Where positions are relative, `max_length_` may go beyond the length that the model was made for.
+        """
+        if max_length_ is not None and takes_any_length(self.model):
+            return max_length_
         limits = [max_length(self.model), self.tokenizer.model_max_length, max_length_]
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -348,7 +424,8 @@ def _answers(model: Any, output: Any, count: int) -> tuple[list[str | None], lis
     logits = getattr(output, "logits", None)
     kind = model.config.problem_type
     many = model.config.num_labels > 1 and kind != "regression"
-    if not type(model).__name__.endswith("ForSequenceClassification") or not many or logits is None:
+    classifies = type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
+    if not classifies or not many or logits is None:
         return [None] * count, [None] * count
     rows = logits.double()
     several = kind == "multi_label_classification"
@@ -366,6 +443,19 @@ def _free_memory() -> int | None:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
+
+
+def _encoder_of(config: Any) -> tuple[Any, Any]:
+    """What loads the encoder of a checkpoint, and its configuration: of CLIP and SigLIP the vision tower, of T5 the
+    encoder without its decoder."""
+    known = {family.model_type for family in supported_encoders()}
+    towers = {"clip": transformers.CLIPVisionModel, "siglip": transformers.SiglipVisionModel}
+    if config.model_type in towers:
+        return towers[config.model_type], config.vision_config
+    if config.model_type in known and config.is_encoder_decoder:
+        config.is_encoder_decoder = False
+        return transformers.AutoModelForTextEncoding, config
+    return _auto_class(config), config
 
 
 def _auto_class(config: Any) -> Any:

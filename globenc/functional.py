@@ -171,10 +171,15 @@ def _check_pixels(model: Any, family: EncoderFamily, inputs: dict[str, Any]) -> 
     return torch.ones(len(pixels), n, dtype=torch.bool, device=pixels.device)
 
 
+def patch_size(model: Any) -> tuple[int, int]:
+    """Height and width of a vision model's patches in pixels."""
+    return _pair(model.config.patch_size)
+
+
 def patch_grid(model: Any, pixels: Tensor) -> tuple[int, int]:
     """Rows and columns of patches that a vision model makes of pixel_values [batch, channels, height, width]."""
-    patch = _pair(model.config.patch_size)
-    return pixels.shape[2] // patch[0], pixels.shape[3] // patch[1]
+    height, width = patch_size(model)
+    return pixels.shape[2] // height, pixels.shape[3] // width
 
 
 def _pair(size: Any) -> tuple[int, int]:

@@ -243,11 +243,18 @@ def _explainer(
     trust_remote_code: bool,
 ) -> GlobEnc:
     if not isinstance(model, GlobEnc):
-        return GlobEnc.from_pretrained(
+        explainer = GlobEnc.from_pretrained(
             model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
         )
+        return _reads_texts(explainer)
     given = {"device": device, "dtype": dtype, "revision": revision}
     for name, value in given.items():
         if value is not None:
             raise ValueError(f"{name} goes with a model's name: this GlobEnc has its own")
-    return model
+    return _reads_texts(model)
+
+
+def _reads_texts(explainer: GlobEnc) -> GlobEnc:
+    if explainer.reads_pictures:
+        raise ValueError("model must read texts for extract; this one reads pictures: call GlobEnc on them")
+    return explainer

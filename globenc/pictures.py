@@ -1,0 +1,174 @@
+"""The result type for pictures: which patches an answer came from; and what can be given as a picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PictureAttribution:
+    """Which patches of a picture an answer came from.
+
+    Attributes:
+        picture: what the model saw, resized and cropped by its processor, [height, width, 3] uint8.
+        tokens: names of the n tokens: special ones such as "[CLS]", then patches as "row,column" from 0.
+        grid: rows and columns of patches; they are the last rows * columns tokens.
+        patch: height and width of a patch in pixels of `picture`.
+        scores: [n], or [targets, n] where several were asked for; each row sums to 1, special tokens included.
+        log2_scale, layer_scores, layer_log2_scale, method, target, row_normalize, model: as in `globenc.Attribution`.
+        label, probability: the model's answer where it classifies pictures, else None.
+    """
+
+    picture: np.ndarray
+    tokens: list[str]
+    grid: tuple[int, int]
+    patch: tuple[int, int]
+    scores: np.ndarray
+    log2_scale: Any
+    layer_scores: np.ndarray | None
+    layer_log2_scale: np.ndarray | None
+    label: str | None
+    probability: float | None
+    method: str
+    target: Any
+    row_normalize: bool
+    model: str
+
+    def __repr__(self) -> str:
+        answer = "" if self.label is None else f", label={self.label!r}, probability={self.probability:.3f}"
+        return f"PictureAttribution({self.grid[0]} x {self.grid[1]} patches{answer})"
+
+    def patches(self) -> np.ndarray:
+        """The patches' scores, [rows, columns], or [targets, rows, columns]; without the special tokens' share."""
+        rows, columns = self.grid
+        return self.scores[..., len(self.tokens) - rows * columns :].reshape(*self.scores.shape[:-1], rows, columns)
+
+    def heat_map(self, target: int = 0) -> np.ndarray:
+        """The score of the patch at each pixel of `picture`, [height, width]; `target` counts where there are several.
+
+        Pixels that belong to no patch (DINOv2 takes any size) are 0.
+        """
+        patches = self.patches() if self.scores.ndim == 1 else self.patches()[target]
+        whole = np.zeros(self.picture.shape[:2], patches.dtype)
+        spread = patches.repeat(self.patch[0], 0).repeat(self.patch[1], 1)
+        whole[: spread.shape[0], : spread.shape[1]] = spread
+        return whole
+
+    def special_share(self, target: int = 0) -> float:
+        """What went to special tokens; the patches have the rest of 1."""
+        scores = self.scores if self.scores.ndim == 1 else self.scores[target]
+        return float(scores[: len(self.tokens) - self.grid[0] * self.grid[1]].sum())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the picture as plain lists, strings and numbers."""
+        target = self.target
+        if isinstance(target, torch.Tensor):
+            target = target.detach().double().cpu()
+        return {
+            "height": self.picture.shape[0],
+            "width": self.picture.shape[1],
+            "grid": list(self.grid),
+            "patch": list(self.patch),
+            "label": self.label,
+            "probability": self.probability,
+            "tokens": self.tokens,
+            "scores": self.scores.tolist(),
+            "log2_scale": np.asarray(self.log2_scale).tolist(),
+            "layer_scores": None if self.layer_scores is None else self.layer_scores.tolist(),
+            "layer_log2_scale": None if self.layer_log2_scale is None else self.layer_log2_scale.tolist(),
+            "method": self.method,
+            "target": target if isinstance(target, str) else np.asarray(target).tolist(),
+            "row_normalize": self.row_normalize,
+            "model": self.model,
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        """`to_dict` as one JSON object."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent, allow_nan=False)
+
+    def _repr_html_(self) -> str:
+        from .render.picture import fragment
+
+        return fragment(self)
+
+    def save_html(self, path: str | Path) -> Path:
+        """Write one self-contained page: the picture, and the heat map over it. Returns the path written."""
+        from .render.picture import page
+
+        path = Path(path)
+        path.write_text(page(self), encoding="utf-8")
+        return path
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """The picture, and the heat map over it, one for each target.
+
+        Args:
+            path: where to save it (.png, .pdf, .svg); None only returns the figure.
+
+        Raises:
+            ValueError: the file's ending is not one that matplotlib writes.
+        """
+        from .render.figure import save
+        from .render.picture import figure
+
+        drawn = figure(self)
+        if path is not None:
+            save(drawn, path)
+        return drawn
+
+
+def open_picture(given: Any, name: str) -> Any:
+    """A picture as PIL.Image in RGB.
+
+    Args:
+        given: a path, a PIL image, or an array [height, width, 3] or [height, width] of uint8.
+        name: of the argument, for errors.
+
+    Raises:
+        TypeError: it is none of these.
+        ValueError: an array of another shape or dtype.
+        OSError: the file cannot be read as a picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if isinstance(given, str | Path):
+        try:
+            with Image.open(given) as opened:
+                return opened.convert("RGB")
+        except UnidentifiedImageError:
+            raise OSError(f"picture {str(given)!r} is in no format that is known here") from None
+        except OSError as error:
+            raise OSError(f"picture {str(given)!r} cannot be read: {error.strerror or error}") from None
+    if isinstance(given, Image.Image):
+        return given.convert("RGB")
+    if isinstance(given, torch.Tensor):
+        given = given.detach().cpu().numpy()
+    if isinstance(given, np.ndarray):
+        shaped = given.ndim == 2 or (given.ndim == 3 and given.shape[2] in (1, 3, 4))
+        if given.dtype != np.uint8 or not shaped or 0 in given.shape:
+            raise ValueError(
+                f"{name} must be uint8 of shape [height, width, 3], got {given.dtype} {list(given.shape)}; "
+                "pixel_values of your own go to globenc.attribute"
+            )
+        return Image.fromarray(given[..., 0] if given.ndim == 3 and given.shape[2] == 1 else given).convert("RGB")
+    raise TypeError(f"{name} must be a path, a PIL image or an array, got {type(given).__name__}")
+
+
+def seen(pixels: torch.Tensor, processor: Any) -> np.ndarray:
+    """pixel_values [batch, 3, height, width] as the pictures they were, [batch, height, width, 3] uint8."""
+    values = pixels.float().cpu()
+    if getattr(processor, "do_normalize", False):
+        mean, std = (torch.tensor(getattr(processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))
+        values = values * std + mean
+    if getattr(processor, "do_rescale", True):
+        values = values * 255
+    return values.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()

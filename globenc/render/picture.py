@@ -1,0 +1,129 @@
+"""A PictureAttribution as a figure and as HTML: the picture beside the heat map over it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..methods import get_method
+from ..pictures import PictureAttribution
+
+_COLOURS = "inferno"
+_SIDE = 3.6  # inches of a panel
+
+
+def figure(attribution: PictureAttribution) -> Figure:
+    """The picture, and for each target the picture in grey under its patches' scores."""
+    count = 1 if attribution.scores.ndim == 1 else min(len(attribution.scores), 8)
+    height, width = attribution.picture.shape[:2]
+    made = Figure(figsize=(_SIDE * (count + 1) + 0.8, _SIDE * height / width + 0.9), layout="constrained")
+    panels = made.subplots(1, count + 1, squeeze=False)[0]
+    panels[0].imshow(attribution.picture)
+    panels[0].set_title(title(attribution), fontsize=10, parse_math=False)
+    for k in range(count):
+        axes, image = panels[k + 1], None
+        image = _overlay(axes, attribution, k)
+        axes.set_title(f"to {target_name(attribution, k)}", fontsize=10, parse_math=False)
+        made.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label="share of a patch")
+    for axes in panels:
+        axes.set_axis_off()
+    return made
+
+
+def _overlay(axes: Any, attribution: PictureAttribution, target: int) -> Any:
+    grey = attribution.picture.mean(-1) / 255
+    heat = attribution.heat_map(target)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=1)
+    return axes.imshow(heat, cmap=_COLOURS, alpha=0.65, vmin=0, vmax=float(heat.max()) or 1.0, interpolation="nearest")
+
+
+def title(attribution: PictureAttribution) -> str:
+    """Label and probability where the model classifies, else the model."""
+    if attribution.label is None or attribution.probability is None:
+        return attribution.model
+    return f"{attribution.label} {attribution.probability:.1%}"
+
+
+def target_name(attribution: PictureAttribution, k: int) -> str:
+    """A target in words."""
+    target = attribution.target
+    if isinstance(target, str):
+        return {"cls": attribution.tokens[0], "mean": "the mean of all tokens"}.get(target, attribution.tokens[k])
+    positions = [target] if isinstance(target, int) else target
+    if isinstance(positions, list):
+        return attribution.tokens[positions[k]]
+    return "the weighted tokens"
+
+
+def fragment(attribution: PictureAttribution) -> str:
+    """For a notebook's output cell."""
+    special = attribution.special_share()
+    share = f" Special tokens have {special:.1%} of it, the patches the rest." if special else ""
+    about = (
+        f"A patch's score is the share of the attribution that flows from it to {target_name(attribution, 0)} through "
+        f"all layers: how much, not for or against.{share} Method {attribution.method} "
+        f"({get_method(attribution.method).summary}); model {attribution.model}; {attribution.grid[0]} x "
+        f"{attribution.grid[1]} patches."
+    )
+    return (
+        f'<div class="globenc"><img alt="{escape(title(attribution))}: the picture and its heat map" '
+        f'style="max-width:100%;background:#fff" src="data:image/png;base64,{_png(attribution)}">'
+        f'<p style="opacity:.72;font-size:.88em">{escape(about)}</p></div>'
+    )
+
+
+def page(attribution: PictureAttribution) -> str:
+    """One HTML file without any other."""
+    name = escape(title(attribution))
+    return (
+        '<!DOCTYPE html>\n<html>\n<head>\n<meta charset="utf-8">\n<title>' + f"{name} · globenc</title>\n"
+        "<style>body { margin: 2rem auto; max-width: 64rem; padding: 0 1.2rem; font: 1rem/1.65 system-ui, sans-serif; }"
+        f"</style>\n</head>\n<body>\n<h1>{name}</h1>\n{fragment(attribution)}\n</body>\n</html>\n"
+    )
+
+
+def _png(attribution: PictureAttribution) -> str:
+    sink = io.BytesIO()
+    figure(attribution).savefig(sink, format="png", dpi=120)
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+def show(attribution: PictureAttribution, console: Console, top: int) -> None:
+    """Print the answer and the `top` highest patches."""
+    if attribution.label is not None:
+        console.print(Text(title(attribution), "bold"))
+    count = 1 if attribution.scores.ndim == 1 else len(attribution.scores)
+    for k in range(count):
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        for name in ("row", "column", "share"):
+            table.add_column(name, justify="right")
+        for row, column, score in top_patches(attribution, k, top):
+            table.add_row(str(row), str(column), f"{score:.2%}")
+        console.print()
+        console.print(Text(f"highest patches, to {target_name(attribution, k)}", "dim"))
+        console.print(table)
+    rows, columns = attribution.grid
+    console.print()
+    console.print(
+        Text(
+            f"{rows} x {columns} patches, rows and columns from 0 at the top left; special tokens have "
+            f"{attribution.special_share():.1%}. --plot and --html show them over the picture.",
+            "dim",
+        )
+    )
+
+
+def top_patches(attribution: PictureAttribution, target: int, count: int) -> list[tuple[int, int, float]]:
+    """(row, column, score) of the highest patches."""
+    patches = attribution.patches() if attribution.scores.ndim == 1 else attribution.patches()[target]
+    order = np.argsort(-patches, axis=None, kind="stable")[:count]
+    rows, columns = np.unravel_index(order, patches.shape)
+    return [(int(r), int(c), float(patches[r, c])) for r, c in zip(rows, columns, strict=True)]

@@ -1,0 +1,194 @@
+"""Pictures through the front door: processors, results, heat maps, the command line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from helpers import randomize, tiny_vision
+from PIL import Image
+from typer.testing import CliRunner
+
+import globenc
+from globenc.cli import app
+
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 32,
+    "image_size": 16,
+    "patch_size": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random ViT classifier with its processor."""
+    where = tmp_path_factory.mktemp("vit")
+    config = transformers.ViTConfig(**SIZES, id2label={0: "cat", 1: "dog"})
+    model = transformers.ViTForImageClassification(config)
+    randomize(model)
+    model.save_pretrained(where)
+    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def explainer(folder):
+    return globenc.GlobEnc.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("photo") / "photo.png"
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(path)
+    return path
+
+
+def test_a_picture(explainer, photo):
+    a = explainer(photo, layers=True)
+    assert a.grid == (4, 4)
+    assert a.tokens[:3] == ["[CLS]", "0,0", "0,1"]
+    assert a.picture.shape == (16, 16, 3)
+    assert a.label in ("cat", "dog")
+    assert a.scores.sum() == pytest.approx(1)
+    assert a.patches().shape == (4, 4)
+    assert a.layer_scores.shape == (2, 17)
+    assert a.patches().sum() + a.special_share() == pytest.approx(1)
+    heat = a.heat_map()
+    assert heat.shape == (16, 16)
+    for row in range(4):
+        for column in range(4):
+            block = heat[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            assert (block == a.scores[1 + 4 * row + column]).all()
+    pixels = explainer.tokenizer(Image.open(photo), return_tensors="pt")["pixel_values"]
+    out = globenc.attribute(explainer.model, pixel_values=pixels)
+    np.testing.assert_allclose(a.scores, out.scores[0].numpy(), rtol=1e-5)
+    with torch.no_grad():
+        probability = explainer.model(pixel_values=pixels).logits.double().softmax(-1).max()
+    assert a.probability == pytest.approx(float(probability), rel=1e-5)
+
+
+def test_what_the_model_saw(explainer, photo):
+    expected = np.asarray(Image.open(photo).resize((16, 16), Image.Resampling.BILINEAR), np.int16)
+    assert np.abs(explainer(photo).picture - expected).max() <= 2
+
+
+def test_every_kind_of_picture(explainer, photo):
+    array = np.asarray(Image.open(photo))
+    kinds = [photo, str(photo), Image.open(photo), array, torch.tensor(array)]
+    results = explainer(kinds)
+    for result in results[1:]:
+        np.testing.assert_array_equal(result.scores, results[0].scores)
+    assert explainer(array[..., 0]).grid == (4, 4)  # grey
+    assert explainer(np.dstack([array, array[..., :1]])).grid == (4, 4)  # with an alpha channel
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ("no-such-file.png", OSError, "picture 'no-such-file.png' cannot be read: No such file"),
+        (__file__, OSError, "is in no format that is known here"),
+        (3, TypeError, "the picture must be a path, a PIL image or an array, got int"),
+        ([3], TypeError, r"pictures\[0\] must be a path"),
+        ([], ValueError, "pictures is an empty list"),
+        (np.zeros((4, 4, 3)), ValueError, r"uint8 of shape \[height, width, 3\], got float64 \[4, 4, 3\]"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, "uint8 of shape"),
+        (np.zeros((3, 4, 4, 3), np.uint8), ValueError, "uint8 of shape"),
+    ],
+)
+def test_no_pictures(explainer, given, error, message):
+    with pytest.raises(error, match=message):
+        explainer(given)
+
+
+def test_options(explainer, photo):
+    with pytest.raises(ValueError, match="text_pair has no meaning for 'vit'"):
+        explainer(photo, "a text")
+    with pytest.raises(ValueError, match="method must be one of"):
+        explainer(photo, method="N-Nope")
+    several = explainer(photo, target=[0, 5])
+    assert several.patches().shape == (2, 4, 4)
+    assert several.heat_map(1).shape == (16, 16)
+    whole = explainer(photo, target="all")
+    assert whole.scores.shape == (17, 17)
+    read = json.loads(several.to_json())
+    assert read["grid"] == [4, 4]
+    assert read["target"] == [0, 5]
+
+
+@pytest.mark.parametrize("options", [{}, {"target": [0, 5]}, {"target": "mean"}, {"target": "all"}], ids=str)
+def test_renderings(explainer, photo, options, tmp_path):
+    a = explainer(photo, **options)
+    a.plot(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").size[0] > 300
+    html = a.save_html(tmp_path / "a.html").read_text()
+    assert "data:image/png;base64," in html
+    assert "4 x 4 patches" in html
+    assert "base64" in a._repr_html_()
+
+
+def test_command_line(folder, photo, tmp_path):
+    runner = CliRunner()
+    done = runner.invoke(
+        app, ["attribute", "--image", str(photo), "-m", str(folder), "--plot", str(tmp_path / "p.png")]
+    )
+    assert done.exit_code == 0, done.output
+    assert "highest patches, to [CLS]" in done.output
+    assert (tmp_path / "p.png").stat().st_size > 5000
+    done = runner.invoke(app, ["attribute", "--image", str(photo), "-m", str(folder), "--json"])
+    assert json.loads(done.stdout)["grid"] == [4, 4]
+    done = runner.invoke(app, ["attribute", "a text", "-m", str(folder)])
+    assert done.exit_code == 2
+    assert "this model reads pictures: give --image FILE" in done.output
+    done = runner.invoke(app, ["attribute", "--image", str(photo)])
+    assert done.exit_code == 2
+    assert "this model reads texts: give TEXT" in done.output
+    done = runner.invoke(app, ["attribute", "a text", "--image", str(photo), "-m", str(folder)])
+    assert done.exit_code == 2
+
+
+def test_extract_reads_texts(folder, tmp_path):
+    with pytest.raises(ValueError, match="model must read texts for extract"):
+        globenc.extract([{"text": "a"}], tmp_path / "out", model=str(folder))
+
+
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
+def test_vision_tower_of_a_whole_checkpoint(kind, tmp_path, photo):
+    """A checkpoint of CLIP or SigLIP, as the hub has them, gives its vision tower."""
+    text = {
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 3,
+        "intermediate_size": 32,
+        "vocab_size": 50,
+    }
+    make, config = {
+        "clip": (transformers.CLIPModel, transformers.CLIPConfig),
+        "siglip": (transformers.SiglipModel, transformers.SiglipConfig),
+    }[kind]
+    model = make(config(text_config=text, vision_config=SIZES))
+    randomize(model)
+    model.save_pretrained(tmp_path)
+    size = {"height": 16, "width": 16}
+    transformers.SiglipImageProcessor(size=size).save_pretrained(tmp_path)
+    explainer = globenc.GlobEnc.from_pretrained(tmp_path)
+    a = explainer(photo, target="mean")
+    pixels = explainer.tokenizer(Image.open(photo), return_tensors="pt")["pixel_values"]
+    expected = globenc.attribute(model.eval().vision_model, target="mean", pixel_values=pixels)
+    np.testing.assert_allclose(a.scores, expected.scores[0].numpy(), rtol=1e-4)
+
+
+def test_patches_that_do_not_fill_the_picture():
+    """DINOv2 takes 14 x 15 pixels in patches of 4: two rows and three columns of pixels are in none."""
+    model = tiny_vision("dinov2", torch.float32)
+    processor = transformers.ViTImageProcessor(do_resize=False)
+    a = globenc.GlobEnc(model, processor)(np.zeros((14, 15, 3), np.uint8))
+    assert a.grid == (3, 3)
+    assert (a.heat_map()[12:] == 0).all()
+    assert a.heat_map().sum() == pytest.approx(16 * a.patches().sum(), rel=1e-5)
