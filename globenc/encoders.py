@@ -76,6 +76,7 @@ class EncoderFamily:
         positions_after_padding: True where position ids start behind `pad_token_id` (RoBERTa), so
             that the longest text is `max_position_embeddings - pad_token_id - 1`.
         relative_positions: no table of positions limits the length of a text or the size of a picture.
+        pads: a text's numbers do not depend on the padding behind it.
         has_cls: the first token stands for the whole text or picture.
         patches: for vision encoders.
         prepare: (base model, n) -> a context in which it is as its forward pass over n tokens will have it.
@@ -94,6 +95,7 @@ class EncoderFamily:
     own_attention: OwnAttention | None = None
     positions_after_padding: bool = False
     relative_positions: bool = False
+    pads: bool = True
     has_cls: bool = True
     patches: Patches | None = None
     prepare: Callable[[Any, int], AbstractContextManager] | None = None
@@ -356,6 +358,7 @@ _FAMILIES: dict[str, EncoderFamily] = {
             **_BERT_LAYER,
             own_attention=OwnAttention("attention.self.value", mend=_bigbird_weights),
             prepare=_bigbird_kind,
+            pads=False,
             examples="google/bigbird-roberta-base",
             notes="sparse attention",
         ),

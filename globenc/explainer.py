@@ -223,7 +223,7 @@ class GlobEnc:
                 raise ValueError(str(error) if single else f"text {i}: {error}") from None
         options = {"method": method, "target": plain_target(target), "layers": layers, "row_normalize": row_normalize}
         results: list[Attribution | None] = [None] * len(encodings)
-        for batch in by_length([len(e) for e in encodings], batch_tokens or self.budget()):
+        for batch in self.batches([len(e) for e in encodings], batch_tokens or self.budget()):
             scored = self.score([encodings[i] for i in batch], **options)
             for row, i in enumerate(batch):
                 pair = None if seconds is None else seconds[i]
@@ -297,6 +297,10 @@ class GlobEnc:
             return max_length_
         limits = [max_length(self.model), self.tokenizer.model_max_length, max_length_]
         return min((limit for limit in limits if limit is not None), default=None)
+
+    def batches(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
+        """Indices of texts of these lengths, in batches of up to `budget` tokens, padding included."""
+        return by_length(lengths, budget, self._family.pads)
 
     def budget(self) -> int:
         """Tokens of a batch, padding included, for the memory that is free now: 256 to 4,096 on a CPU, whose caches

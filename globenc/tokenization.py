@@ -107,11 +107,15 @@ def _encoding(tokenizer: Any, batch: Any, i: int, pair: bool, lost: int) -> Enco
     return Encoding(ids, types, spans, segments, words, lost, unknown)
 
 
-def by_length(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices of texts, batched by length so that batch size times longest text stays within the budget."""
+def by_length(lengths: Sequence[int], budget: int, padded: bool = True) -> list[list[int]]:
+    """Indices of texts, batched by length so that batch size times longest text stays within the budget.
+
+    `padded`: texts of a batch may differ in length.
+    """
     batches: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batches and lengths[batches[-1][0]] * (len(batches[-1]) + 1) <= budget:
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and longest * (len(batches[-1]) + 1) <= budget and (padded or longest == lengths[i]):
             batches[-1].append(i)
         else:
             batches.append([i])

@@ -17,7 +17,7 @@ from pyarrow import parquet
 from ..attribution import word_spans
 from ..explainer import BatchScores, GlobEnc
 from ..rollouts import Target, check_target
-from ..tokenization import Encoding, by_length, encode
+from ..tokenization import Encoding, encode
 from .rows import BadRowError, Example, Reject, Work
 
 TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
@@ -150,7 +150,7 @@ class Worker:
         """
         lengths = [len(encoding) for encoding in shard.encodings]
         found: dict[int, Scored] = {}
-        pending = by_length(lengths, self.budget)
+        pending = self.explainer.batches(lengths, self.budget)
         while pending:
             batch = pending.pop(0)
             try:
@@ -192,7 +192,7 @@ class Worker:
         self.budget = max(1, min(self.budget, tokens) // 2)
         warnings.warn(f"out of memory: going on with batches of {self.budget:,} tokens", stacklevel=3)
         rest = sorted(i for batch in [batch, *pending] for i in batch)
-        return [[rest[k] for k in chosen] for chosen in by_length([lengths[i] for i in rest], self.budget)]
+        return [[rest[k] for k in chosen] for chosen in self.explainer.batches([lengths[i] for i in rest], self.budget)]
 
     def _rows(self, shard: Shard, batch: list[int], scored: BatchScores) -> dict[int, Scored]:
         whole = self.settings.target == "all" if isinstance(self.settings.target, str) else False
