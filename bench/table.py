@@ -1,4 +1,4 @@
-"""Put the tables of bench/results/cpu.csv and extract.csv between the README's markers of either."""
+"""Put the tables of bench/results/cpu.csv and extract.csv, and that of the families, between their README markers."""
 
 from __future__ import annotations
 
@@ -58,9 +58,26 @@ def extract_table() -> str:
     return "\n".join(lines)
 
 
+def families_table() -> str:
+    from globenc.encoders import describe, supported_encoders
+
+    lines = [
+        "| family (`config.model_type`) | for example | layers | kernels | notes | also tested on |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family in map(describe, supported_encoders()):
+        cells = (
+            f"`{family['family']}`",
+            *(family[name] for name in ("examples", "layers", "kernels", "notes", "tested")),
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def with_tables(readme: str) -> str:
     """The README with the present tables between their markers."""
-    for name, content in (("bench", table()), ("bench-extract", extract_table())):
+    tables = {"bench": table(), "bench-extract": extract_table(), "families": families_table()}
+    for name, content in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         before, rest = readme.split(begin)
         _, after = rest.split(end)

@@ -460,8 +460,8 @@ def models(
     """Show which models globenc can take, and the one that it brings.
 
     Any checkpoint of these families works unmodified, with any head (classification, tagging, question answering,
-    masked words, none), from a folder or from the Hugging Face hub. Other post-LayerNorm encoders can be taught in one
-    call in Python: `globenc.register_encoder`.
+    masked words, none), from a folder or from the Hugging Face hub. Other encoders can be taught in one call in Python:
+    `globenc.register_encoder`.
 
     **Examples**
 
@@ -471,33 +471,33 @@ def models(
     """
     with _errors(), _warnings():
         with _status("importing torch and transformers"):
-            from .encoders import supported_encoders
-        families = [
-            {
-                "family": family.model_type,
-                "examples": family.examples,
-                "longest_text": "max_position_embeddings"
-                + (" - pad_token_id - 1" if family.positions_after_padding else ""),
-                "notes": "shared layers" if callable(family.layers) else "",
-            }
-            for family in supported_encoders()
-        ]
+            from .encoders import describe, supported_encoders
+        families = [describe(family) for family in supported_encoders()]
         default = _default_model()
         if as_json:
             _print_json(json.dumps({"families": families, "default": default}, ensure_ascii=False))
             return
         console = Console(highlight=False)
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("family", "for example", "longest text", "notes"):
-            table.add_column(column, overflow="fold", no_wrap=column == "longest text")
+        for column in ("family", "for example", "layers", "kernels", "longest text", "notes"):
+            table.add_column(column, overflow="fold", no_wrap=column in ("layers", "kernels"))
         for family in families:
             rule = family["longest_text"].replace("max_position_embeddings", "positions").replace("_token_id", " id")
-            table.add_row(family["family"], family["examples"], rule, family["notes"])
+            table.add_row(
+                family["family"], family["examples"], family["layers"], family["kernels"], rule, family["notes"]
+            )
         console.print(table)
         console.print()
         console.print(
             "Longest text, in tokens: positions is max_position_embeddings in the model's config, pad id its "
-            "pad_token_id. What is longer is cut off, with a warning."
+            "pad_token_id. What is longer is cut off, with a warning; where any length runs, --max-length goes on. "
+            "Kernels: whether backend triton takes the layers. Pre-LN: N-ResLN has no meaning there, and N-Enc is N-Res."
+        )
+        more = "; ".join(f"{family['family']}: {family['tested']}" for family in families if family["tested"])
+        console.print()
+        console.print(
+            "Tested, every family: a tiny random configuration in float64 and float32, alone and in padded batches, "
+            f"against the paper's equations. Beyond that, {more}."
         )
         console.print()
         console.print(Text.assemble("without --model: ", (default["name"], "bold"), f". {default['about']}"))

@@ -76,13 +76,15 @@ class EncoderFamily:
         positions_after_padding: True where position ids start behind `pad_token_id` (RoBERTa), so
             that the longest text is `max_position_embeddings - pad_token_id - 1`.
         relative_positions: no table of positions limits the length of a text or the size of a picture.
+        score_bias: positions add to the attention scores (T5), which the kernels do not know.
         pads: a text's numbers do not depend on the padding behind it.
         has_cls: the first token stands for the whole text or picture.
         patches: for vision encoders.
         prepare: (base model, n) -> a context in which it is as its forward pass over n tokens will have it.
         refuse: config -> why a model of the family cannot be taken, without capital and full stop; or None.
         examples: a name or two a reader knows the family by.
-        notes: what is particular about its numbers, for `globenc models`.
+        notes: what is particular about the family, for `globenc models`.
+        tested: on what beyond tiny random configurations, which all are tested on.
     """
 
     model_type: str
@@ -95,6 +97,7 @@ class EncoderFamily:
     own_attention: OwnAttention | None = None
     positions_after_padding: bool = False
     relative_positions: bool = False
+    score_bias: bool = False
     pads: bool = True
     has_cls: bool = True
     patches: Patches | None = None
@@ -102,6 +105,7 @@ class EncoderFamily:
     refuse: Callable[[Any], str | None] | None = None
     examples: str = ""
     notes: str = ""
+    tested: str = ""
 
     @property
     def pre_norm(self) -> bool:
@@ -286,6 +290,7 @@ _T5_LAYER: dict[str, Any] = {
     "attention_norm": "layer.1.layer_norm",
     "output_norm": None,
     "relative_positions": True,
+    "score_bias": True,
     "has_cls": False,
 }
 _CLS = Patches(lambda config: ["[CLS]"])
@@ -293,11 +298,18 @@ _CLS = Patches(lambda config: ["[CLS]"])
 _FAMILIES: dict[str, EncoderFamily] = {
     family.model_type: family
     for family in (
-        EncoderFamily("bert", **_BERT_LAYER, examples="bert-base-uncased, all-MiniLM-L6-v2"),
+        EncoderFamily(
+            "bert",
+            **_BERT_LAYER,
+            examples="bert-base-uncased, all-MiniLM-L6-v2",
+            tested="a real checkpoint, the published code",
+        ),
         EncoderFamily("roberta", **_BERT_LAYER, positions_after_padding=True, examples="roberta-base"),
         EncoderFamily("xlm-roberta", **_BERT_LAYER, positions_after_padding=True, examples="xlm-roberta-base"),
         EncoderFamily("camembert", **_BERT_LAYER, positions_after_padding=True, examples="camembert-base"),
-        EncoderFamily("electra", **_BERT_LAYER, examples="google/electra-base-discriminator"),
+        EncoderFamily(
+            "electra", **_BERT_LAYER, examples="google/electra-base-discriminator", tested="the published code"
+        ),
         EncoderFamily(
             "distilbert",
             layers="transformer.layer",
@@ -360,9 +372,15 @@ _FAMILIES: dict[str, EncoderFamily] = {
             prepare=_bigbird_kind,
             pads=False,
             examples="google/bigbird-roberta-base",
-            notes="sparse attention",
+            notes="sparse attention; depends on padding",
         ),
-        EncoderFamily("nomic_bert", **_ROTARY_BERT_LAYER, examples="nomic-ai/nomic-embed-text-v1.5", notes="rotary"),
+        EncoderFamily(
+            "nomic_bert",
+            **_ROTARY_BERT_LAYER,
+            examples="nomic-ai/nomic-embed-text-v1.5",
+            notes="rotary",
+            tested="16,000 tokens",
+        ),
         EncoderFamily(
             "jina_embeddings_v3", **_ROTARY_BERT_LAYER, examples="jinaai/jina-embeddings-v3-hf", notes="rotary"
         ),
@@ -376,6 +394,7 @@ _FAMILIES: dict[str, EncoderFamily] = {
             relative_positions=True,
             examples="answerdotai/ModernBERT-base",
             notes="rotary; local layers cost O(n window)",
+            tested="25,000 tokens",
         ),
         EncoderFamily(
             "eurobert",
@@ -506,6 +525,27 @@ def register_encoder(
     )
     _FAMILIES[model_type] = family
     return family
+
+
+def describe(family: EncoderFamily) -> dict[str, str]:
+    """What `globenc models` and the README say of a family."""
+    if family.patches is not None:
+        longest = "any size" if family.relative_positions else "image_size"
+    elif family.relative_positions:
+        longest = "any; cut at max_position_embeddings" if not family.score_bias else "any"
+    else:
+        longest = "max_position_embeddings" + (" - pad_token_id - 1" if family.positions_after_padding else "")
+    kernels = "no" if family.own_attention is not None or family.score_bias else "yes"
+    return {
+        "family": family.model_type,
+        "examples": family.examples,
+        "reads": "texts" if family.patches is None else "pictures",
+        "layers": "pre-LN" if family.pre_norm else "post-LN",
+        "kernels": kernels,
+        "longest_text": longest,
+        "notes": family.notes,
+        "tested": family.tested,
+    }
 
 
 def supported_encoders() -> tuple[EncoderFamily, ...]:

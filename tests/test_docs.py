@@ -50,3 +50,10 @@ def test_every_column_is_described(tmp_path):
     page = (DOCS / "corpora.md").read_text()
     for name in globenc.load_extract(tmp_path / "out").column_names:
         assert f"`{name}`" in page
+
+
+def test_every_family_is_explained():
+    text = (DOCS / "models.md").read_text(encoding="utf-8")
+    listed = text.split("## Each family in two sentences")[1]
+    for family in globenc.supported_encoders():
+        assert re.search(rf"\b{re.escape(family.model_type)}\b", listed), family.model_type
