@@ -479,19 +479,21 @@ def models(
             return
         console = Console(highlight=False)
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in ("family", "for example", "layers", "kernels", "longest text", "notes"):
-            table.add_column(column, overflow="fold", no_wrap=column in ("layers", "kernels"))
+        columns = ["family", "for example", "layers", "kernels", "longest text", "notes"]
+        if console.width < 110:
+            columns.remove("notes")
+        for column in columns:
+            table.add_column(column, overflow="fold", no_wrap=column not in ("for example", "notes"))
         for family in families:
             rule = family["longest_text"].replace("max_position_embeddings", "positions").replace("_token_id", " id")
-            table.add_row(
-                family["family"], family["examples"], family["layers"], family["kernels"], rule, family["notes"]
-            )
+            cells = [family["family"], family["examples"], family["layers"], family["kernels"], rule, family["notes"]]
+            table.add_row(*cells[: len(columns)])
         console.print(table)
         console.print()
         console.print(
             "Longest text, in tokens: positions is max_position_embeddings in the model's config, pad id its "
             "pad_token_id. What is longer is cut off, with a warning; where any length runs, --max-length goes on. "
-            "Kernels: whether backend triton takes the layers. Pre-LN: N-ResLN has no meaning there, and N-Enc is N-Res."
+            "Kernels: whether backend triton takes them. Pre-LN: N-ResLN has no meaning there, and N-Enc is N-Res."
         )
         more = "; ".join(f"{family['family']}: {family['tested']}" for family in families if family["tested"])
         console.print()
