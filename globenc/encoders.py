@@ -565,13 +565,18 @@ def find_family(model: nn.Module) -> EncoderFamily:
             f"model must be a transformers encoder (a PreTrainedModel with a config), got {type(model).__name__}; "
             "of a SentenceTransformer pass its `[0].auto_model`"
         )
-    return family_of_config(cast(PreTrainedConfig, model.config), type(model).__name__)
+    # UMT5's encoder alone keeps a config that says otherwise
+    alone = not any(hasattr(part, "decoder") for part in (model, getattr(model, "base_model", model)))
+    return family_of_config(cast(PreTrainedConfig, model.config), type(model).__name__, alone)
 
 
-def family_of_config(config: PreTrainedConfig, name: str) -> EncoderFamily:
-    """The family of a model `name` with this config; raises ValueError as `find_family` does."""
+def family_of_config(config: PreTrainedConfig, name: str, alone: bool = False) -> EncoderFamily:
+    """The family of a model `name` with this config; raises ValueError as `find_family` does.
+
+    `alone`: the model is known to have no decoder.
+    """
     model_type, known = config.model_type, ", ".join(_FAMILIES)
-    if config.is_encoder_decoder and not name.endswith("EncoderModel"):
+    if config.is_encoder_decoder and not (alone and model_type in _FAMILIES):
         encoder = f"; load its encoder, {model_type.upper()}EncoderModel" if model_type in _FAMILIES else ""
         raise ValueError(
             f"model must be an encoder, got {name} of type {model_type!r}, an encoder-decoder: GlobEnc "

@@ -59,3 +59,14 @@ def test_extract_takes_other_families(tmp_path, wordpiece):
     globenc.extract(rows, tmp_path / "out", model=explainer)
     table = globenc.load_extract(tmp_path / "out").to_pylist()
     np.testing.assert_allclose(table[0]["scores"], explainer("a charming journey").scores, atol=2e-6)
+
+
+@pytest.mark.parametrize("family", NO_CLS)
+def test_heads_on_an_encoder_alone(family):
+    make, options = CONFIGS[family]
+    model_class = {"t5": transformers.T5ForTokenClassification, "umt5": transformers.UMT5ForTokenClassification}[family]
+    model = model_class(make(**options)).eval()
+    ids = torch.randint(5, 80, (1, 7))
+    out = globenc.attribute(model, target="mean", input_ids=ids)
+    assert out.model_output.logits.shape[:2] == (1, 7)
+    assert float(globenc.completeness_gap(model, input_ids=ids).max()) < 1e-5
