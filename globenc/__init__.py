@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from . import evaluate
     from .attribution import Attribution, Passage, Word
     from .encoders import EncoderFamily, register_encoder, supported_encoders
     from .explainer import GlobEnc
@@ -53,6 +54,7 @@ __all__ = [
     "attribute",
     "completeness_gap",
     "contribution_maps",
+    "evaluate",
     "extract",
     "load_extract",
     "mixing_ratios",
@@ -63,6 +65,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "evaluate":
+        return import_module(".evaluate", __name__)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -1,0 +1,223 @@
+"""What gradients say of a model's answer: gradient-times-input saliency (17) and HTA x Input (18).
+
+Equation numbers: Modarressi et al., NAACL 2022. HTA: Brunner et al., "On Identifiability in Transformers", ICLR 2020.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..capture import unwrap
+from ..encoders import find_family, find_layers
+from ..functional import check_inputs
+from ..rollouts import multiply
+
+OUTPUTS = ("logit", "probability")
+JACOBIAN_ROWS = 64  # rows of a Jacobian at once
+
+
+def saliency(
+    model: nn.Module,
+    *,
+    label: str | Tensor = "predicted",
+    output: str = "logit",
+    **model_inputs: Any,
+) -> Tensor:
+    """||dy_c/de_i * e_i||_2 of every token: gradient times input at the embedding block's output, (17).
+
+    Texts of a batch do not touch each other, so a batch gives each text's own gradient.
+
+    Args:
+        model: a text or picture classifier of a known family; run in evaluation mode and left as it was.
+        label: c: "predicted" for the class the model gives the highest logit, or classes [batch], the gold ones for
+            instance.
+        output: y_c: "logit" (default) or "probability". A probability near 1 has a gradient near 0, which rounds away
+            in float32 where the logit's does not; and it mixes in the other classes' logits.
+        **model_inputs: as in `globenc.attribute`.
+
+    Returns:
+        [batch, n], zero at padding; float64 for float64 models, else float32.
+
+    Raises:
+        TypeError, ValueError: a model without class logits, an unknown option, labels of another shape or beyond the
+            classes, inputs as `globenc.attribute` refuses them.
+
+    Example:
+        >>> import globenc
+        >>> explainer = globenc.GlobEnc.from_pretrained()
+        >>> inputs = explainer.tokenizer("a charming journey", return_tensors="pt")
+        >>> globenc.evaluate.saliency(explainer.model, **inputs).shape
+        torch.Size([1, 5])
+    """
+    if output not in OUTPUTS:
+        raise ValueError(f"output must be one of {', '.join(OUTPUTS)}; got {output!r}")
+    eager: Any = unwrap(model)
+    family = find_family(eager)
+    mask = check_inputs(eager, model_inputs)
+    first = find_layers(eager.base_model, family)[0]
+    entered: list[Tensor] = []
+
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if entered:  # shared layers run again
+            return None
+        states = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
+        entered.append(states)
+        if args:
+            return (states, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": states}
+
+    block = eager.base_model.get_submodule(_path_of_first_layer(eager.base_model, first))
+    with _evaluating(eager), torch.enable_grad():
+        handle = block.register_forward_pre_hook(enter, with_kwargs=True)
+        try:
+            logits = eager(**model_inputs).logits
+        except AttributeError:
+            raise ValueError(f"{type(eager).__name__} has no logits: give a model that classifies") from None
+        finally:
+            handle.remove()
+        if logits.ndim != 2:
+            raise ValueError(
+                f"{type(eager).__name__} gives logits of shape {list(logits.shape)}: give a model that classifies "
+                "whole texts, [batch, classes]"
+            )
+        answers = logits if output == "logit" else logits.softmax(-1)
+        chosen = answers.gather(1, _classes(label, logits)[:, None])
+        (gradient,) = torch.autograd.grad(chosen.sum(), entered[0])
+    dtype = torch.float64 if eager.dtype == torch.float64 else torch.float32
+    return (gradient.to(dtype) * entered[0].detach().to(dtype)).norm(dim=-1)[:, : mask.shape[1]] * mask
+
+
+def _classes(label: str | Tensor, logits: Tensor) -> Tensor:
+    if isinstance(label, str):
+        if label != "predicted":
+            raise ValueError(f'label must be "predicted" or a tensor of classes [batch], got {label!r}')
+        return logits.argmax(-1)
+    batch, classes = logits.shape
+    if not isinstance(label, Tensor) or label.shape != (batch,) or label.is_floating_point():
+        got = f"{label.dtype} {list(label.shape)}" if isinstance(label, Tensor) else type(label).__name__
+        raise ValueError(f"label must be integers of shape [batch] = [{batch}], got {got}")
+    if bool((label < 0).any()) or bool((label >= classes).any()):
+        raise ValueError(f"label must be in 0..{classes - 1}, got {label.tolist()}")
+    return label.to(logits.device)
+
+
+def _path_of_first_layer(base_model: nn.Module, first: Any) -> str:
+    """The dotted path of the layer that holds a layer's modules."""
+    if first.block is not None:
+        return next(path for path, module in base_model.named_modules() if module is first.block)
+    names = {id(module): path for path, module in base_model.named_modules()}
+    inside = [names[id(module)].split(".") for module in (first.attention, first.output_norm)]
+    shared = 0
+    while all(len(parts) > shared for parts in inside) and inside[0][shared] == inside[1][shared]:
+        shared += 1
+    return ".".join(inside[0][:shared])
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and no gradient for parameters, as long as it lasts."""
+    training = [module for module in model.modules() if module.training]
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for module in training:
+            module.training = False
+        for parameter in asking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for module in training:
+            module.training = True
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+def hta_maps(model: nn.Module, *, times_input: bool = True, **model_inputs: Any) -> Tensor:
+    """Hidden token attribution of every layer: ||de_i^l / de_j^(l-1) * e_j^(l-1)||_F, (18); without the input if asked.
+
+    Exact, by batched vector-Jacobian products of each layer: n * d of them a layer, so it is for short texts, and few.
+    This is the paper's upper bound for what a local map can say.
+
+    Args:
+        model: an encoder of a known family, in any head.
+        times_input: HTA x Input; False is plain HTA, the Frobenius norms of the Jacobians alone.
+        **model_inputs: as in `globenc.attribute`.
+
+    Returns:
+        [layers, batch, n, n], rows are the receiving tokens; padded rows and columns are zero.
+
+    Raises:
+        TypeError, ValueError: as `globenc.attribute`.
+    """
+    eager: Any = unwrap(model)
+    family = find_family(eager)
+    mask = check_inputs(eager, model_inputs)
+    layers = find_layers(eager.base_model, family)
+    blocks = [eager.base_model.get_submodule(_path_of_first_layer(eager.base_model, layer)) for layer in layers]
+    maps: list[Tensor] = []
+
+    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if running:
+            return
+        states = args[0] if args else kwargs["hidden_states"]
+
+        def layer(states: Tensor) -> Tensor:
+            running.append(True)
+            try:
+                given = (states, *args[1:]) if args else args
+                out = module(*given, **(kwargs if args else {**kwargs, "hidden_states": states}))
+            finally:
+                running.pop()
+            return out[0] if isinstance(out, tuple) else out
+
+        maps.append(_jacobian_norms(layer, states, mask, times_input))
+
+    running: list[bool] = []
+    handles = [
+        block.register_forward_pre_hook(enter, with_kwargs=True) for block in {id(b): b for b in blocks}.values()
+    ]
+    try:
+        with _evaluating(eager), torch.no_grad():
+            eager(**model_inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return torch.stack(maps)
+
+
+def _jacobian_norms(layer: Callable[[Tensor], Tensor], states: Tensor, mask: Tensor, times_input: bool) -> Tensor:
+    """||d layer(states)_i / d states_j (* states_j)||_F, [B, n, n]."""
+    batch, n, d = states.shape
+    squares = states.new_zeros(batch, n, n)
+    with torch.enable_grad():
+        entered = states.detach().requires_grad_()
+        left = layer(entered)
+        for start in range(0, n * d, JACOBIAN_ROWS):
+            stop = min(start + JACOBIAN_ROWS, n * d)
+            rows = torch.arange(start, stop, device=states.device)
+            picks = torch.zeros(stop - start, batch, n * d, dtype=states.dtype, device=states.device)
+            picks[torch.arange(stop - start), :, rows] = 1
+            (jacobian,) = torch.autograd.grad(
+                left, entered, picks.view(-1, batch, n, d), retain_graph=True, is_grads_batched=True
+            )
+            part = jacobian * states if times_input else jacobian
+            squares.index_add_(1, rows // d, part.square().sum(-1).transpose(0, 1))
+    return squares.sqrt() * (mask[:, :, None] & mask[:, None, :])
+
+
+def hta(model: nn.Module, *, times_input: bool = True, **model_inputs: Any) -> tuple[Tensor, Tensor]:
+    """The rollout of `hta_maps` up to every layer, as the other methods are rolled out, (12).
+
+    Returns:
+        mantissa [layers, batch, n, n] and log2_scale [layers, batch, n]: the products are mantissa * 2**log2_scale.
+    """
+    products: list[tuple[Tensor, Tensor]] = []
+    for local in hta_maps(model, times_input=times_input, **model_inputs):
+        nothing = (None, local.new_zeros(local.shape[:2], dtype=torch.float64))
+        products.append(multiply(local, *(products[-1] if products else nothing)))
+    mantissas, scales = zip(*products, strict=True)
+    return torch.stack(mantissas), torch.stack(scales)
