@@ -382,7 +382,7 @@ def test_auto_leaves_single_layers_to_torch(monkeypatch):
     assert attend is not None
     found = globenc.attribute(model, **on_device(token_batch()))
     expected = globenc.attribute(model, backend="torch", **on_device(token_batch()))
-    assert torch.equal(found.scores, expected.scores)
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-14, atol=0)  # scaled in another order
     assert layer_maps("torch", mask)[1] is None
     assert layer_maps("reference", mask)[1] is None
 
