@@ -198,7 +198,7 @@ def test_real_sentences_float32(method):
     [
         ("bert-n17", "N-Enc"),
         ("bert-n1", "W-Res"),
-        ("bert-batch3", "W-Res"),
+        pytest.param("bert-batch3", "W-Res", marks=pytest.mark.slow),
         pytest.param("electra-batch2", "N-Enc", marks=pytest.mark.slow),
         pytest.param("bert-batch3", "N-FixedRes", marks=pytest.mark.slow),
         pytest.param("sentences", "N-Enc", marks=pytest.mark.slow),
