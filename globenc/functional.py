@@ -7,7 +7,7 @@ import difflib
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from .backends import layer_maps
 from .capture import Attend, Begin, Finish, LayerTrace, capture, precise, unwrap
 from .contributions import LayerMap, MakeLayer, normalize_rows
 from .encoders import EncoderFamily, find_family, find_layers, max_length, takes_any_length
-from .methods import Method, Stage, get_method, get_stage
+from .methods import METHODS, Method, Stage, get_method, get_stage
 from .rollouts import Target, TargetRows, full_map, multiply, target_rows, top_down
 
 OPTIONS = ("method", "target", "layers", "row_normalize", "backend")  # what is ours among the keyword arguments
@@ -42,6 +42,22 @@ class AttributionOutput:
     log2_scale: Tensor
     layer_scores: Tensor | None
     layer_log2_scale: Tensor | None
+    model_output: Any
+
+
+@dataclass(frozen=True, eq=False)
+class MethodsOutput:
+    """A target's row under several methods, layer by layer.
+
+    Attributes:
+        rollouts: by method, the row of the rollout up to every layer (12), [layers, batch, n].
+        layers: by method, the row of every layer's own map, [layers, batch, n]. Both sum to 1 over the real tokens and
+            are zero at padding; float64 for float64 models, else float32.
+        model_output: what the model returned in the same forward pass.
+    """
+
+    rollouts: dict[str, Tensor]
+    layers: dict[str, Tensor]
     model_output: Any
 
 
@@ -420,6 +436,79 @@ def attribute(
         layer_log2_scale=scale if layers else None,
         model_output=output,
     )
+
+
+def compare_methods(
+    model: nn.Module,
+    *,
+    methods: Sequence[str] | None = None,
+    target: Target = "cls",
+    backend: str = "auto",
+    **model_inputs: Any,
+) -> MethodsOutput:
+    """One target under several methods in one forward pass: rollouts up to every layer, and every layer alone.
+
+    Args:
+        model, backend, **model_inputs: as in `globenc.attribute`.
+        methods: names; None is all that have a meaning for the model.
+        target: one target: "cls", "mean", a position, or a weight tensor [n] or [batch, n].
+
+    Returns:
+        MethodsOutput.
+
+    Raises:
+        TypeError, ValueError, FloatingPointError: as `globenc.attribute`.
+
+    Example:
+        >>> import globenc
+        >>> explainer = globenc.GlobEnc.from_pretrained()
+        >>> inputs = explainer.tokenizer("a charming journey", return_tensors="pt")
+        >>> out = globenc.evaluate.compare_methods(explainer.model, **inputs)
+        >>> len(out.rollouts), out.rollouts["N-Enc"].shape[1:]
+        (8, torch.Size([1, 5]))
+    """
+    run = _Run(model, model_inputs)
+    if isinstance(methods, str):
+        raise TypeError(f"methods must be a list of names, got the string {methods!r}")
+    names = methods_of(run.family) if methods is None else list(methods)
+    if not names:
+        raise ValueError("methods is an empty list: give at least one name")
+    chosen = [run.method(name) for name in names]
+    make_layer, run.attend = run.layer_maps(backend)
+    run.check_target(target)
+    if isinstance(target, str) and target == "all":
+        raise ValueError("target must be a single one here, got 'all'")
+    rows = target_rows(target, run.mask, torch.float64 if run.model.dtype == torch.float64 else torch.float32)
+    if not rows.single:
+        raise ValueError("target must be a single one here, got several")
+
+    def compute() -> MethodsOutput:
+        made: dict[str, list[LayerMap]] = {method.name: [] for method in chosen}
+
+        def consume(index: int, trace: LayerTrace) -> None:
+            for method in chosen:
+                made[method.name].append(make_layer(trace, method))
+
+        output = run.forward(consume)
+        rollouts, alone = {}, {}
+        with torch.no_grad(), precise(run.mask.device):
+            for name, maps in made.items():
+                own = [layer.through(rows.weights, False) for layer in maps]
+                mantissa, _ = top_down(own[-1], rows, reversed(maps[:-1]), False, layers=True)
+                rollouts[name] = normalize_rows(_finite(mantissa[:, :, 0]))
+                alone[name] = normalize_rows(_finite(torch.stack([row.to(mantissa.device)[:, 0] for row in own])))
+        return MethodsOutput(rollouts, alone, output)
+
+    return run.checked(compute)
+
+
+def methods_of(family: EncoderFamily) -> list[str]:
+    """Names of the methods that have a meaning for a family."""
+    return [
+        method.name
+        for method in METHODS.values()
+        if not (family.pre_norm and method.stage is not None and method.stage.norms == 1)
+    ]
 
 
 def _target_rows(

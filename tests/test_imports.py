@@ -24,9 +24,9 @@ LAYERS = [
     ["functional"],
     ["render"],
     ["attribution", "pictures", "tokenization"],
-    ["evaluate"],
     ["explainer"],
     ["extraction"],
+    ["evaluate"],
     ["cli"],
     ["__main__"],
 ]

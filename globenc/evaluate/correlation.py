@@ -65,10 +65,22 @@ def spearman(
             first, second = first[chosen], second[chosen]
         if not (np.isfinite(first).all() and np.isfinite(second).all()):
             raise ValueError(f"text {k}: scores hold NaN or infinity")
-        if len(first) < 2 or np.ptp(first) == 0 or np.ptp(second) == 0:
+        value = rank_correlations(first[None], second)[0]
+        if np.isnan(value):
             undefined += 1
-            continue
-        values.append(float(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1]))
-    found = np.clip(np.array(values), -1.0, 1.0)
+        else:
+            values.append(value)
+    found = np.array(values)
     mean, std = (float(found.mean()), float(found.std())) if len(found) else (float("nan"), float("nan"))
     return Correlation(found, mean, std, undefined)
+
+
+def rank_correlations(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Spearman correlation of every row [R, n] with a reference [n]; NaN where one of the two has no order, [R]."""
+    if len(reference) < 2:
+        return np.full(len(rows), np.nan)
+    ranks = stats.rankdata(np.vstack([rows, reference]), axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
+    lengths = np.sqrt((ranks**2).sum(1))
+    both = lengths[:-1] * lengths[-1]
+    return np.where(both > 0, np.clip(ranks[:-1] @ ranks[-1] / np.where(both > 0, both, 1.0), -1.0, 1.0), np.nan)

@@ -72,7 +72,7 @@ def saliency(
         return args, {**kwargs, "hidden_states": states}
 
     block = eager.base_model.get_submodule(_path_of_first_layer(eager.base_model, first))
-    with _evaluating(eager), torch.enable_grad():
+    with evaluating(eager), torch.enable_grad():
         handle = block.register_forward_pre_hook(enter, with_kwargs=True)
         try:
             logits = eager(**model_inputs).logits
@@ -86,13 +86,14 @@ def saliency(
                 "whole texts, [batch, classes]"
             )
         answers = logits if output == "logit" else logits.softmax(-1)
-        chosen = answers.gather(1, _classes(label, logits)[:, None])
+        chosen = answers.gather(1, classes_of(label, logits)[:, None])
         (gradient,) = torch.autograd.grad(chosen.sum(), entered[0])
     dtype = torch.float64 if eager.dtype == torch.float64 else torch.float32
     return (gradient.to(dtype) * entered[0].detach().to(dtype)).norm(dim=-1)[:, : mask.shape[1]] * mask
 
 
-def _classes(label: str | Tensor, logits: Tensor) -> Tensor:
+def classes_of(label: str | Tensor, logits: Tensor) -> Tensor:
+    """Classes [batch] that a `label` argument means for logits [batch, classes]."""
     if isinstance(label, str):
         if label != "predicted":
             raise ValueError(f'label must be "predicted" or a tensor of classes [batch], got {label!r}')
@@ -119,7 +120,7 @@ def _path_of_first_layer(base_model: nn.Module, first: Any) -> str:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and no gradient for parameters, as long as it lasts."""
     training = [module for module in model.modules() if module.training]
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -181,7 +182,7 @@ def hta_maps(model: nn.Module, *, times_input: bool = True, **model_inputs: Any)
         block.register_forward_pre_hook(enter, with_kwargs=True) for block in {id(b): b for b in blocks}.values()
     ]
     try:
-        with _evaluating(eager), torch.no_grad():
+        with evaluating(eager), torch.no_grad():
             eager(**model_inputs)
     finally:
         for handle in handles:
