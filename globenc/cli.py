@@ -1,4 +1,4 @@
-"""The command line: `globenc attribute`, `globenc extract` and `globenc models`.
+"""The command line: `globenc attribute`, `globenc extract`, `globenc evaluate` and `globenc models`.
 
 Torch and transformers are imported where they are used, so that --help and --version answer at once.
 """
@@ -28,6 +28,7 @@ from .methods import METHODS, get_method
 
 if TYPE_CHECKING:
     from .attribution import Attribution
+    from .evaluate import Evaluation
     from .explainer import GlobEnc
     from .extraction.run import ExtractSummary
     from .pictures import PictureAttribution
@@ -97,6 +98,8 @@ def _root(
     - `globenc attribute "a charming and often affecting journey"`
 
     - `globenc extract reviews.csv --output attributions`
+
+    - `globenc evaluate reviews.csv --output evaluation`
     """
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
@@ -451,6 +454,242 @@ def extract(
             _say("interrupted", f"{rows:,} rows of the input are done in {str(output)!r}; {again} goes on from there")
             raise
     _report(summary)
+
+
+@app.command()
+def evaluate(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DATA...",
+            show_default=False,
+            help="Texts, as for globenc extract: JSONL, CSV, TSV, Parquet, plain text, gzip of those, - or hf://...",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            show_default=False,
+            help="Folder to write: report.html, results.json, results.csv, examples.parquet, figures/. Needed.",
+        ),
+    ] = None,
+    rationales: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=_INPUT, help="Texts with words that people marked, for plausibility."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_INPUT,
+            help="The paper's checkpoint and data from the hub: paper-sst2, paper-mnli, paper-hatexplain, also with "
+            "-large or -electra. DATA and --model replace them.",
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=_INPUT, help="Column of the text. Default: text.")
+    ] = None,
+    pair_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=_INPUT, help="Column of the second text of pairs.")
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=_INPUT, help="Column that names a text.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=_INPUT, help="Column of the gold label, for accuracy.")
+    ] = None,
+    tokens_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", rich_help_panel=_INPUT, help="Of the rationales: the words. Default: tokens."),
+    ] = None,
+    marks_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=_INPUT,
+            help="Of the rationales: a mark from 0 to 1 for each word. Default: rationale or rationale_mean.",
+        ),
+    ] = None,
+    format: Annotated[
+        Literal["jsonl", "csv", "tsv", "parquet", "text"] | None,
+        typer.Option(metavar="NAME", rich_help_panel=_INPUT, help="jsonl, csv, tsv, parquet, text."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=_INPUT, help="Read the first N rows.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=_INPUT, help="Read N tokens of a text.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            rich_help_panel=_QUESTION,
+            help="Separated by commas: of the eight, and W-Flow, HTA, HTA-Input, which take long. Default: the eight.",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            rich_help_panel=_QUESTION,
+            help="Separated by commas: correlation, faithfulness, plausibility. Default: all there is data for.",
+        ),
+    ] = None,
+    target: _Target = "cls",
+    saliency_of: Annotated[
+        Literal["predicted", "gold"],
+        typer.Option(metavar="WHICH", rich_help_panel=_QUESTION, help="Class of the saliency: predicted, or gold."),
+    ] = "predicted",
+    saliency_output: Annotated[
+        Literal["logit", "probability"],
+        typer.Option(metavar="WHICH", rich_help_panel=_QUESTION, help="What is derived: logit or probability."),
+    ] = "logit",
+    drop_special: Annotated[
+        bool,
+        typer.Option(
+            "--drop-special",
+            rich_help_panel=_QUESTION,
+            help="Correlation without special tokens; the paper keeps them.",
+        ),
+    ] = False,
+    removal: Annotated[
+        Literal["auto", "mask", "delete"],
+        typer.Option(
+            metavar="HOW",
+            rich_help_panel=_QUESTION,
+            help="Faithfulness: mask tokens or delete them. auto masks where the tokenizer can.",
+        ),
+    ] = "auto",
+    removal_texts: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=_QUESTION,
+            help="How many texts faithfulness changes.",
+        ),
+    ] = 200,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", rich_help_panel=_QUESTION, help="Of random scores and chosen texts.")
+    ] = 0,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=_OUTPUT, help="With --preset: JSON of numbers to stand beside these."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=_OUTPUT, help="Replace the evaluation that DIR holds.")
+    ] = False,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=_ENGINE, help="Most tokens at once, with padding.")
+    ] = None,
+    model: _Model = None,
+    revision: _Revision = None,
+    trust_remote_code: _TrustRemoteCode = False,
+    device: _Device = None,
+    dtype: _Dtype = None,
+    backend: _Backend = "auto",
+) -> None:
+    """Hold attribution methods against saliency, against removed tokens and against people's marks, on your texts.
+
+    The paper's evaluation, rank correlation with gradient saliency over the layers, and the measures of its critics:
+    AOPC, comprehensiveness, sufficiency and agreement with human rationales. The report is one web page that explains
+    itself.
+
+    **Examples**
+
+    - `globenc evaluate reviews.csv --text-column review -o evaluation`
+
+    - `globenc evaluate dev.jsonl -o out -m ./my-model --rationales marked.jsonl`
+
+    - `globenc evaluate --preset paper-sst2 -o sst2`
+    """
+    if output is None:
+        raise _UsageError("--output DIR is needed: the folder for the report")
+    if preset is None and published is not None:
+        raise _UsageError("--published goes with --preset")
+    columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
+    columns |= {"tokens_column": tokens_column, "marks_column": marks_column}
+    given = {name: column for name, column in columns.items() if column is not None}
+    if preset is not None and (given or rationales is not None):
+        name = next(iter(given), "rationales").replace("_", "-")
+        raise _UsageError(f"--{name} does not go with --preset, which knows its data")
+    with _errors(), _warnings():
+        with _status("importing torch and transformers"):
+            _quiet()
+            from .evaluate import evaluate as run
+            from .evaluate import evaluate_preset
+        if device is not None:
+            _check_device(device)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
+        options: dict[str, Any] = {
+            "model": model,
+            "methods": _names(methods),
+            "metrics": _names(metrics),
+            "limit": limit,
+            "seed": seed,
+            "id_column": id_column,
+            "format": format,
+            "max_length": max_length,
+            "target": _parse_target(target),
+            "saliency_of": saliency_of,
+            "saliency_output": saliency_output,
+            "drop_special": drop_special,
+            "removal": removal,
+            "removal_texts": removal_texts,
+            "batch_tokens": batch_tokens,
+            "overwrite": overwrite,
+            "device": device,
+            "dtype": dtype,
+            "backend": backend,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+        }
+        if preset is not None:
+            found = evaluate_preset(preset, output, inputs=inputs or None, published=published, **options)
+        else:
+            found = run(inputs or None, output, rationales=rationales, **options | given)
+        _show_evaluation(found, preset)
+
+
+def _names(written: str | None) -> list[str] | None:
+    """Names separated by commas."""
+    return None if written is None else [name.strip() for name in written.split(",") if name.strip()]
+
+
+def _show_evaluation(found: Evaluation, preset: str | None) -> None:
+    """The main tables on standard output, and where the rest is."""
+    from .evaluate.report import tables
+
+    console = Console(highlight=False)
+    for title, head, rows in tables(found.results):
+        table = Table(
+            box=None, pad_edge=False, header_style="dim", title=title, title_justify="left", title_style="bold"
+        )
+        for column, name in enumerate(head):
+            table.add_column(name, justify="right" if column else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+        console.print()
+    texts = found.results["texts"]
+    if preset is not None and found.results["published"] is None:
+        _say("warning", "no published numbers to stand beside these are in the package; --published FILE adds them")
+    for count, what in (
+        (texts["rejected"], "rows were left out: results.json names the first"),
+        (texts["truncated"], "texts were longer than the model takes, and cut"),
+        (texts["rationales_left_out"], "rows of the rationales have no marks that can be used"),
+    ):
+        if count:
+            _say("warning", f"{count:,} {what}")
+    _say("wrote", str(found.report))
 
 
 @app.command()

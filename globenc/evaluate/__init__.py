@@ -9,9 +9,11 @@ from .faithfulness import Faithfulness, aopc, comprehensiveness, sufficiency
 from .flow import attention_flow
 from .gradients import hta, hta_maps, saliency
 from .plausibility import Plausibility, align, plausibility
+from .presets import PRESETS, evaluate_preset
 from .run import Evaluation, evaluate
 
 __all__ = [
+    "PRESETS",
     "Correlation",
     "Evaluation",
     "Faithfulness",
@@ -23,6 +25,7 @@ __all__ = [
     "compare_methods",
     "comprehensiveness",
     "evaluate",
+    "evaluate_preset",
     "hta",
     "hta_maps",
     "plausibility",

@@ -42,7 +42,13 @@ _MEANING = {
     SALIENCY: "gradient times input of the answer, no method of attention",
     RANDOM: f"random numbers, mean of {RANDOM_DRAWS} draws",
 }
-FIGURES = ("correlation_per_layer", "correlation_boxes", "correlation_table", "faithfulness_curves")
+_REMOVAL_COLUMNS = (
+    ("aopc", "AOPC, most first ↑"),
+    ("aopc-least", "AOPC, least first ↓"),
+    ("comprehensiveness", "comprehensiveness ↑"),
+    ("sufficiency", "sufficiency ↓"),
+)
+_MARKS_COLUMNS = (("auprc", "AUPRC ↑"), ("f1", "token F1 ↑"), ("iou", "IOU ↑"))
 _STYLE = """
 :root { color-scheme: light dark; --line: rgba(128,128,128,.35); --muted: rgba(110,118,129,1); }
 body { margin: 2rem auto; max-width: 66rem; padding: 0 1.2rem; background: #ffffff; color: #1b1f24;
@@ -182,6 +188,22 @@ def correlation_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[s
     return head, rows, best
 
 
+def tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, heading and rows of the main tables, for a terminal."""
+    made: list[tuple[str, list[str], list[list[str]]]] = []
+    if "correlation" in results:
+        head, rows, _ = correlation_rows(results)
+        made.append(("Spearman correlation with saliency, mean ± std", head, rows))
+    for name, title, columns in (
+        ("faithfulness", "Faithfulness, mean ± half of the 99 % interval", _REMOVAL_COLUMNS),
+        ("plausibility", "Plausibility, mean ± half of the 99 % interval", _MARKS_COLUMNS),
+    ):
+        if name in results:
+            head, rows, _ = _measures(results[name], columns)
+            made.append((title, head, rows))
+    return made
+
+
 def _number(value: float | None) -> float:
     return -2.0 if value is None else value  # below every correlation
 
@@ -307,8 +329,7 @@ def _verdict_on_removal(results: Mapping[str, Any]) -> list[str]:
     under = [name for name in names if table[name]["mean"] <= table[RANDOM]["mean"]]
     line = (
         f"<b>Faithfulness</b>: taking the tokens that {escape(top)} calls important lowers the answer's probability "
-        f"most, by {table[top]['mean']:.3f} on average; saliency by {table[SALIENCY]['mean']:.3f}, random by "
-        f"{table[RANDOM]['mean']:.3f}."
+        f"most, by {table[top]['mean']:.3f} on average; {_others(table, top)}."
     )
     if under:
         line += f" No better than random: {escape(', '.join(under))}."
@@ -325,8 +346,14 @@ def _verdict_on_marks(results: Mapping[str, Any]) -> list[str]:
     top = max(names, key=lambda name: table[name]["mean"])
     return [
         f"<b>Plausibility</b>: {escape(top)} finds the words that people marked best, AUPRC {table[top]['mean']:.3f}; "
-        f"saliency {table[SALIENCY]['mean']:.3f}, random {table[RANDOM]['mean']:.3f}."
+        f"{_others(table, top)}."
     ]
+
+
+def _others(table: Mapping[str, Any], top: str) -> str:
+    """What stands beside the best method in a sentence."""
+    names = [name for name in ("N-Enc", SALIENCY, RANDOM) if name in table and name != top]
+    return ", ".join(f"{name} {table[name]['mean']:.3f}" for name in names)
 
 
 def _correlation(found: Found, results: Mapping[str, Any], figures: Path) -> str:
@@ -388,20 +415,15 @@ def _faithfulness(results: Mapping[str, Any], figures: Path) -> str:
         return ""
     tables, count = results["faithfulness"], results["texts"]["changed_for_faithfulness"]
     how = "replaced by the mask token" if results["settings"]["removal"] == "mask" else "deleted"
-    columns = (
-        ("aopc", "AOPC, most important first ↑"),
-        ("aopc-least", "AOPC, least important first ↓"),
-        ("comprehensiveness", "comprehensiveness ↑"),
-        ("sufficiency", "sufficiency ↓"),
-    )
     return (
         "<h2>Faithfulness</h2>"
         f"<p>In {count:,} texts tokens are {how}, never special ones, and the probability of the answer to the whole "
-        "text is read again. AOPC is its mean drop with 10, 20, ... 90 % of the tokens gone; comprehensiveness with the "
-        "top 1, 5, 10, 20 and 50 % gone; sufficiency with nothing but these left. An arrow upwards: higher is better. "
-        "A model has not seen such broken texts in training, so compare methods with one another and with random, and "
-        "read nothing into the size alone. ± is half of the 99 % confidence interval.</p>"
-        f"<div class='scroll'>{_measures(tables, columns)}</div>"
+        "text is read again. AOPC is its mean drop with 10, 20, ... 90 % of the tokens gone, the most or the least "
+        "important first; comprehensiveness with the top 1, 5, 10, 20 and 50 % gone; sufficiency with nothing but these "
+        "left. An arrow upwards: higher is better. A model has not seen such broken texts in training, so compare "
+        "methods with one another and with random, and read nothing into the size alone. ± is half of the 99 % "
+        "confidence interval.</p>"
+        f"<div class='scroll'>{_table(*_measures(tables, _REMOVAL_COLUMNS))}</div>"
         + _image(figures / "faithfulness_curves.svg", "Drop of the answer's probability, by how much was removed.")
     )
 
@@ -409,20 +431,22 @@ def _faithfulness(results: Mapping[str, Any], figures: Path) -> str:
 def _plausibility(results: Mapping[str, Any]) -> str:
     if "plausibility" not in results:
         return ""
-    columns = (("auprc", "AUPRC ↑"), ("f1", "token F1 ↑"), ("iou", "IOU ↑"))
     counted = results["plausibility"]["auprc"][SALIENCY]
     return (
         "<h2>Plausibility</h2>"
         f"<p>In {counted['count']:,} of {results['texts']['with_rationales']:,} sentences people marked some words, not "
-        "all, as reasons (a word counts where half of the people marked it). AUPRC: how well the scores separate marked "
-        "tokens from the others. F1 and IOU: agreement of as many highest tokens as are marked with the marked ones. "
-        "Plausible is not faithful: a method is not wrong where the model looks at other words than people do. "
+        "all, as reasons (a word counts where half of the people marked it). AUPRC: how well the scores separate "
+        "marked tokens from the others. F1 and IOU: agreement of as many highest tokens as are marked with the marked "
+        "ones. Plausible is not faithful: a method is not wrong where the model looks at other words than people do. "
         "± is half of the 99 % confidence interval.</p>"
-        f"<div class='scroll'>{_measures(results['plausibility'], columns)}</div>"
+        f"<div class='scroll'>{_table(*_measures(results['plausibility'], _MARKS_COLUMNS))}</div>"
     )
 
 
-def _measures(tables: Mapping[str, Any], columns: Sequence[tuple[str, str]]) -> str:
+def _measures(
+    tables: Mapping[str, Any], columns: Sequence[tuple[str, str]]
+) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
+    """Heading, cells and which are the best method's, saliency and random aside."""
     names = list(tables[columns[0][0]])
     methods = [name for name in names if name not in (SALIENCY, RANDOM)]
     best = set()
@@ -432,7 +456,7 @@ def _measures(tables: Mapping[str, Any], columns: Sequence[tuple[str, str]]) -> 
             top = (max if title.endswith("↑") else min)(there, key=lambda name: there[name])
             best.add((names.index(top), column))
     rows = [[name, *(_mean_half(tables[kind][name]) for kind, _ in columns)] for name in names]
-    return _table(["method", *(title for _, title in columns)], rows, best)
+    return ["method", *(title for _, title in columns)], rows, best
 
 
 def _mean_half(numbers: Mapping[str, Any]) -> str:

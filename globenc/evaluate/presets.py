@@ -1,0 +1,153 @@
+"""The paper's experiments by name: its checkpoints and data from the Hugging Face hub, its numbers beside ours.
+
+Sources: the checkpoints that the authors published (huggingface.co/TehranNLP-org), GLUE and HateXplain.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..extraction.sources import inputs_of
+from ..methods import get_method
+from .run import Evaluation, evaluate
+
+PUBLISHED = Path(__file__).parent / "published.json"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Where a task's data is, and in which columns; words are joined to a text where `words` names their column."""
+
+    name: str
+    data: str
+    text: str = "text"
+    pair: str | None = None
+    label: str | None = None
+    words: str | None = None
+    marks: str | None = None
+
+
+TASKS = {
+    "sst2": Task("SST-2", "hf://nyu-mll/glue?name=sst2&split=validation", "sentence", label="label"),
+    "mnli": Task(
+        "MNLI", "hf://nyu-mll/glue?name=mnli&split=validation_mismatched", "premise", "hypothesis", label="label"
+    ),
+    # the hub's own copy as Parquet: the data set itself is a script, which `datasets` does not run any more
+    "hatexplain": Task(
+        "HateXplain",
+        "hf://Hate-speech-CNERG/hatexplain?split=validation&revision=refs/convert/parquet",
+        words="post_tokens",
+        marks="rationales",
+    ),
+}
+_CHECKPOINTS = {
+    "": "TehranNLP-org/bert-base-uncased-cls-{}",
+    "-large": "TehranNLP-org/bert-large-{}",
+    "-electra": "TehranNLP-org/electra-base-{}",
+}
+# preset -> (task, checkpoint); two of the names are written with a capital on the hub
+PRESETS = {
+    f"paper-{task}{size}": (
+        task,
+        name.format("hateXplain" if size and task == "hatexplain" else task),
+    )
+    for task in TASKS
+    for size, name in _CHECKPOINTS.items()
+}
+
+
+def evaluate_preset(
+    preset: str,
+    output: str | Path,
+    *,
+    inputs: Any = None,
+    model: Any = None,
+    published: str | Path | None = None,
+    metrics: list[str] | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Evaluate as the paper did.
+
+    Args:
+        preset: paper-sst2, paper-mnli, paper-hatexplain, each also with -large (BERT-large) or -electra.
+        inputs, model: a local copy of the same data, another checkpoint; None takes them from the hub.
+        published: JSON as `published.json` in this package; None is that file.
+        metrics: None is correlation and faithfulness, and plausibility where the data has rationales.
+        output, **options: as for `evaluate`.
+
+    Returns:
+        Evaluation.
+
+    Raises:
+        OSError, TypeError, ValueError: an unknown preset, and as `evaluate`.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}; got {preset!r}")
+    name, checkpoint = PRESETS[preset]
+    task = TASKS[name]
+    numbers = published_numbers(preset, published)
+    given: Any = task.data if inputs is None else inputs
+    rationales = None
+    if task.words is not None:
+        given = list(_joined(given, task, options.pop("format", None)))
+        rationales = given if metrics is None or "plausibility" in metrics else None
+        options |= {"tokens_column": task.words, "marks_column": task.marks}
+    return evaluate(
+        given,
+        output,
+        model=checkpoint if model is None else model,
+        rationales=rationales,
+        metrics=metrics,
+        text_column=task.text,
+        pair_column=task.pair,
+        label_column=task.label,
+        published=numbers,
+        title=f"{preset}: {task.name} as in the GlobEnc paper",
+        **options,
+    )
+
+
+def _joined(given: Any, task: Task, format_: str | None) -> Iterator[dict[str, Any]]:
+    """Rows with their words joined to a text; a row that cannot be has none, and is rejected where rows are read."""
+    columns = [name for name in (task.words, task.marks) if name is not None]
+    for source in inputs_of(given, format_):
+        source.check(columns)
+        for raw in source.rows(columns):
+            values = dict(raw.values or {})
+            words = values.get(task.words or "")
+            whole = isinstance(words, list) and all(isinstance(word, str) for word in words)
+            yield values | {"text": " ".join(words) if whole and words else None}
+
+
+def published_numbers(preset: str, path: str | Path | None = None) -> dict[str, Any] | None:
+    """The published correlations of a preset with their source; None where the file has none.
+
+    Raises:
+        OSError, ValueError: the file cannot be read, or is not of the form of `published.json`.
+    """
+    place = PUBLISHED if path is None else Path(path)
+    try:
+        content = json.loads(place.read_text(encoding="utf-8"))
+        source, tables = content["source"], content["correlation"]
+        numbers: Mapping[str, Any] = tables.get(preset, {})
+        made: dict[str, dict[str, Any]] = {
+            get_method(name).name: {
+                "mean": float(values["mean"]),
+                "std": None if values.get("std") is None else float(values["std"]),
+            }
+            for name, values in numbers.items()
+        }
+        if not all(-1 <= values["mean"] <= 1 for values in made.values()):
+            raise ValueError("a mean is no correlation")
+    except OSError as error:
+        raise OSError(f"published {str(place)!r} cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f'published {str(place)!r} must be JSON like {{"source": "...", "correlation": {{"paper-sst2": '
+            f'{{"N-Enc": {{"mean": 0.5, "std": 0.1}}}}}}}}; {error}'
+        ) from None
+    return {"source": str(source), "correlation": made} if made else None
