@@ -419,7 +419,7 @@ def _faithfulness(results: Mapping[str, Any], figures: Path) -> str:
         "<h2>Faithfulness</h2>"
         f"<p>In {count:,} texts tokens are {how}, never special ones, and the probability of the answer to the whole "
         "text is read again. AOPC is its mean drop with 10, 20, ... 90 % of the tokens gone, the most or the least "
-        "important first; comprehensiveness with the top 1, 5, 10, 20 and 50 % gone; sufficiency with nothing but these "
+        "important first; comprehensiveness with the top 1, 5, 10, 20 and 50 % gone; sufficiency with only these "
         "left. An arrow upwards: higher is better. A model has not seen such broken texts in training, so compare "
         "methods with one another and with random, and read nothing into the size alone. ± is half of the 99 % "
         "confidence interval.</p>"
@@ -434,8 +434,8 @@ def _plausibility(results: Mapping[str, Any]) -> str:
     counted = results["plausibility"]["auprc"][SALIENCY]
     return (
         "<h2>Plausibility</h2>"
-        f"<p>In {counted['count']:,} of {results['texts']['with_rationales']:,} sentences people marked some words, not "
-        "all, as reasons (a word counts where half of the people marked it). AUPRC: how well the scores separate "
+        f"<p>In {counted['count']:,} of {results['texts']['with_rationales']:,} sentences people marked some, not "
+        "all words as reasons (a word counts where half of the people marked it). AUPRC: how well the scores separate "
         "marked tokens from the others. F1 and IOU: agreement of as many highest tokens as are marked with the marked "
         "ones. Plausible is not faithful: a method is not wrong where the model looks at other words than people do. "
         "± is half of the 99 % confidence interval.</p>"
