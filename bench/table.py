@@ -1,8 +1,9 @@
-"""Put the tables of bench/results/cpu.csv and extract.csv, and that of the families, between their README markers."""
+"""Put the tables of bench/results, and that of the families, between their markers in README and docs."""
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from pathlib import Path
 
@@ -74,21 +75,68 @@ def families_table() -> str:
     return "\n".join(lines)
 
 
-def with_tables(readme: str) -> str:
-    """The README with the present tables between their markers."""
-    tables = {"bench": table(), "bench-extract": extract_table(), "families": families_table()}
+def evaluate_table() -> str:
+    """Correlation up to every layer and of every layer, and the other measures, of bench/results/evaluate.json."""
+    found = json.loads((ROOT / "bench" / "results" / "evaluate.json").read_text())
+    depth, texts, where = found["model_layers"], found["texts"], found["circumstances"]
+    numbers = " | ".join(str(layer) for layer in range(1, depth + 1))
+    lines = [
+        f"`{found['model_name']}` ({found['model_class']}, {depth} layers, accuracy {texts['accuracy']:.1%}) on "
+        f"{texts['read']} validation sentences of SST-2: {found['seconds']['attribution and correlation']:.0f} s for "
+        f"the two correlation tables, saliency included; {found['seconds']['in all']:.0f} s in all. {where['device']}, "
+        f"torch {where['torch']}, transformers {where['transformers']}, commit {where['commit']}, {where['date']}.",
+    ]
+    for kind, title in (("rollout", "Rollout up to layer"), ("layer", "Layer alone")):
+        lines += ["", f"| {title} | {numbers} |", f"|---|{'---:|' * depth}"]
+        means = {name: [n["mean"] for n in layers] for name, layers in found["correlation"][kind].items()}
+        for name, layers in found["correlation"][kind].items():
+            cells = []
+            for layer, n in enumerate(layers):
+                cell = f"{n['mean']:.2f} ± {n['std']:.2f}"
+                cells.append(f"**{cell}**" if n["mean"] == max(m[layer] for m in means.values()) else cell)
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "Spearman correlation with saliency, mean ± standard deviation; the highest of each layer in bold."]
+    columns = [("faithfulness", kind) for kind in ("aopc", "aopc-least", "comprehensiveness", "sufficiency")]
+    columns += [("plausibility", kind) for kind in ("auprc", "f1", "iou")]
+    lines += [
+        "",
+        "| whole rollout | AOPC, most first ↑ | AOPC, least first ↓ | comprehensiveness ↑ | sufficiency ↓ | AUPRC ↑ | "
+        "token F1 ↑ | IOU ↑ |",
+        f"|---|{'---:|' * 7}",
+    ]
+    for name in found["faithfulness"]["aopc"]:
+        cells = []
+        for group, kind in columns:
+            n = found[group][kind][name]
+            cells.append(f"{n['mean']:.3f} ± {n['high99'] - n['mean']:.3f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"Faithfulness on {texts['changed_for_faithfulness']} of the sentences, tokens masked; plausibility on "
+        f"{texts['with_rationales']} other sentences with human rationales. ± is half of the 99 % confidence interval.",
+    ]
+    return "\n".join(lines)
+
+
+def with_tables(page: str, tables: dict[str, str]) -> str:
+    """A page with the present tables between their markers."""
     for name, content in tables.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        before, rest = readme.split(begin)
+        before, rest = page.split(begin)
         _, after = rest.split(end)
-        readme = f"{before}{begin}\n{content}\n{end}{after}"
-    return readme
+        page = f"{before}{begin}\n{content}\n{end}{after}"
+    return page
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    readme = path.read_text()
-    if "--check" not in sys.argv:
-        path.write_text(with_tables(readme))
-    elif with_tables(readme) != readme:
-        sys.exit("the README's tables are not those of bench/results: run bench/table.py")
+    pages = {
+        "README.md": {"bench": table(), "bench-extract": extract_table(), "families": families_table()},
+        "docs/evaluation.md": {"evaluate": evaluate_table()},
+    }
+    for name, tables in pages.items():
+        path = ROOT / name
+        page = path.read_text()
+        if "--check" not in sys.argv:
+            path.write_text(with_tables(page, tables))
+        elif with_tables(page, tables) != page:
+            sys.exit(f"the tables of {name} are not those of bench/results: run bench/table.py")

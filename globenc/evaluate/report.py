@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .run import EXTRAS, RANDOM, RANDOM_DRAWS, SALIENCY, Found, main_method
+from .run import EXTRAS, RANDOM, RANDOM_DRAWS, SALIENCY, Found
 
 # weights in warm, norms in cool colours, what is no method in greys; N-Enc is the darkest
 _COLOURS = {
@@ -300,22 +300,26 @@ def _verdict_on_correlation(results: Mapping[str, Any]) -> list[str]:
     ranked = sorted((name for name in means if means[name] is not None), key=lambda name: -means[name])
     if not ranked:
         return ["No text has a correlation: scores or saliency are constant in all of them."]
-    main, minus = correlation["paired"]["method"], correlation["paired"]["minus"]
+    main, minus = results["main_method"], correlation["main_minus"]
     lines = [
         f"<b>Correlation with saliency</b>, whole rollout: {escape(ranked[0])} is highest with {means[ranked[0]]:.2f}"
         + (f", then {escape(ranked[1])} with {means[ranked[1]]:.2f}." if len(ranked) > 1 else ".")
     ]
     if main in ranked and len(ranked) > 1:
         other = ranked[1] if ranked[0] == main else ranked[0]
-        numbers = minus[other]
-        if numbers["low99"] is None:
-            return lines
-        verb = "above" if numbers["low99"] > 0 else "below" if numbers["high99"] < 0 else "not told apart from"
-        lines.append(
-            f"Text by text {escape(main)} is {verb} {escape(other)}: {numbers['mean']:+.3f}, 99 % confidence interval "
-            f"{numbers['low99']:+.3f} to {numbers['high99']:+.3f}."
-        )
+        lines += _compared(main, other, minus[other])
     return lines
+
+
+def _compared(main: str, other: str, numbers: Mapping[str, Any]) -> list[str]:
+    """How the main method stands to another one on the same texts."""
+    if numbers["low99"] is None:
+        return []
+    verb = "above" if numbers["low99"] > 0 else "below" if numbers["high99"] < 0 else "not told apart from"
+    return [
+        f"Text by text {escape(main)} is {verb} {escape(other)}: {numbers['mean']:+.3f}, 99 % confidence interval "
+        f"{numbers['low99']:+.3f} to {numbers['high99']:+.3f}."
+    ]
 
 
 def _verdict_on_removal(results: Mapping[str, Any]) -> list[str]:
@@ -333,7 +337,8 @@ def _verdict_on_removal(results: Mapping[str, Any]) -> list[str]:
     )
     if under:
         line += f" No better than random: {escape(', '.join(under))}."
-    return [line]
+    main = results["main_method"]
+    return [line, *(_compared(main, top, table[top]["main_minus_this"]) if top != main else [])]
 
 
 def _verdict_on_marks(results: Mapping[str, Any]) -> list[str]:
@@ -346,7 +351,12 @@ def _verdict_on_marks(results: Mapping[str, Any]) -> list[str]:
     top = max(names, key=lambda name: table[name]["mean"])
     return [
         f"<b>Plausibility</b>: {escape(top)} finds the words that people marked best, AUPRC {table[top]['mean']:.3f}; "
-        f"{_others(table, top)}."
+        f"{_others(table, top)}.",
+        *(
+            _compared(results["main_method"], top, table[top]["main_minus_this"])
+            if top != results["main_method"]
+            else []
+        ),
     ]
 
 
@@ -364,7 +374,7 @@ def _correlation(found: Found, results: Mapping[str, Any], figures: Path) -> str
     undefined = {name: layers[-1]["undefined"] for name, layers in correlation["rollout"].items()}
     constant = ", ".join(f"{name} {count}" for name, count in undefined.items() if count)
     source = (results.get("published") or {}).get("source")
-    main, minus = correlation["paired"]["method"], correlation["paired"]["minus"]
+    main, minus = results["main_method"], correlation["main_minus"]
     paired = "".join(
         f"<tr><td>{escape(name)}</td><td>{_signed(n['mean'])}</td><td>{_signed(n['low99'])} to {_signed(n['high99'])}"
         f"</td></tr>"
@@ -506,8 +516,7 @@ def _image(path: Path, caption: str) -> str:
 def _examples(results: Mapping[str, Any]) -> str:
     if not results["examples"] or "correlation" not in results:
         return ""
-    methods = results["settings"]["methods"]
-    main = methods[main_method(methods)]
+    methods, main = results["settings"]["methods"], results["main_method"]
     title = {"most": "Most agreement", "middle": "In the middle", "least": "Least agreement"}
     blocks = []
     for example in results["examples"]:

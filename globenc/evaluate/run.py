@@ -755,7 +755,9 @@ def main_method(methods: Sequence[str]) -> int:
 
 def _summary(found: Found, asked: Iterable[str]) -> dict[str, Any]:
     """What results.json says of every metric."""
-    made: dict[str, Any] = {}
+    place = main_method(found.methods)
+    main = found.methods[place]
+    made: dict[str, Any] = {"main_method": main}
     if "correlation" in asked:
         made["correlation"] = {
             kind: {
@@ -770,11 +772,13 @@ def _summary(found: Found, asked: Iterable[str]) -> dict[str, Any]:
             "method": found.methods[best],
             "minus": {name: describe(last[:, best] - last[:, m]) for m, name in enumerate(found.methods) if m != best},
         }
+    main = found.methods[main_method(found.methods)]
     if "faithfulness" in asked:
         made["faithfulness"] = {
             kind: {
                 name: {
                     **describe(drops[kind].mean(0)),
+                    "main_minus_this": describe((found.drops[main][kind] - drops[kind]).mean(0)),
                     "shares": list(measure.shares),
                     "drops": [describe(row)["mean"] for row in drops[kind]],
                 }
@@ -784,7 +788,13 @@ def _summary(found: Found, asked: Iterable[str]) -> dict[str, Any]:
         }
     if "plausibility" in asked:
         made["plausibility"] = {
-            kind: {name: describe(table[:, column]) for name, table in found.plausible.items()}
+            kind: {
+                name: {
+                    **describe(table[:, column]),
+                    "main_minus_this": describe((found.plausible[main] - table)[:, column]),
+                }
+                for name, table in found.plausible.items()
+            }
             for column, kind in enumerate(("auprc", "f1", "iou"))
         }
     return made
