@@ -118,7 +118,8 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
                 f"inputs_embeds must be {model.dtype} with {width} numbers a token for this model, got {given.dtype} "
                 f"with {given.shape[2]}"
             )
-    _check_ids("token_type_ids", inputs, (batch, n), getattr(model.config, "type_vocab_size", None))
+    # a model of none (DeBERTa-v3) takes the zeros that its tokenizer gives, and does not look at them
+    _check_ids("token_type_ids", inputs, (batch, n), getattr(model.config, "type_vocab_size", None) or None)
     positions = None if takes_any_length(model) else getattr(model.config, "max_position_embeddings", None)
     _check_ids("position_ids", inputs, (batch, n), positions)
     mask = inputs.get("attention_mask")

@@ -17,20 +17,44 @@ import globenc
 DOCS = Path(__file__).parent.parent / "docs"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="the page's commands are for a POSIX shell")
-def test_corpora(tmp_path):
-    """Every block in order, but for installing."""
+posix = pytest.mark.skipif(os.name != "posix", reason="the page's commands are for a POSIX shell")
+
+
+def followed(page: str, folder: Path) -> list[str]:
+    """What every block of code prints, run in order in a folder, but for installing."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    blocks = re.findall(r"^```(\w+)\n(.*?)^```$", (DOCS / "corpora.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    blocks = re.findall(
+        r"^```(python|bash)\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
+    )
     printed = []
     for language, code in blocks:
         if code.startswith("pip install"):
             continue
         command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code]
-        done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         printed.append(done.stdout + done.stderr)
-    corpus, extract, query, library, picture = printed
+    return printed
+
+
+@posix
+def test_evaluation(tmp_path):
+    texts, command, library = followed("evaluation.md", tmp_path)
+    assert texts == ""
+    for name in ("Spearman correlation", "Faithfulness", "Plausibility", "wrote evaluation/report.html"):
+        assert name in command
+    page = (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    for path in (tmp_path / "evaluation").iterdir():
+        assert f"`{path.name}{'/' * path.is_dir()}`" in page
+    header = (tmp_path / "evaluation" / "results.csv").read_text().splitlines()[0]
+    assert all(f"`{column}`" in page for column in header.split(","))
+    assert library.count(" correlation ") == 8
+    assert re.search(r"N-Enc +correlation [+-]0\.\d\d, AOPC [+-]0\.\d{3}", library)
+
+
+@posix
+def test_corpora(tmp_path):
+    corpus, extract, query, library, picture = followed("corpora.md", tmp_path)
     assert (corpus, picture) == ("", "")
     assert "wrote attributions: 23 of 24 rows" in extract
     assert "1 rows were rejected" in extract

@@ -83,8 +83,8 @@ def test_means_are_those_of_the_examples(whole):
         assert (row["count"], row["undefined"]) == (len(there), len(values) - len(there))
         assert row["mean"] == pytest.approx(np.mean(there))
         assert row["std"] == pytest.approx(np.std(there))
-        # 99 % of a normal distribution lies within 2.576 standard deviations
-        half = 2.5758 * np.std(there, ddof=1) / np.sqrt(len(there))
+        # Student's t, from a table: 99 % lie within so many standard errors
+        half = {2: 63.657, 4: 5.841}[len(there)] * np.std(there, ddof=1) / np.sqrt(len(there))
         assert row["high99"] - row["mean"] == pytest.approx(half, rel=1e-4, abs=1e-12)
 
 

@@ -591,3 +591,11 @@ def test_registered_pre_norm_family(toy):
     with pytest.raises(RuntimeError, match=r"a norm ran before the attention.* correct them with globenc.register"):
         globenc.attribute(toy, **inputs)
     assert float(globenc.completeness_gap(toy, **inputs).max()) > 0.01
+
+
+def test_a_model_without_token_types_takes_its_tokenizers_zeros():
+    """DeBERTa-v3: type_vocab_size is 0, and the tokenizer gives token_type_ids all the same."""
+    model, inputs = tiny_model("deberta-v3", type_vocab_size=0), token_batch((7,))
+    types = torch.zeros_like(inputs["input_ids"])
+    scores = globenc.attribute(model, token_type_ids=types, **inputs).scores
+    assert torch.equal(scores, globenc.attribute(model, **inputs).scores)

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from scipy import stats
 
 from ..encoders import find_family
 from ..explainer import GlobEnc
@@ -45,7 +46,6 @@ EXTRAS = {
 SALIENCY, RANDOM = "saliency", "random"
 REMOVAL_TEXTS = 200
 RANDOM_DRAWS = 5
-Z99 = 2.5758293035489004
 MARKS_COLUMNS = ("rationale", "rationale_mean", "rationales", "marks")
 _SHOWN_TOKENS = 40  # of an example in the report
 _EVERY = 10.0  # seconds between plain lines of progress
@@ -732,12 +732,15 @@ def _plausibility(scores: np.ndarray, marks: np.ndarray) -> list[float]:
 
 
 def describe(values: np.ndarray) -> dict[str, Any]:
-    """Mean, population standard deviation and 99 % confidence interval of the mean, of the values that are there."""
+    """Mean, population standard deviation and 99 % confidence interval of the mean (Student's t), of values that are
+    there."""
     there = values[~np.isnan(values)]
     if not len(there):
         return {"count": 0, "undefined": len(values), "mean": None, "std": None, "low99": None, "high99": None}
     mean, std = float(there.mean()), float(there.std())
-    half = Z99 * float(there.std(ddof=1)) / math.sqrt(len(there)) if len(there) > 1 else math.nan
+    half = math.nan
+    if len(there) > 1:
+        half = float(stats.t.ppf(0.995, len(there) - 1)) * float(there.std(ddof=1)) / math.sqrt(len(there))
     return {
         "count": len(there),
         "undefined": len(values) - len(there),
@@ -767,12 +770,9 @@ def _summary(found: Found, asked: Iterable[str]) -> dict[str, Any]:
             for kind, table in found.correlations.items()
         }
         last = found.correlations["rollout"][:, :, -1]
-        best = main_method(found.methods)
-        made["correlation"]["paired"] = {
-            "method": found.methods[best],
-            "minus": {name: describe(last[:, best] - last[:, m]) for m, name in enumerate(found.methods) if m != best},
+        made["correlation"]["main_minus"] = {
+            name: describe(last[:, place] - last[:, m]) for m, name in enumerate(found.methods) if m != place
         }
-    main = found.methods[main_method(found.methods)]
     if "faithfulness" in asked:
         made["faithfulness"] = {
             kind: {
