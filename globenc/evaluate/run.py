@@ -841,27 +841,33 @@ def _write_examples(path: Path, found: Found) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    columns: dict[str, list[Any]] = {name: [] for name in ("id", "metric", "setting", "method", "layer", "value")}
+    schema = pa.schema(
+        [(name, pa.string()) for name in ("id", "metric", "setting", "method")]
+        + [("layer", pa.int32()), ("value", pa.float64())]
+    )
+    with parquet.ParquetWriter(path, schema) as writer:
 
-    def add(ids: Sequence[Any], metric: str, setting: str, method: str, layer: int | None, values: np.ndarray) -> None:
-        columns["id"] += [str(i) for i in ids]
-        columns["value"] += [None if math.isnan(v) else v for v in values.tolist()]
-        for name, constant in (("metric", metric), ("setting", setting), ("method", method), ("layer", layer)):
-            columns[name] += [constant] * len(ids)
+        def add(ids: Sequence[Any], metric: str, setting: str, method: str, layer: int | None, values: Any) -> None:
+            columns = {
+                "id": [str(i) for i in ids],
+                "metric": [metric] * len(ids),
+                "setting": [setting] * len(ids),
+                "method": [method] * len(ids),
+                "layer": [layer] * len(ids),
+                "value": pa.array(values, pa.float64(), from_pandas=True),  # NaN is null
+            }
+            writer.write_table(pa.table(columns, schema))
 
-    for kind, table in found.correlations.items():
-        for m, method in enumerate(found.methods):
-            for layer in range(found.layers):
-                add(found.ids, "correlation", kind, method, layer + 1, table[:, m, layer])
-    for method, measures in found.drops.items():
-        for kind, drops in measures.items():
-            add([found.ids[k] for k in found.removed], kind, "", method, None, drops.mean(0))
-    for method, values in found.plausible.items():
-        for column, kind in enumerate(("auprc", "f1", "iou")):
-            add(range(len(values)), kind, "", method, None, values[:, column])
-    types = {"layer": pa.int32(), "value": pa.float64()}
-    arrays = {name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()}
-    parquet.write_table(pa.table(arrays), path)
+        for kind, table in found.correlations.items():
+            for m, method in enumerate(found.methods):
+                for layer in range(found.layers):
+                    add(found.ids, "correlation", kind, method, layer + 1, table[:, m, layer])
+        for method, measures in found.drops.items():
+            for kind, drops in measures.items():
+                add([found.ids[k] for k in found.removed], kind, "", method, None, drops.mean(0))
+        for method, values in found.plausible.items():
+            for column, kind in enumerate(("auprc", "f1", "iou")):
+                add(range(len(values)), kind, "", method, None, values[:, column])
 
 
 class _Steps:
