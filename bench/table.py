@@ -113,7 +113,7 @@ def evaluate_table() -> str:
     lines += [
         "",
         f"Faithfulness on {texts['changed_for_faithfulness']} of the sentences, tokens masked; plausibility on "
-        f"{texts['with_rationales']} other sentences with human rationales. ± is half of the 99 % confidence interval.",
+        f"{texts['with_rationales']} sentences with human rationales. ± is half of the 99 % confidence interval.",
     ]
     return "\n".join(lines)
 
