@@ -64,9 +64,9 @@ td.best { font-weight: 700; } tr.main td:first-child { font-weight: 700; }
 small, .muted { color: var(--muted); font-size: .88rem; }
 figure { margin: 1em 0; } figure img { max-width: 100%; background: #ffffff; border-radius: .4em; }
 figcaption { color: var(--muted); font-size: .88rem; max-width: 52rem; }
-.tokens { line-height: 2; } .tokens span { border-radius: .2em; padding: .1em .12em; }
+.tokens { line-height: 2; white-space: nowrap; } .tokens span { border-radius: .2em; padding: .1em .12em; }
 .tokens .special { color: var(--muted); font-size: .8em; }
-.tokens b { display: inline-block; width: 6.5em; font-weight: 600; font-size: .88rem; }
+.tokens b { display: inline-block; width: 7.5em; white-space: nowrap; font-weight: 600; font-size: .88rem; }
 details { margin: .8em 0; } summary { cursor: pointer; }
 @media (prefers-color-scheme: dark) { body { background: #14171c; color: #e6e8eb; } }
 @media (prefers-color-scheme: dark) { :root { --muted: rgba(150,158,168,1); } }
@@ -114,6 +114,8 @@ def _per_layer(found: Found, correlation: Mapping[str, Any]) -> Figure:
         place.set_title(title, fontsize=11)
         place.spines[["top", "right"]].set_visible(False)
         place.grid(axis="y", alpha=0.25)
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(max(low, -1.05), min(high, 1.05))  # intervals of few texts reach beyond what there is
     axes[0].set_ylabel("Spearman correlation with saliency")
     handles, names = axes[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", frameon=False)
@@ -159,8 +161,7 @@ def _table_picture(results: Mapping[str, Any]) -> Figure:
     table.scale(1, 1.5)
     for (row, column), cell in table.get_celld().items():
         cell.set_edgecolor("#d1d5db")
-        if column == 0:
-            cell.set_text_props(ha="left")
+        cell.set_text_props(ha="right" if column else "left")
         if row == 0 or (row - 1, column) in best:
             cell.set_text_props(weight="bold")
     return figure
@@ -266,7 +267,8 @@ def write_report(path: Path, figures: Path, found: Found, results: Mapping[str, 
 def _head(results: Mapping[str, Any]) -> str:
     texts, settings = results["texts"], results["settings"]
     read = f"{texts['read']:,} texts" if texts["read"] else f"{texts['with_rationales']:,} sentences"
-    where = ", ".join(Path(name).name for name in results["data"])
+    named = {"-": "standard input", "rows": "", "table": ""}  # what has no name of its own is left out
+    where = ", ".join(filter(None, (named.get(name, Path(name).name) for name in results["data"])))
     accuracy = (
         "" if texts["accuracy"] is None else f" It gives {texts['accuracy']:.1%} of them the label they came with."
     )

@@ -617,7 +617,9 @@ def _show(
     if not short:
         return
     ranked = sorted(short, key=lambda p: values[p])
-    picks = {ranked[-1]: "most", ranked[0]: "least", ranked[len(ranked) // 2]: "middle"}
+    picks = {ranked[-1]: "most"}
+    for p, agreement in ((ranked[len(ranked) // 2], "middle"), (ranked[0], "least")):
+        picks.setdefault(p, agreement)
     scored = dict(
         runner.rows([encodings[order[p]] for p in picks], None if labels is None else [labels[p] for p in picks])
     )
