@@ -86,9 +86,8 @@ class Found:
     Attributes:
         methods: names, the extras last.
         layers: how many the model has.
-        texts: of what the rows below are; `ids` name them.
+        ids: of the texts.
         correlations: "rollout" and "layer", [texts, methods, layers] each; NaN where there is none.
-        constant: texts of which saliency has no order.
         right: whether the model's answer is the gold label, where there are labels.
         removed: which texts were changed for faithfulness.
         drops: by scorer and measure, [shares, removed texts].
@@ -224,7 +223,11 @@ def evaluate(
         examples, rejected = _examples(inputs_of(inputs, format), columns, limit)
     marked, unmarked = _rationales(rationales, tokens_column, marks_column) if "plausibility" in asked else ([], 0)
     explainer = (
-        model if isinstance(model, GlobEnc) else _loaded(model, device, dtype, backend, revision, trust_remote_code)
+        model
+        if isinstance(model, GlobEnc)
+        else GlobEnc.from_pretrained(
+            model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
+        )
     )
     _check_model(explainer)
     family = find_family(explainer.model)
@@ -385,14 +388,6 @@ def _replacing_all(folder: Path) -> Iterator[Path]:
             path.replace(folder / path.name)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _loaded(
-    model: str | Path | None, device: Any, dtype: Any, backend: str, revision: str | None, trust_remote_code: bool
-) -> GlobEnc:
-    return GlobEnc.from_pretrained(
-        model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
-    )
 
 
 def _check_model(explainer: GlobEnc) -> None:
