@@ -613,6 +613,8 @@ def evaluate(
     """
     if output is None:
         raise _UsageError("--output DIR is needed: the folder for the report")
+    if not inputs and preset is None and rationales is None:
+        raise _UsageError("DATA is needed: files of texts, as for globenc extract")
     if preset is None and published is not None:
         raise _UsageError("--published goes with --preset")
     columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}

@@ -417,6 +417,8 @@ def test_command_with_preset(letters, tmp_path):
     assert code == 0, err
     assert "no published numbers" in err
     shutil.rmtree(tmp_path / "out")
+    assert command("-o", tmp_path / "out")[0] == 2
+    assert command("data.jsonl")[0] == 2
     for more, message in (
         (("--text-column", "x"), "--text-column does not go with --preset"),
         (("--rationales", "x"), "--rationales does not go with --preset"),
