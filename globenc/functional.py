@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import inspect
@@ -16,10 +15,11 @@ from torch import Tensor, nn
 
 from . import contributions, equations
 from .backends import layer_maps
-from .capture import Attend, Begin, Finish, LayerTrace, capture, precise, unwrap
+from .capture import Attend, Begin, Finish, LayerTrace, capture, unwrap
 from .contributions import LayerMap, MakeLayer, normalize_rows
 from .encoders import EncoderFamily, find_family, find_layers, max_length, takes_any_length
 from .methods import METHODS, Method, Stage, get_method, get_stage
+from .model_state import Loan, precise
 from .rollouts import Target, TargetRows, full_map, multiply, target_rows, top_down
 
 OPTIONS = ("method", "target", "layers", "row_normalize", "backend")  # what is ours among the keyword arguments
@@ -310,20 +310,20 @@ class _Run:
             return observe_end
 
         self.gaps, self.doubts = [], []
-        with contextlib.ExitStack() as stack:
-            if self.family.prepare is not None:
-                base_model = self.model.base_model
-                stack.enter_context(self.family.prepare(base_model, self.mask.shape[1]))
-                self.layers = find_layers(base_model, self.family)
-            return capture(
-                self.model,
-                self.layers,
-                self.inputs,
-                self.mask,
-                observe,
-                self.attend,
-                None if begin is None else observe_begin,
-            )
+        begun = None if begin is None else observe_begin
+        if self.family.prepare is None:
+            return capture(self.model, self.layers, self.inputs, self.mask, observe, self.attend, begun)
+        loan, base_model = Loan(), self.model.base_model
+
+        def prepared() -> Any:
+            loan.one_at_a_time(base_model)
+            change = self.family.prepare(base_model, self.mask.shape[1])  # type: ignore[misc]
+            if change is not None:
+                loan.change(*change)
+            self.layers = find_layers(base_model, self.family)
+            return capture(self.model, self.layers, self.inputs, self.mask, observe, self.attend, begun)
+
+        return loan.run(prepared)
 
     def checked(self, compute: Callable[[], T], check: bool = True) -> T:
         """compute(), which calls `forward`; its answers are looked at when all the work is on its way.
@@ -335,7 +335,7 @@ class _Run:
         """
         try:
             for _ in range(3):
-                result = compute()
+                result = Loan().run(compute)
                 if not self.doubts or not bool(torch.stack(self.doubts).any()):
                     break
                 for layer in self.layers:  # the weights have changed since the last call

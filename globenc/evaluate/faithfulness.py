@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from ..capture import unwrap
 from ..encoders import find_family
 from ..functional import check_inputs
+from ..model_state import Loan
 from ..tokenization import by_length
-from .gradients import classes_of, evaluating
+from .gradients import classes_of
 
 AOPC_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 ERASER_SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -244,9 +245,15 @@ def removal_drops(
                 ]
                 for share in measure.shares
             ]
-    probabilities = _probabilities(
-        eager, model_inputs, real, removed, whole, removal, mask_token_id, label, batch_tokens, advance
-    )
+    loan = Loan()
+
+    def run() -> np.ndarray:
+        loan.evaluation_mode(list(eager.modules()))
+        return _probabilities(
+            eager, model_inputs, real, removed, whole, removal, mask_token_id, label, batch_tokens, advance
+        )
+
+    probabilities = loan.run(run)
     full = probabilities[whole]
     drops: dict[str, dict[str, np.ndarray]] = {name: {} for name in rows}
     for (name, kind), table in wanted.items():
@@ -321,7 +328,7 @@ def _probabilities(
     found = np.full(len(removed), np.nan)
     # the whole texts first: what they are answered decides the class
     rest = sorted(set(range(len(removed))) - set(whole))
-    with evaluating(model), torch.inference_mode():
+    with torch.no_grad():
         for part in (whole, rest):
             logits = np.zeros((len(part), model.config.num_labels))
             for batch in by_length([lengths[k] for k in part], batch_tokens, find_family(model).pads):
