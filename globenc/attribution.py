@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .answers import in_code
 from .passages import paragraphs, sentences
 
 if TYPE_CHECKING:
@@ -87,10 +88,15 @@ class Attribution:
         log2_scale: the rollout's own value is scores * 2**log2_scale; a float, or [targets].
         layer_scores: rollout up to every layer, [layers, n] or [layers, targets, n]; None unless asked for.
         layer_log2_scale: [layers] or [layers, targets]; None unless asked for.
-        label, probability: the model's answer where it classifies texts, else None.
+        label, probability: the class that the model answers, of a multi-label model its highest label; None for a
+            model that does not classify texts.
         method, target, row_normalize: as asked for.
         model: the model's name.
         truncated: how many tokens were cut off because the model takes no more.
+        value: the number that a regression model or a reranker answers, as the model gives it; a list where it gives
+            several; None for other models.
+        labels: of a multi-label model, (label, probability) of those above 0.5, highest first, which may be none;
+            None for other models.
     """
 
     text: str
@@ -110,9 +116,11 @@ class Attribution:
     row_normalize: bool
     model: str
     truncated: int = 0
+    value: float | list[float] | None = None
+    labels: list[tuple[str, float]] | None = None
 
     def __repr__(self) -> str:
-        answer = "" if self.label is None else f", label={self.label!r}, probability={self.probability:.3f}"
+        answer = in_code(self)
         if self.scores.ndim > 1:
             return f"Attribution({len(self.tokens)} tokens, {len(self.scores)} targets{answer})"
         best = sorted((w for w in self.words() if not w.special), key=lambda w: -w.score)[:3]
@@ -207,6 +215,10 @@ class Attribution:
             "text_pair": self.text_pair,
             "label": self.label,
             "probability": self.probability,
+            "value": self.value,
+            "labels": None
+            if self.labels is None
+            else [{"label": label, "probability": probability} for label, probability in self.labels],
             "tokens": self.tokens,
             "scores": self.scores.tolist(),
             "words": [
