@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,7 +156,8 @@ class Attribution:
     def sentences(self) -> list[Passage]:
         """The sentences with the sums of their words' scores; they and the special tokens sum to 1.
 
-        Sentences end at punctuation and at blank lines.
+        Sentences end at punctuation and at blank lines. What was cut off is in none of them; of a sentence that was cut
+        in two, the part that was read is there.
 
         Returns:
             Passages in order of the text; none for a tokenizer that knows no offsets.
@@ -174,8 +176,14 @@ class Attribution:
 
     def _passages(self, divide: Callable[[str], list[tuple[int, int]]]) -> list[Passage]:
         found = []
+        unread = self.unread()
         for segment, source in enumerate((self.text, self.text_pair)):
             spans = [] if source is None else divide(source)
+            whole = len(source or "")
+            gaps = [(start, end) for where, start, end in unread if where == segment]
+            first = max((end for _, end in gaps if end < whole), default=0)
+            last = min((start for start, end in gaps if end == whole), default=whole)
+            spans = [(max(start, first), min(end, last)) for start, end in spans if start < last and end > first]
             starts = [start for start, _ in spans]
             scores = np.zeros((*self.scores.shape[:-1], len(spans)), np.float64)
             read = False
@@ -189,6 +197,35 @@ class Attribution:
             for k, (start, end) in enumerate(spans):
                 score = float(scores[k]) if scores.ndim == 1 else scores[..., k]
                 found.append(Passage(source[start:end], score, start, end, segment))
+        return found
+
+    def unread(self) -> list[tuple[int, int, int]]:
+        """What was cut off, as (segment, start, end): characters start:end of the text, or in segment 1 of the pair.
+
+        It is at the front or at the end, as the tokenizer cuts. Characters that have no token although nothing was cut
+        there, such as white space and control characters, are not among it.
+
+        Returns:
+            In order of the texts; none for a tokenizer that knows no offsets.
+
+        Example:
+            >>> import globenc
+            >>> a = globenc.GlobEnc.from_pretrained()("a charming journey, and a long one", max_length=5)
+            >>> [a.text[start:end] for _, start, end in a.unread()]
+            [', and a long one']
+        """
+        found: list[tuple[int, int, int]] = []
+        read = [self.segments.count(0), self.segments.count(1)]
+        for segment, source in enumerate((self.text, self.text_pair)):
+            # of a pair the longer text is cut, both only where they end up equally long
+            if not self.truncated or source is None or read[segment] + 1 < read[1 - segment]:
+                continue
+            spans = [span for span, where in zip(self.offsets, self.segments, strict=True) if where == segment and span]
+            if spans or not read[segment]:
+                first, last = min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0)
+                found += [
+                    (segment, *gap) for gap in ((0, first), (last, len(source))) if _has_text(source[slice(*gap)])
+                ]
         return found
 
     def raw_scores(self) -> np.ndarray:
@@ -243,6 +280,7 @@ class Attribution:
             "row_normalize": self.row_normalize,
             "model": self.model,
             "truncated": self.truncated,
+            "unread": [{"segment": segment, "start": start, "end": end} for segment, start, end in self.unread()],
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -284,6 +322,11 @@ class Attribution:
         if path is not None:
             save(drawn, path)
         return drawn
+
+
+def _has_text(characters: str) -> bool:
+    """Whether some character is none that tokenizers clean away: white space, control characters, bare accents."""
+    return any(unicodedata.category(c)[0] not in "ZCM" and c != "\ufffd" for c in characters)
 
 
 def _plain(passage: Passage) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..methods import get_method
 from ..pictures import PictureAttribution
+from .view import answer, printable, wrapped
 
 _COLOURS = "inferno"
 _SIDE = 3.6  # inches of a panel
@@ -27,7 +28,7 @@ def figure(attribution: PictureAttribution) -> Figure:
     made = Figure(figsize=(_SIDE * (count + 1) + 0.8, _SIDE * height / width + 0.9), layout="constrained")
     panels = made.subplots(1, count + 1, squeeze=False)[0]
     panels[0].imshow(attribution.picture)
-    panels[0].set_title(title(attribution), fontsize=10, parse_math=False)
+    panels[0].set_title(wrapped(title(attribution), _SIDE), fontsize=10, parse_math=False)
     for k in range(count):
         axes, image = panels[k + 1], None
         image = _overlay(axes, attribution, k)
@@ -46,10 +47,8 @@ def _overlay(axes: Any, attribution: PictureAttribution, target: int) -> Any:
 
 
 def title(attribution: PictureAttribution) -> str:
-    """Label and probability where the model classifies, else the model."""
-    if attribution.label is None or attribution.probability is None:
-        return attribution.model
-    return f"{attribution.label} {attribution.probability:.1%}"
+    """What the model answers, else the model."""
+    return answer(attribution) or printable(attribution.model)
 
 
 def target_name(attribution: PictureAttribution, k: int) -> str:
@@ -98,8 +97,9 @@ def _png(attribution: PictureAttribution) -> str:
 
 def show(attribution: PictureAttribution, console: Console, top: int) -> None:
     """Print the answer and the `top` highest patches."""
-    if attribution.label is not None:
-        console.print(Text(title(attribution), "bold"))
+    said = answer(attribution)
+    if said is not None:
+        console.print(Text(said, "bold"))
     count = 1 if attribution.scores.ndim == 1 else len(attribution.scores)
     for k in range(count):
         table = Table(box=None, pad_edge=False, header_style="dim")
