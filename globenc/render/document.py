@@ -22,7 +22,7 @@ _SHORT = 240  # characters of a sentence in a list
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of the strip; `relative` is its colour, 0 to 1, `length` its characters; not `read` is what was cut off."""
+    """A part of the strip; `relative` is its colour, 0 to 1, `length` its characters; not `read` where it was cut."""
 
     anchor: str
     place: str

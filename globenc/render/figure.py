@@ -192,10 +192,12 @@ def _layer_panel(attribution: Attribution, view: View, tokens: np.ndarray) -> An
 
 
 def _heat_map(axes: Any, shares: np.ndarray, top: float, origin: str = "upper") -> None:
-    """Shares in one hue; what lies above full colour, such as special tokens, is told by the colour bar's tip."""
+    """Shares in one hue; the colour bar says how far those above full colour go, such as special tokens'."""
+    highest = float(shares.max())
     image = axes.imshow(shares, cmap=_COLOURS, vmin=0, vmax=top, aspect="auto", origin=origin, interpolation="nearest")
-    over = "max" if float(shares.max()) > top * 1.0001 else "neither"
-    axes.figure.colorbar(image, ax=axes, extend=over, label="share", pad=0.01, fraction=0.05)
+    over = highest > top * 1.0001
+    label = f"share (up to {highest:.3g})" if over else "share"
+    axes.figure.colorbar(image, ax=axes, extend="max" if over else "neither", label=label, pad=0.01, fraction=0.05)
 
 
 def _label_tokens(axes: Any, labels: list[str], tokens: np.ndarray) -> None:

@@ -30,20 +30,43 @@ def figure(attribution: PictureAttribution) -> Figure:
     panels[0].imshow(attribution.picture)
     panels[0].set_title(wrapped(title(attribution), _SIDE), fontsize=10, parse_math=False)
     for k in range(count):
-        axes, image = panels[k + 1], None
-        image = _overlay(axes, attribution, k)
+        axes = panels[k + 1]
+        image, over = _overlay(axes, attribution, k)
         axes.set_title(f"to {target_name(attribution, k)}", fontsize=10, parse_math=False)
-        made.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label="share of a patch")
+        made.colorbar(
+            image,
+            ax=axes,
+            fraction=0.05,
+            pad=0.02,
+            extend="max" if over else "neither",
+            label=f"share of a patch{f' (up to {over:.3g})' if over else ''}",
+        )
     for axes in panels:
         axes.set_axis_off()
     return made
 
 
-def _overlay(axes: Any, attribution: PictureAttribution, target: int) -> Any:
+def _overlay(axes: Any, attribution: PictureAttribution, target: int) -> tuple[Any, float]:
+    """The heat map, and the highest share where it lies above full colour: what a patch keeps for itself may."""
     grey = attribution.picture.mean(-1) / 255
     heat = attribution.heat_map(target)
+    patches = (attribution.patches() if attribution.scores.ndim == 1 else attribution.patches()[target]).ravel()
+    own = _position(attribution, target)
+    others = patches if own is None else np.delete(patches, own)
+    top = float(others.max(initial=0)) or float(patches.max()) or 1.0
+    highest = float(patches.max())
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1)
-    return axes.imshow(heat, cmap=_COLOURS, alpha=0.65, vmin=0, vmax=float(heat.max()) or 1.0, interpolation="nearest")
+    image = axes.imshow(heat, cmap=_COLOURS, alpha=0.65, vmin=0, vmax=top, interpolation="nearest")
+    return image, highest if highest > top * 1.0001 else 0.0
+
+
+def _position(attribution: PictureAttribution, k: int) -> int | None:
+    """The patch that a target is; None where it is another token or several."""
+    target, n = attribution.target, len(attribution.tokens)
+    positions = list(range(n)) if isinstance(target, str) and target == "all" else target
+    positions = [positions] if isinstance(positions, int) else positions
+    patch = positions[k] % n - (n - attribution.grid[0] * attribution.grid[1]) if isinstance(positions, list) else -1
+    return patch if patch >= 0 else None
 
 
 def title(attribution: PictureAttribution) -> str:
