@@ -138,7 +138,8 @@ def _layers(view: View, top: int, console: Console) -> Table:
     layer_scores = view.layer_scores
     assert layer_scores is not None
     count = len(layer_scores)
-    width = max(_LAYER_WIDTH, len(view.percent(1.0)) - 1)
+    scale = view.full_scale()
+    width = max(_LAYER_WIDTH, len(view.percent(1.0)) - 1, len(view.percent(scale)))
     room = max((console.width - _WORD_WIDTH) // width, 2)
     chosen = range(count) if count <= room else sorted({round(k * (count - 1) / (room - 1)) for k in range(room)})
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left", title_style="dim", padding=0)
@@ -146,7 +147,6 @@ def _layers(view: View, top: int, console: Console) -> Table:
     table.add_column("word", max_width=_WORD_WIDTH - 2, no_wrap=True, overflow="ellipsis")
     for layer in chosen:
         table.add_column(str(layer + 1), justify="right", width=width)
-    scale = view.full_scale()
     for word in view.ranked()[:top]:
         shares = [float(layer_scores[layer, slice(*word.tokens)].sum()) for layer in chosen]
         cells = [Text(view.percent(share)[:-1], _style(share / scale)) for share in shares]

@@ -73,7 +73,9 @@ class View:
     def percent(self, share: float) -> str:
         """A share for the eye: 12.3%, or 0.42% where the words have little each, as in a long text."""
         scale = self.full_scale()
-        digits = 1 if scale >= 0.05 else min(max(2, -1 - math.floor(math.log10(scale))), 9)
+        if scale < 1e-7:
+            return f"{share:.1%}" if share >= 5e-4 or not share else f"{100 * share:.1e}%"
+        digits = 1 if scale >= 0.05 else max(2, -1 - math.floor(math.log10(scale)))
         return f"{share:.{digits}%}"
 
     def special_share(self) -> float:
