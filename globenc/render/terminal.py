@@ -81,10 +81,11 @@ def _print_text(attribution: Attribution, view: View, console: Console) -> None:
     for segment in (0, 1) if attribution.text_pair is not None else (0,):
         text = Text()
         for piece in pieces(attribution, view.words, segment):
+            lines = "\n".join(printable(line) for line in piece.text.split("\n"))
             if piece.score is not None:
-                text.append(printable(piece.text), _style(piece.score / scale))
+                text.append(lines, _style(piece.score / scale))
             elif piece.read:
-                text.append("\n".join(printable(line) for line in piece.text.split("\n")))
+                text.append(lines)
             else:
                 text.append(printable(piece.short(_UNREAD_CHARACTERS)), "dim strike")
         console.print()
