@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -102,9 +103,9 @@ def answers_of(model: Any, output: Any, count: int) -> list[Answer]:
     names = _names(model)
     probabilities = rows.sigmoid() if kind == "labels" else rows.softmax(-1)
     found = []
-    for row in probabilities.cpu():
-        order = row.argsort(descending=True, stable=True).tolist() if kind == "labels" else [int(row.argmax())]
-        ranked = [(names.get(k) or f"LABEL_{k}", float(row[k])) for k in order]
+    for row in probabilities.tolist():
+        order = sorted(range(len(row)), key=row.__getitem__, reverse=True)
+        ranked = [(names.get(k) or f"LABEL_{k}", row[k]) for k in order]
         above = [pair for pair in ranked if pair[1] > THRESHOLD] if kind == "labels" else None
         found.append(Answer(*ranked[0], labels=above))
     return found
@@ -128,6 +129,24 @@ def by_name(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     forward = type(model).forward
     asked = "return_dict" in inspect.signature(forward).parameters or forward.__module__.startswith("transformers.")
     return {**inputs, "return_dict": True} if asked else inputs
+
+
+@contextlib.contextmanager
+def returning_tuples(model: Any) -> Iterator[None]:
+    """Around a forward pass: several classes of transformers cannot run with return_dict=False.
+
+    Raises:
+        ValueError: this is such a one.
+    """
+    try:
+        yield
+    except AttributeError as error:
+        if getattr(model.config, "return_dict", True) or "'tuple' object" not in str(error):
+            raise
+        raise ValueError(
+            f"{type(model).__name__} cannot run with config.return_dict=False ({error}): set model.config.return_dict "
+            "= True"
+        ) from error
 
 
 def class_count(model: Any) -> int:

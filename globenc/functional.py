@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import contributions, equations
-from .answers import by_name, head_of
+from .answers import by_name, head_of, returning_tuples
 from .backends import layer_maps
 from .capture import Attend, Begin, Finish, LayerTrace, capture, precise, unwrap
 from .contributions import LayerMap, MakeLayer, normalize_rows
@@ -312,6 +312,7 @@ class _Run:
 
         self.gaps, self.doubts = [], []
         with contextlib.ExitStack() as stack:
+            stack.enter_context(returning_tuples(self.model))
             if self.family.prepare is not None:
                 base_model = self.model.base_model
                 stack.enter_context(self.family.prepare(base_model, self.mask.shape[1]))

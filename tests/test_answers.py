@@ -271,6 +271,19 @@ def test_return_dict_false_in_evaluation(tupled, wordpiece):
     np.testing.assert_array_equal(found[1], aopc(model, expected.scores[None], mask_token_id=4, **inputs).values)
 
 
+@pytest.mark.parametrize("compute", [globenc.attribute, saliency], ids=lambda f: f.__name__)
+def test_models_that_cannot_return_tuples_say_so(compute):
+    """In transformers, ModernBertForSequenceClassification itself fails then."""
+    model = tiny_model("modernbert", head="SequenceClassification")
+    model.config.return_dict = False
+    with pytest.raises(
+        ValueError, match=r"cannot run with config.return_dict=False .* set model.config.return_dict = T"
+    ):
+        compute(model, **token_batch((6,)))
+    model.config.return_dict = True
+    compute(model, **token_batch((6,)))
+
+
 # --- evaluation ---
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..answers import by_name, kind_of, logits_of
+from ..answers import by_name, kind_of, logits_of, returning_tuples
 from ..capture import unwrap
 from ..encoders import find_family
 from ..functional import check_inputs
@@ -322,7 +322,7 @@ def _probabilities(
     found = np.full(len(removed), np.nan)
     # the whole texts first: what they are answered decides the class
     rest = sorted(set(range(len(removed))) - set(whole))
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode(), returning_tuples(model):
         for part in (whole, rest):
             rows: list[np.ndarray] = [np.empty(0)] * len(part)
             for batch in by_length([lengths[k] for k in part], batch_tokens, find_family(model).pads):

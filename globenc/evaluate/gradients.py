@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..answers import by_name, kind_of, logits_of
+from ..answers import by_name, kind_of, logits_of, returning_tuples
 from ..capture import unwrap
 from ..encoders import find_family, find_layers
 from ..functional import check_inputs
@@ -74,7 +74,7 @@ def saliency(
         return args, {**kwargs, "hidden_states": states}
 
     block = eager.base_model.get_submodule(_path_of_first_layer(eager.base_model, first))
-    with evaluating(eager), torch.enable_grad():
+    with evaluating(eager), torch.enable_grad(), returning_tuples(eager):
         handle = block.register_forward_pre_hook(enter, with_kwargs=True)
         try:
             logits = logits_of(eager, eager(**by_name(eager, model_inputs)))
