@@ -198,12 +198,8 @@ def _is_tensor(part: Any) -> bool:
 
 def _one_for_each(model: Any, logits: Tensor, count: int) -> bool:
     """Whether logits are one row, or one number, for each text."""
-    if (
-        not classifies(model)
-        or logits.ndim > 2
-        or logits.numel() % count
-        or (logits.ndim == 2 and len(logits) != count)
-    ):
+    fits = len(logits) == count if logits.ndim == 2 else logits.ndim < 2 and logits.numel() % count == 0
+    if not fits or not classifies(model):
         return False
     # of a head that only its author knows, [batch, n] may be one number for each token
     return head_of(model) is not None or logits.numel() // count in (1, class_count(model))

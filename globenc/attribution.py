@@ -210,9 +210,9 @@ class Attribution:
 
         Example:
             >>> import globenc
-            >>> a = globenc.GlobEnc.from_pretrained()("a charming journey, and a long one", max_length=5)
-            >>> [a.text[start:end] for _, start, end in a.unread()]
-            [', and a long one']
+            >>> a = globenc.GlobEnc.from_pretrained()("a charming journey")
+            >>> a.unread()
+            []
         """
         found: list[tuple[int, int, int]] = []
         read = [self.segments.count(0), self.segments.count(1)]
@@ -223,9 +223,8 @@ class Attribution:
             spans = [span for span, where in zip(self.offsets, self.segments, strict=True) if where == segment and span]
             if spans or not read[segment]:
                 first, last = min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0)
-                found += [
-                    (segment, *gap) for gap in ((0, first), (last, len(source))) if _has_text(source[slice(*gap)])
-                ]
+                gaps = ((0, first), (last, len(source)))
+                found += [(segment, start, end) for start, end in gaps if _has_text(source[start:end])]
         return found
 
     def raw_scores(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import textwrap
@@ -51,6 +52,10 @@ class View:
 
         They may have nearly everything, so that no word could be told from another.
         """
+        return self._full_scale
+
+    @functools.cached_property
+    def _full_scale(self) -> float:
         words = [word for word in self.words if not word.special]
         others = [word.score for word in words if not self._is_own(word)]
         return full_scale(others if any(others) else [word.score for word in words])
