@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .answers import in_code
 from .passages import paragraphs, sentences
 
 if TYPE_CHECKING:
@@ -87,10 +89,15 @@ class Attribution:
         log2_scale: the rollout's own value is scores * 2**log2_scale; a float, or [targets].
         layer_scores: rollout up to every layer, [layers, n] or [layers, targets, n]; None unless asked for.
         layer_log2_scale: [layers] or [layers, targets]; None unless asked for.
-        label, probability: the model's answer where it classifies texts, else None.
+        label, probability: the class that the model answers, of a multi-label model its highest label; None for a
+            model that does not classify texts.
         method, target, row_normalize: as asked for.
         model: the model's name.
         truncated: how many tokens were cut off because the model takes no more.
+        value: the number that a regression model or a reranker answers, as the model gives it; a list where it gives
+            several; None for other models.
+        labels: of a multi-label model, (label, probability) of those above 0.5, highest first, which may be none;
+            None for other models.
     """
 
     text: str
@@ -110,9 +117,11 @@ class Attribution:
     row_normalize: bool
     model: str
     truncated: int = 0
+    value: float | list[float] | None = None
+    labels: list[tuple[str, float]] | None = None
 
     def __repr__(self) -> str:
-        answer = "" if self.label is None else f", label={self.label!r}, probability={self.probability:.3f}"
+        answer = in_code(self)
         if self.scores.ndim > 1:
             return f"Attribution({len(self.tokens)} tokens, {len(self.scores)} targets{answer})"
         best = sorted((w for w in self.words() if not w.special), key=lambda w: -w.score)[:3]
@@ -147,7 +156,8 @@ class Attribution:
     def sentences(self) -> list[Passage]:
         """The sentences with the sums of their words' scores; they and the special tokens sum to 1.
 
-        Sentences end at punctuation and at blank lines.
+        Sentences end at punctuation and at blank lines. What was cut off is in none of them; of a sentence that was cut
+        in two, the part that was read is there.
 
         Returns:
             Passages in order of the text; none for a tokenizer that knows no offsets.
@@ -166,8 +176,14 @@ class Attribution:
 
     def _passages(self, divide: Callable[[str], list[tuple[int, int]]]) -> list[Passage]:
         found = []
+        unread = self.unread()
         for segment, source in enumerate((self.text, self.text_pair)):
             spans = [] if source is None else divide(source)
+            whole = len(source or "")
+            gaps = [(start, end) for where, start, end in unread if where == segment]
+            first = max((end for _, end in gaps if end < whole), default=0)
+            last = min((start for start, end in gaps if end == whole), default=whole)
+            spans = [(max(start, first), min(end, last)) for start, end in spans if start < last and end > first]
             starts = [start for start, _ in spans]
             scores = np.zeros((*self.scores.shape[:-1], len(spans)), np.float64)
             read = False
@@ -181,6 +197,34 @@ class Attribution:
             for k, (start, end) in enumerate(spans):
                 score = float(scores[k]) if scores.ndim == 1 else scores[..., k]
                 found.append(Passage(source[start:end], score, start, end, segment))
+        return found
+
+    def unread(self) -> list[tuple[int, int, int]]:
+        """What was cut off, as (segment, start, end): characters start:end of the text, or in segment 1 of the pair.
+
+        It is at the front or at the end, as the tokenizer cuts. Characters that have no token although nothing was cut
+        there, such as white space and control characters, are not among it.
+
+        Returns:
+            In order of the texts; none for a tokenizer that knows no offsets.
+
+        Example:
+            >>> import globenc
+            >>> a = globenc.GlobEnc.from_pretrained()("a charming journey")
+            >>> a.unread()
+            []
+        """
+        found: list[tuple[int, int, int]] = []
+        read = [self.segments.count(0), self.segments.count(1)]
+        for segment, source in enumerate((self.text, self.text_pair)):
+            # of a pair the longer text is cut, both only where they end up equally long
+            if not self.truncated or source is None or read[segment] + 1 < read[1 - segment]:
+                continue
+            spans = [span for span, where in zip(self.offsets, self.segments, strict=True) if where == segment and span]
+            if spans or not read[segment]:
+                first, last = min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0)
+                gaps = ((0, first), (last, len(source)))
+                found += [(segment, start, end) for start, end in gaps if _has_text(source[start:end])]
         return found
 
     def raw_scores(self) -> np.ndarray:
@@ -207,6 +251,10 @@ class Attribution:
             "text_pair": self.text_pair,
             "label": self.label,
             "probability": self.probability,
+            "value": self.value,
+            "labels": None
+            if self.labels is None
+            else [{"label": label, "probability": probability} for label, probability in self.labels],
             "tokens": self.tokens,
             "scores": self.scores.tolist(),
             "words": [
@@ -231,6 +279,7 @@ class Attribution:
             "row_normalize": self.row_normalize,
             "model": self.model,
             "truncated": self.truncated,
+            "unread": [{"segment": segment, "start": start, "end": end} for segment, start, end in self.unread()],
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -272,6 +321,11 @@ class Attribution:
         if path is not None:
             save(drawn, path)
         return drawn
+
+
+def _has_text(characters: str) -> bool:
+    """Whether some character is none that tokenizers clean away: white space, control characters, bare accents."""
+    return any(unicodedata.category(c)[0] not in "ZCM" and c != "\ufffd" for c in characters)
 
 
 def _plain(passage: Passage) -> dict[str, Any]:

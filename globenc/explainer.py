@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
+from .answers import Answer, answers_of
 from .attribution import Attribution
 from .backends import check_backend
 from .capture import unwrap
@@ -251,7 +252,7 @@ class GlobEnc:
         if self._family.patches is not None:
             names = self._family.patches.special(self.model.config)
         out = attribute(self.model, backend=self.backend, pixel_values=inputs, **options)
-        labels, probabilities = _answers(self.model, out.model_output, 1)
+        (answer,) = answers_of(self.model, out.model_output, 1)
         scores, scale, layer_scores, layer_scale = (
             None if tensor is None else tensor.cpu().numpy()
             for tensor in (out.scores, out.log2_scale, out.layer_scores, out.layer_log2_scale)
@@ -267,25 +268,25 @@ class GlobEnc:
             log2_scale=scale[0] if scale[0].ndim else float(scale[0]),
             layer_scores=None if layer_scores is None else layer_scores[:, 0],
             layer_log2_scale=None if layer_scale is None else layer_scale[:, 0],
-            label=labels[0],
-            probability=probabilities[0],
+            label=answer.label,
+            probability=answer.probability,
             method=options["method"],
             target=options["target"],
             row_normalize=options["row_normalize"],
             model=self.model.config._name_or_path or type(self.model).__name__,
+            value=answer.value,
+            labels=answer.labels,
         )
 
     def score(self, encodings: Sequence[Encoding], **options: Any) -> BatchScores:
         """One padded batch through the model: scores as arrays, answers; options as in `globenc.attribute`."""
         out = attribute(self.model, backend=self.backend, **options, **pad(encodings, self.tokenizer, self.model))
-        labels, probabilities = _answers(self.model, out.model_output, len(encodings))
         return BatchScores(
             scores=out.scores.cpu().numpy(),
             log2_scale=out.log2_scale.cpu().numpy(),
             layer_scores=None if out.layer_scores is None else out.layer_scores.cpu().numpy(),
             layer_log2_scale=None if out.layer_log2_scale is None else out.layer_log2_scale.cpu().numpy(),
-            labels=labels,
-            probabilities=probabilities,
+            answers=answers_of(self.model, out.model_output, len(encodings)),
         )
 
     def limit(self, max_length_: int | None = None) -> int | None:
@@ -327,6 +328,7 @@ class GlobEnc:
         n = len(encoding)
         whole = isinstance(options["target"], str) and options["target"] == "all"
         scores, scale, layer_scores, layer_scale = scored.of(row, n, whole)
+        answer = scored.answers[row]
         special, spans = (encoding.segments < 0).tolist(), None if encoding.spans is None else encoding.spans.tolist()
         return Attribution(
             text=first,
@@ -339,31 +341,32 @@ class GlobEnc:
             log2_scale=scale if scale.ndim else float(scale),
             layer_scores=layer_scores,
             layer_log2_scale=layer_scale,
-            label=scored.labels[row],
-            probability=scored.probabilities[row],
+            label=answer.label,
+            probability=answer.probability,
             method=options["method"],
             target=options["target"],
             row_normalize=options["row_normalize"],
             model=self.model.config._name_or_path or type(self.model).__name__,
             truncated=encoding.lost,
+            value=answer.value,
+            labels=answer.labels,
         )
 
 
 @dataclass(frozen=True)
 class BatchScores:
-    """What `globenc.attribute` gives for a batch, as arrays on the CPU, with the answers of a text classifier.
+    """What `globenc.attribute` gives for a batch, as arrays on the CPU, with the model's answers.
 
     Attributes:
         scores, log2_scale, layer_scores, layer_log2_scale: as in `globenc.AttributionOutput`.
-        labels, probabilities: one for each text; None for models that are no text classifiers.
+        answers: one for each text.
     """
 
     scores: np.ndarray
     log2_scale: np.ndarray
     layer_scores: np.ndarray | None
     layer_log2_scale: np.ndarray | None
-    labels: list[str | None]
-    probabilities: list[float | None]
+    answers: list[Answer]
 
     def of(self, row: int, n: int, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
         """The four arrays of one text of n tokens, without padding; `whole`: its targets are all of its tokens."""
@@ -421,23 +424,6 @@ def _warn_truncated(encodings: list[Encoding], limit: int | None, single: bool) 
     )
     more = f"; and {len(cut) - 5} more" if len(cut) > 5 else ""
     warnings.warn(f"longer than the {limit} tokens that fit, so they were cut: {shown}{more}", stacklevel=3)
-
-
-def _answers(model: Any, output: Any, count: int) -> tuple[list[str | None], list[float | None]]:
-    """Labels and probabilities of a text classifier's answers; None for other heads and for regression."""
-    logits = getattr(output, "logits", None)
-    kind = model.config.problem_type
-    many = model.config.num_labels > 1 and kind != "regression"
-    classifies = type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
-    if not classifies or not many or logits is None:
-        return [None] * count, [None] * count
-    rows = logits.double()
-    several = kind == "multi_label_classification"
-    probabilities, indices = (rows.sigmoid() if several else rows.softmax(-1)).max(-1)
-    if not bool(torch.isfinite(probabilities).all()):
-        raise FloatingPointError("the model's logits are not finite: its classification head holds NaN or infinity")
-    names = model.config.id2label or {}
-    return [str(names.get(i, f"LABEL_{i}")) for i in indices.tolist()], probabilities.tolist()
 
 
 def _free_memory() -> int | None:

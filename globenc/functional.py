@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import contributions, equations
+from .answers import by_name, head_of, returning_tuples
 from .backends import layer_maps
 from .capture import Attend, Begin, Finish, LayerTrace, capture, unwrap
 from .contributions import LayerMap, MakeLayer, normalize_rows
@@ -67,7 +68,7 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     Raises:
         TypeError, ValueError: an input this model cannot take, named, with what to do.
     """
-    if type(model).__name__.endswith("ForMultipleChoice"):
+    if head_of(model) == "MultipleChoice":
         raise ValueError(
             f"{type(model).__name__} reads several texts as one example: pass its encoder, model.base_model, and the "
             "choices as a batch of texts [batch, n]"
@@ -235,7 +236,7 @@ class _Run:
         self.model: Any = unwrap(model)
         self.family = find_family(self.model)
         self.layers = find_layers(self.model.base_model, self.family)
-        self.inputs = inputs
+        self.inputs = by_name(self.model, inputs)
         self.mask = check_inputs(self.model, inputs)
         self.attend: Attend | None = None
         self.gaps: list[Tensor] = []
@@ -311,8 +312,13 @@ class _Run:
 
         self.gaps, self.doubts = [], []
         begun = None if begin is None else observe_begin
+
+        def captured() -> Any:
+            with returning_tuples(self.model):
+                return capture(self.model, self.layers, self.inputs, self.mask, observe, self.attend, begun)
+
         if self.family.prepare is None:
-            return capture(self.model, self.layers, self.inputs, self.mask, observe, self.attend, begun)
+            return captured()
         loan, base_model = Loan(), self.model.base_model
 
         def prepared() -> Any:
@@ -321,7 +327,7 @@ class _Run:
             if change is not None:
                 loan.change(*change)
             self.layers = find_layers(base_model, self.family)
-            return capture(self.model, self.layers, self.inputs, self.mask, observe, self.attend, begun)
+            return captured()
 
         return loan.run(prepared)
 

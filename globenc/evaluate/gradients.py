@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..answers import by_name, kind_of, logits_of, returning_tuples
 from ..capture import unwrap
 from ..encoders import find_family, find_layers
 from ..functional import check_inputs
@@ -46,6 +47,7 @@ def saliency(
     Raises:
         TypeError, ValueError: a model without class logits, an unknown option, labels of another shape or beyond the
             classes, inputs as `globenc.attribute` refuses them.
+        FloatingPointError: the logits are not finite.
 
     Example:
         >>> import globenc
@@ -78,17 +80,27 @@ def saliency(
         loan.evaluation_mode(list(eager.modules()))
         loan.no_parameter_gradients(eager)
         loan.hook(block.register_forward_pre_hook, enter, with_kwargs=True)
-        with torch.enable_grad():
-            try:
-                logits = eager(**model_inputs).logits
-            except AttributeError:
-                raise ValueError(f"{type(eager).__name__} has no logits: give a model that classifies") from None
+        with torch.enable_grad(), returning_tuples(eager):
+            logits = logits_of(eager, eager(**by_name(eager, model_inputs)))
+            if logits is None:
+                raise ValueError(f"{type(eager).__name__} has no logits: give a model that classifies")
+            logits = logits[:, None] if logits.shape == mask.shape[:1] else logits
             if logits.ndim != 2:
                 raise ValueError(
                     f"{type(eager).__name__} gives logits of shape {list(logits.shape)}: give a model that classifies "
                     "whole texts, [batch, classes]"
                 )
-            answers = logits if output == "logit" else logits.softmax(-1)
+            if not bool(torch.isfinite(logits).all()):
+                raise FloatingPointError("the model's logits are not finite: its weights hold NaN or infinity")
+            kind = kind_of(eager, logits.shape[1])
+            if kind == "value" and output == "probability":
+                raise ValueError(
+                    f"output must be 'logit' for {type(eager).__name__}: it answers with a number, which has no "
+                    "probability"
+                )
+            answers = logits
+            if output == "probability":
+                answers = logits.sigmoid() if kind == "labels" else logits.softmax(-1)
             chosen = answers.gather(1, classes_of(label, logits)[:, None])
             return torch.autograd.grad(chosen.sum(), entered[0])[0]
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy import stats
 
+from ..answers import kind_of, logits_of
 from ..encoders import find_family
 from ..explainer import GlobEnc
 from ..extraction.identity import about
@@ -229,7 +230,7 @@ def evaluate(
             model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
         )
     )
-    _check_model(explainer)
+    _check_model(explainer, label_column is not None)
     family = find_family(explainer.model)
     names = names or [name for name in PAPER_ORDER if name in methods_of(family)]
     runner = _Runner(
@@ -390,17 +391,26 @@ def _replacing_all(folder: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _check_model(explainer: GlobEnc) -> None:
+def _check_model(explainer: GlobEnc, gold: bool) -> None:
     model = explainer.model
     if explainer.reads_pictures:
         raise ValueError("model must read texts to be evaluated; this one reads pictures")
-    if not type(model).__name__.endswith("ForSequenceClassification"):
+    kind = kind_of(model)
+    if kind is None:
         raise ValueError(
             f"model must be a text classifier to be evaluated, got {type(model).__name__}: saliency and faithfulness "
             "ask for its answers"
         )
-    if model.config.num_labels < 2 or model.config.problem_type == "regression":
-        raise ValueError("model must choose between classes; this one has a single output")
+    if kind == "value":
+        raise ValueError(
+            f"model must choose between classes to be evaluated; {type(model).__name__} answers with a number, whose "
+            "probability cannot drop"
+        )
+    if kind == "labels" and gold:
+        raise ValueError(
+            f"label_column must be left out for {type(model).__name__}: it gives each of its labels a probability of "
+            "its own (multi_label_classification), and a text may have several; its highest label is evaluated"
+        )
 
 
 def _examples(sources: list[Input], columns: Columns, limit: int | None) -> tuple[list[Example], list[Any]]:
@@ -529,7 +539,9 @@ class _Runner:
         for name in self.extras:
             rollouts[name], layers[name] = self._extra(name, inputs)
         gradients = saliency(model, label=label, output=self.output, **inputs).cpu().double().numpy()
-        answers = out.model_output.logits.argmax(-1).tolist()
+        logits = logits_of(model, out.model_output)
+        assert logits is not None  # saliency has looked
+        answers = logits.argmax(-1).tolist()
         lengths = inputs["attention_mask"].sum(-1).tolist()
         return [
             _Row(

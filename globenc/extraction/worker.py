@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
+from ..answers import Answer, class_count, in_words, kind_of
 from ..attribution import word_spans
 from ..explainer import BatchScores, GlobEnc
 from ..rollouts import Target, check_target
@@ -88,8 +89,7 @@ class Scored:
     log2_scale: np.ndarray
     layer_scores: np.ndarray | None
     layer_log2_scale: np.ndarray | None
-    label: str | None
-    probability: float | None
+    answer: Answer
 
 
 @dataclass
@@ -200,7 +200,7 @@ class Worker:
         for k, i in enumerate(batch):
             encoding = shard.encodings[i]
             parts = scored.of(k, len(encoding), whole)
-            rows[i] = Scored(shard.examples[i], encoding, *parts, scored.labels[k], scored.probabilities[k])
+            rows[i] = Scored(shard.examples[i], encoding, *parts, scored.answers[k])
         return rows
 
     def _reject(self, shard: Shard, example: Example, reason: str) -> None:
@@ -260,8 +260,7 @@ class Worker:
             "scores": _nested(scores, 2 if many else 1),
             "start": _lists(lengths, pa.array(spans[:, 0], mask=spans[:, 0] < 0)),
             "end": _lists(lengths, pa.array(spans[:, 1], mask=spans[:, 0] < 0)),
-            "label": pa.array([row.label for row in rows], pa.string()),
-            "probability": pa.array([row.probability for row in rows], pa.float64()),
+            **self._answers([row.answer for row in rows]),
             "n_tokens": pa.array(lengths, pa.int32()),
             "truncated": pa.array([encoding.lost for encoding in encodings], pa.int32()),
             "log2_scale": _nested([row.log2_scale for row in rows], 1 if many else 0),
@@ -286,6 +285,36 @@ class Worker:
             if settings.pair:
                 columns["text_pair"] = pa.array([example.pair for example in examples], pa.string())
         return pa.table(columns)
+
+    def _answers(self, answers: list[Answer]) -> dict[str, pa.Array]:
+        """The columns of the answers, the same ones in every shard of a model.
+
+        Raises:
+            ValueError: the model answers otherwise than its configuration says.
+        """
+        model = self.explainer.model
+        kind, several = kind_of(model), class_count(model) > 1
+        promised = (kind, kind == "value" and several)
+        for answer in answers:
+            if answer.kind is not None and (answer.kind, isinstance(answer.value, list)) != promised:
+                raise ValueError(
+                    f"{type(model).__name__} answers {in_words(answer)!r}, which is not what its configuration says "
+                    f"(problem_type {model.config.problem_type!r}, {class_count(model)} names in id2label): set "
+                    "problem_type, and id2label to one name for each of its outputs"
+                )
+        columns = {
+            "label": pa.array([answer.label for answer in answers], pa.string()),
+            "probability": pa.array([answer.probability for answer in answers], pa.float64()),
+        }
+        if kind == "value":
+            type_ = pa.list_(pa.float64()) if several else pa.float64()
+            columns["value"] = pa.array([answer.value for answer in answers], type_)
+        if kind == "labels":
+            above = [answer.labels for answer in answers]
+            for k, (name, type_) in enumerate((("labels", pa.string()), ("label_probabilities", pa.float64()))):
+                cells = [None if pairs is None else [pair[k] for pair in pairs] for pairs in above]
+                columns[name] = pa.array(cells, pa.list_(type_))
+        return columns
 
     def _words(self, row: Scored) -> tuple[list[str], np.ndarray]:
         """The words of a text without special tokens, and their scores."""
