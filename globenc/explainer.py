@@ -184,7 +184,7 @@ class GlobEnc:
             method, target, layers, row_normalize: as in `globenc.attribute`; positions count all tokens, [CLS] is 0.
                 A weight tensor goes with a single text.
             max_length: most tokens of a text, special ones included; None is the model's own limit. Longer texts are
-                cut, with a warning, and say so in `Attribution.truncated`.
+                cut, with a warning, and say so in `Attribution.truncated`. Not for pictures.
             batch_tokens: most tokens, padding included, in one forward pass; None goes by the free memory.
                 Texts are sorted by length inside and come back in the order given; their scores do not depend on it.
 
@@ -197,16 +197,18 @@ class GlobEnc:
             ValueError: an empty text, no text, a target outside a text, an unknown method or target.
             FloatingPointError: the model's activations are not finite.
         """
-        if self.reads_pictures:
-            return self._pictures(
-                texts, text_pair, method=method, target=target, layers=layers, row_normalize=row_normalize
-            )
-        single = isinstance(texts, str)
-        firsts, seconds = _check_texts(texts, text_pair)
-        get_method(method)
         for name, number in (("max_length", max_length), ("batch_tokens", batch_tokens)):
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
                 raise ValueError(f"{name} must be a positive whole number, got {number!r}")
+        if self.reads_pictures:
+            for name, value in (("text_pair", text_pair), ("max_length", max_length)):
+                if value is not None:
+                    raise ValueError(f"{name} has no meaning for {self._family.model_type!r}, which reads pictures")
+            options = {"method": method, "target": target, "layers": layers, "row_normalize": row_normalize}
+            return self._pictures(texts, batch_tokens, options)
+        single = isinstance(texts, str)
+        firsts, seconds = _check_texts(texts, text_pair)
+        get_method(method)
         limit = self.limit(max_length)
         encodings = encode(self.tokenizer, firsts, seconds, limit)
         for i, (encoding, text) in enumerate(zip(encodings, firsts, strict=True)):
@@ -231,62 +233,80 @@ class GlobEnc:
                 results[i] = self._result(scored, row, encodings[i], firsts[i], pair, options)
         return results[0] if single else results
 
-    def _pictures(self, pictures: Any, text_pair: Any, **options: Any) -> Any:
-        if text_pair is not None:
-            raise ValueError(f"text_pair has no meaning for {self._family.model_type!r}, which reads pictures")
+    def _pictures(self, pictures: Any, batch_tokens: int | None, options: dict[str, Any]) -> Any:
         single = not isinstance(pictures, list | tuple)
-        opened = [
-            open_picture(given, "the picture" if single else f"pictures[{k}]")
-            for k, given in enumerate([pictures] if single else pictures)
-        ]
-        if not opened:
+        given = [pictures] if single else pictures
+        if not given:
             raise ValueError("pictures is an empty list: give at least one picture")
         options["target"] = plain_target(options["target"])
-        results = [self._picture(picture, options) for picture in opened]
+        budget = batch_tokens or self.budget()
+        results: list[PictureAttribution] = []
+        waiting: list[torch.Tensor] = []
+        for k, picture in enumerate(given):
+            where = "the picture" if single else f"pictures[{k}]"
+            pixels = self.tokenizer(open_picture(picture, where), return_tensors="pt")["pixel_values"]
+            n = len(self._picture_tokens(pixels))
+            try:
+                check_target(options["target"], n, many=len(given) > 1)
+            except ValueError as error:
+                raise ValueError(str(error) if single else f"{where}: {error}") from None
+            if waiting and (pixels.shape != waiting[0].shape or (len(waiting) + 1) * n > budget):
+                results += self._scored_pictures(waiting, options)
+                waiting = []
+            waiting.append(pixels)
+        results += self._scored_pictures(waiting, options)
         return results[0] if single else results
 
-    def _picture(self, picture: Any, options: dict[str, Any]) -> PictureAttribution:
-        pixels = self.tokenizer(picture, return_tensors="pt")["pixel_values"]
-        inputs = pixels.to(self.device, self.model.dtype)
-        grid, names = patch_grid(self.model, inputs), []
-        if self._family.patches is not None:
-            names = self._family.patches.special(self.model.config)
-        out = attribute(self.model, backend=self.backend, pixel_values=inputs, **options)
-        (answer,) = answers_of(self.model, out.model_output, 1)
-        scores, scale, layer_scores, layer_scale = (
-            None if tensor is None else tensor.cpu().numpy()
-            for tensor in (out.scores, out.log2_scale, out.layer_scores, out.layer_log2_scale)
-        )
-        assert scores is not None
-        assert scale is not None
-        return PictureAttribution(
-            picture=seen(pixels, self.tokenizer)[0],
-            tokens=[*names, *(f"{row},{column}" for row in range(grid[0]) for column in range(grid[1]))],
-            grid=grid,
-            patch=patch_size(self.model),
-            scores=scores[0],
-            log2_scale=scale[0] if scale[0].ndim else float(scale[0]),
-            layer_scores=None if layer_scores is None else layer_scores[:, 0],
-            layer_log2_scale=None if layer_scale is None else layer_scale[:, 0],
-            label=answer.label,
-            probability=answer.probability,
-            method=options["method"],
-            target=options["target"],
-            row_normalize=options["row_normalize"],
-            model=self.model.config._name_or_path or type(self.model).__name__,
-            value=answer.value,
-            labels=answer.labels,
-        )
+    def _picture_tokens(self, pixels: torch.Tensor) -> list[str]:
+        """Names of the tokens of a picture [1, channels, height, width]: special ones, then the patches by place."""
+        assert self._family.patches is not None
+        rows, columns = patch_grid(self.model, pixels)
+        places = [f"{row},{column}" for row in range(rows) for column in range(columns)]
+        return [*self._family.patches.special(self.model.config), *places]
+
+    def _scored_pictures(self, pixels: list[torch.Tensor], options: dict[str, Any]) -> list[PictureAttribution]:
+        """Pictures of one size, each [1, channels, height, width], in one forward pass."""
+        inputs = torch.cat(pixels).to(self.device, self.model.dtype)
+        scored = self._run(len(pixels), options, {"pixel_values": inputs})
+        results = []
+        for row, (own, answer) in enumerate(zip(pixels, scored.answers, strict=True)):
+            tokens = self._picture_tokens(own)
+            scores, scale, layer_scores, layer_scale = scored.of(row, len(tokens), False)
+            results.append(
+                PictureAttribution(
+                    picture=seen(own, self.tokenizer)[0],
+                    tokens=tokens,
+                    grid=patch_grid(self.model, own),
+                    patch=patch_size(self.model),
+                    scores=scores,
+                    log2_scale=scale if scale.ndim else float(scale),
+                    layer_scores=layer_scores,
+                    layer_log2_scale=layer_scale,
+                    label=answer.label,
+                    probability=answer.probability,
+                    method=options["method"],
+                    target=options["target"],
+                    row_normalize=options["row_normalize"],
+                    model=self.model.config._name_or_path or type(self.model).__name__,
+                    value=answer.value,
+                    labels=answer.labels,
+                )
+            )
+        return results
 
     def score(self, encodings: Sequence[Encoding], **options: Any) -> BatchScores:
         """One padded batch through the model: scores as arrays, answers; options as in `globenc.attribute`."""
-        out = attribute(self.model, backend=self.backend, **options, **pad(encodings, self.tokenizer, self.model))
+        return self._run(len(encodings), options, pad(encodings, self.tokenizer, self.model))
+
+    def _run(self, count: int, options: dict[str, Any], inputs: dict[str, Any]) -> BatchScores:
+        """A batch of `count` texts or pictures through the model."""
+        out = attribute(self.model, backend=self.backend, **options, **inputs)
         return BatchScores(
             scores=out.scores.cpu().numpy(),
             log2_scale=out.log2_scale.cpu().numpy(),
             layer_scores=None if out.layer_scores is None else out.layer_scores.cpu().numpy(),
             layer_log2_scale=None if out.layer_log2_scale is None else out.layer_log2_scale.cpu().numpy(),
-            answers=answers_of(self.model, out.model_output, len(encodings)),
+            answers=answers_of(self.model, out.model_output, count),
         )
 
     def limit(self, max_length_: int | None = None) -> int | None:

@@ -253,3 +253,47 @@ def test_patches_set_the_scale(explainer, photo):
 def _scale(a: globenc.PictureAttribution) -> tuple[float, str]:
     axes = picture.figure(a).axes
     return float(axes[1].images[1].get_clim()[1]), axes[2].get_ylabel()
+
+
+def test_pictures_go_in_batches(explainer, photo, monkeypatch):
+    """batch_tokens is obeyed, and no score depends on it."""
+    array = np.asarray(Image.open(photo))
+    pictures = [array, array[::-1].copy(), array[:, ::-1].copy(), array.transpose(1, 0, 2).copy(), 255 - array]
+    sizes = []
+    whole = globenc.explainer.attribute
+
+    def counted(model, **inputs):
+        sizes.append(len(inputs["pixel_values"]))
+        return whole(model, **inputs)
+
+    monkeypatch.setattr("globenc.explainer.attribute", counted)
+    alone = [explainer(picture, layers=True) for picture in pictures]
+    for batch_tokens, expected in ((17, [1, 1, 1, 1, 1]), (35, [2, 2, 1]), (None, [5]), (1, [1] * 5)):
+        sizes.clear()
+        found = explainer(pictures, layers=True, batch_tokens=batch_tokens)
+        assert sizes == expected
+        for ours, single in zip(found, alone, strict=True):
+            np.testing.assert_allclose(ours.scores, single.scores, rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(ours.layer_scores, single.layer_scores, rtol=1e-4, atol=1e-7)
+            np.testing.assert_array_equal(ours.picture, single.picture)
+            assert ours.probability == pytest.approx(single.probability, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": 5}, "max_length has no meaning for 'vit', which reads pictures"),
+        ({"text_pair": "a"}, "text_pair has no meaning for 'vit', which reads pictures"),
+        ({"batch_tokens": 0}, "batch_tokens must be a positive whole number, got 0"),
+        ({"max_length": "5"}, "max_length must be a positive whole number, got '5'"),
+        ({"target": 99}, "target"),
+    ],
+)
+def test_options_of_pictures(explainer, photo, options, message):
+    with pytest.raises(ValueError, match=message):
+        explainer(photo, **options)
+
+
+def test_a_target_outside_names_the_picture(explainer, photo):
+    with pytest.raises(ValueError, match=r"pictures\[0\]: target"):
+        explainer([photo, photo], target=99)
