@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy import stats
 
@@ -27,6 +26,8 @@ from ..extraction.rows import Columns, Example, Reader
 from ..extraction.sources import Input, inputs_of
 from ..functional import compare_methods, contribution_maps, methods_of
 from ..methods import METHODS, get_method
+from ..printing import say
+from ..render.console import Console
 from ..rollouts import Target, plain_target, rollout
 from ..tokenization import Encoding, encode, pad
 from .correlation import rank_correlations
@@ -871,8 +872,8 @@ class _Steps:
     """How far an evaluation is: a bar on a terminal, a plain line now and then elsewhere; on standard error."""
 
     def __init__(self, shown: bool):
-        console = Console(stderr=True, highlight=False)
-        self._shown, self._console = shown, console
+        console = Console(stderr=True)
+        self._shown = shown
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -905,9 +906,7 @@ class _Steps:
             self._bar.advance(self._task, count)
         elif self._shown and time.monotonic() - self._printed >= _EVERY:
             self._printed = time.monotonic()
-            self._console.print(
-                f"globenc: {self._doing} {self._done:,} of {self._total:,}", soft_wrap=True, markup=False
-            )
+            say(f"globenc: {self._doing} {self._done:,} of {self._total:,}")
 
 
 @contextlib.contextmanager

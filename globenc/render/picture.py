@@ -15,6 +15,7 @@ from rich.text import Text
 
 from ..methods import get_method
 from ..pictures import PictureAttribution
+from ..printing import printable
 
 _COLOURS = "inferno"
 _SIDE = 3.6  # inches of a panel
@@ -99,7 +100,7 @@ def _png(attribution: PictureAttribution) -> str:
 def show(attribution: PictureAttribution, console: Console, top: int) -> None:
     """Print the answer and the `top` highest patches."""
     if attribution.label is not None:
-        console.print(Text(title(attribution), "bold"))
+        console.print(Text(printable(title(attribution)), "bold"))
     count = 1 if attribution.scores.ndim == 1 else len(attribution.scores)
     for k in range(count):
         table = Table(box=None, pad_edge=False, header_style="dim")
