@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ..printing import printable
 from .run import EXTRAS, RANDOM, RANDOM_DRAWS, SALIENCY, Found
 
 # weights in warm, norms in cool colours, what is no method in greys; N-Enc is the darkest
@@ -71,6 +72,11 @@ details { margin: .8em 0; } summary { cursor: pointer; }
 @media (prefers-color-scheme: dark) { body { background: #14171c; color: #e6e8eb; } }
 @media (prefers-color-scheme: dark) { :root { --muted: rgba(150,158,168,1); } }
 """
+
+
+def escape(text: str) -> str:
+    """Text of the data's as HTML."""
+    return html.escape(printable(text))
 
 
 def write_figures(folder: Path, found: Found, results: Mapping[str, Any]) -> None:
