@@ -675,7 +675,7 @@ def _names(written: str | None) -> list[str] | None:
 
 def _show_evaluation(found: Evaluation, preset: str | None) -> None:
     """The main tables on standard output, and where the rest is."""
-    from .evaluate.report import tables
+    from .evaluate.report import published_notes, tables
 
     console = Console()
     for title, head, rows in tables(found.results):
@@ -687,6 +687,11 @@ def _show_evaluation(found: Evaluation, preset: str | None) -> None:
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
         console.print(table)
+        console.print()
+    notes = published_notes(found.results) if "correlation" in found.results else []
+    for k, note in enumerate(notes):
+        console.print(Text(f"{'- ' if k else ''}{printable(note)}", "dim"))
+    if notes:
         console.print()
     texts = found.results["texts"]
     if preset is not None and found.results["published"] is None:

@@ -83,7 +83,8 @@ def held(folder: Path) -> dict[str, str]:
 
 def was_finished(folder: Path) -> bool:
     """Whether a run was ended before its very last step, the removal of an empty folder."""
-    return (folder / "results.json").exists() and not list((folder / ".globenc").iterdir())
+    hidden = folder / ".globenc"
+    return (folder / "results.json").exists() and hidden.exists() and not list(hidden.iterdir())
 
 
 def moments(death: Death, make: Callable[[int], tuple[Path, Callable[[], None]]]) -> Iterator[tuple[int, Path]]:
@@ -266,7 +267,7 @@ main(sys.argv[3:])
 @pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
 def test_really_killed(letters, tmp_path, overwrite):
-    """SIGKILL before every second step; the same command makes the results of a run that nothing stopped."""
+    """SIGKILL before every third step; the same command makes the results of a run that nothing stopped."""
     data, other = tmp_path / "data.jsonl", tmp_path / "other.jsonl"
     data.write_text('{"text": "a b c"}\n{"text": "d e"}\n')
     other.write_text('{"text": "f g h i"}\n')
@@ -286,7 +287,7 @@ def test_really_killed(letters, tmp_path, overwrite):
     done(tmp_path / "whole", data, False)
     done(tmp_path / "other", other, False)
     kills = 0
-    for steps in range(0, 100, 2):
+    for steps in range(0, 100, 3):
         folder = tmp_path / f"killed-{steps}"
         if overwrite:
             done(folder, other, False)
@@ -301,7 +302,7 @@ def test_really_killed(letters, tmp_path, overwrite):
         kills += 1
         if (folder / "results.json").exists():
             assert results(folder) in (results(tmp_path / "whole"), results(tmp_path / "other"))
-        if not was_finished(folder):
+        if overwrite or not was_finished(folder):
             done(folder, data, overwrite)
         assert results(folder) == results(tmp_path / "whole")
         for name in ("results.csv", "examples.parquet"):

@@ -176,7 +176,8 @@ def evaluate(
         removal: "mask", "delete", or "auto": mask where the tokenizer has a mask token.
         removal_texts: how many texts faithfulness changes, chosen by the seed; each is read some 200 times.
         batch_tokens: most tokens of a batch, padding included.
-        published: numbers to stand beside these: {"source": ..., "correlation": {method: {"mean": ..., "std": ...}}}.
+        published: numbers to stand beside these, as `presets.published_numbers` returns them: {"source": ...,
+            "correlation": {method: {"mean": ..., "std": ...}}}, and if there are any "of", "notes" and "layers".
         title: of the report.
         overwrite: write into a folder that holds an evaluation.
         device, dtype, backend, revision, trust_remote_code: as for `GlobEnc.from_pretrained`.
@@ -769,15 +770,31 @@ def _summary(found: Found, asked: Iterable[str]) -> dict[str, Any]:
     return made
 
 
+def published_of(
+    results: Mapping[str, Any], kind: str, method: str, layer: int | str
+) -> Mapping[str, float | None] | None:
+    """The published mean and deviation for a layer, or for "max", the best of them; None where there is none."""
+    published = results.get("published") or {}
+    if kind == "rollout" and layer == results["model_layers"] and method in published.get("correlation", {}):
+        return published["correlation"][method]
+    return published.get("layers", {}).get(kind, {}).get(method, {}).get(str(layer))
+
+
 def tidy(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """results.json's numbers as rows: metric, setting, method, layer, and what `describe` says."""
+    """results.json's numbers as rows: metric, setting, method, layer, what `describe` says, and what was published."""
     rows: list[dict[str, Any]] = []
     columns = ("count", "undefined", "mean", "std", "low99", "high99")
+    notes = "; ".join((results.get("published") or {}).get("notes", ()))
 
     def add(metric: str, setting: str, method: str, layer: int | str, numbers: Mapping[str, Any]) -> None:
+        known = published_of(results, setting, method, layer) if metric == "correlation" else None
+        there: dict[str, Any] = dict.fromkeys(("published", "published_std", "published_notes"))
+        if known is not None:
+            there = {"published": known["mean"], "published_std": known["std"], "published_notes": notes or None}
         rows.append(
             {"metric": metric, "setting": setting, "method": method, "layer": layer}
             | {name: numbers[name] for name in columns}
+            | there
         )
 
     for kind in ("rollout", "layer"):
