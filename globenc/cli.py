@@ -358,7 +358,9 @@ def extract(
     row_normalize: _RowNormalize = False,
     words: Annotated[
         bool,
-        typer.Option("--words", rich_help_panel=_OUTPUT, help="Also words and word_scores, without special tokens."),
+        typer.Option(
+            "--words", rich_help_panel=_OUTPUT, help="Also words, word_scores, word_tokens; no special tokens."
+        ),
     ] = False,
     keep_text: Annotated[bool, typer.Option("--keep-text", rich_help_panel=_OUTPUT, help="Also the text.")] = False,
     shard_rows: Annotated[
