@@ -832,7 +832,7 @@ def _write_examples(path: Path, found: Found) -> None:
         [(name, pa.string()) for name in ("id", "metric", "setting", "method")]
         + [("layer", pa.int32()), ("value", pa.float64())]
     )
-    with parquet.ParquetWriter(path, schema) as writer:
+    with path.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
 
         def add(ids: Sequence[Any], metric: str, setting: str, method: str, layer: int | None, values: Any) -> None:
             columns = {
