@@ -108,7 +108,7 @@ def extract(
         limit: rows to read.
         method, target, layers, row_normalize, max_length: as for `GlobEnc`; no weight tensor. `layers` adds
             `layer_scores`.
-        words: add `words` and `word_scores`, without special tokens.
+        words: add `words`, `word_scores` and `word_tokens` (how many each has), without special tokens.
         keep_text: add `text` (and `text_pair`).
         batch_tokens: most tokens of a batch, padding included; None goes by the free memory. Halved when it runs out.
         shard_rows: rows of a shard, 2,000 if None (100 for target "all"); fewer where texts are long.

@@ -275,6 +275,8 @@ class Worker:
             texts = pa.array([text for row in words for text in row[0]], pa.string())
             columns["words"] = _lists([len(row[0]) for row in words], texts)
             columns["word_scores"] = _nested([row[1] for row in words], 2 if many else 1)
+            counts = pa.array([count for row in words for count in row[2]], pa.int32())
+            columns["word_tokens"] = _lists([len(row[2]) for row in words], counts)
         if settings.layers:
             layers = [row.layer_scores for row in rows if row.layer_scores is not None]
             scales = [row.layer_log2_scale for row in rows if row.layer_log2_scale is not None]
@@ -316,8 +318,8 @@ class Worker:
                 columns[name] = pa.array(cells, pa.list_(type_))
         return columns
 
-    def _words(self, row: Scored) -> tuple[list[str], np.ndarray]:
-        """The words of a text without special tokens, and their scores."""
+    def _words(self, row: Scored) -> tuple[list[str], np.ndarray, list[int]]:
+        """The words of a text without special tokens, their scores, and how many tokens each is made of."""
         encoding, example = row.encoding, row.example
         segments = encoding.segments.tolist()
         spans = [span for span in word_spans(segments, encoding.word_ids.tolist()) if segments[span[0]] >= 0]
@@ -329,7 +331,7 @@ class Worker:
             sources = [example.text, example.pair or ""]
             texts = [sources[segments[first]][starts[first] : ends[stop - 1]] for first, stop in spans]
         scores = [row.scores[..., first:stop].sum(-1) for first, stop in spans]
-        return texts, np.stack(scores, axis=-1)
+        return texts, np.stack(scores, axis=-1), [stop - first for first, stop in spans]
 
     def _names(self) -> pa.Array:
         """The tokenizer's tokens by id."""

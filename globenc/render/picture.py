@@ -15,7 +15,8 @@ from rich.text import Text
 
 from ..methods import get_method
 from ..pictures import PictureAttribution
-from .view import answer, printable, wrapped
+from ..printing import printable
+from .view import answer, wrapped
 
 _COLOURS = "inferno"
 _SIDE = 3.6  # inches of a panel

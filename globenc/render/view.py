@@ -18,11 +18,11 @@ from ..answers import in_words
 from ..attribution import Attribution, Word
 from ..methods import get_method
 from ..pictures import PictureAttribution
+from ..printing import printable as printable
 
 MOST_TOKENS = 64  # more columns than this are no longer readable in a heat map
 _LETTERS_PER_INCH = 11  # of a title
 _BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}  # in names of byte-level tokens
-_BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
 @dataclass(frozen=True)
@@ -350,18 +350,6 @@ def model_name(attribution: Attribution) -> str:
     """The model's name; of a folder its last part."""
     path = Path(attribution.model)
     return printable(path.name if path.is_absolute() else attribution.model)
-
-
-def printable(text: str) -> str:
-    """Text on one line without characters that steer a terminal or turn the writing direction."""
-    return "".join(
-        " "
-        if character in "\n\r\t"
-        else "\ufffd"
-        if unicodedata.category(character) in ("Cc", "Cs") or character in _BIDI_CONTROLS
-        else character
-        for character in text
-    )
 
 
 def _source(attribution: Attribution, segment: int) -> str:
