@@ -108,7 +108,7 @@ class Reader:
 
         Raises:
             BadRowError: a row is bad, and the run is strict.
-            OSError, ValueError: an input cannot be read on.
+            OSError, ValueError: an input cannot be read on, or was changed since it was opened.
         """
         work, digest, characters = Work(0, 0, 0), hashlib.blake2b(digest_size=16), 0
         for row, (name, raw) in enumerate(self._raw()):
@@ -143,12 +143,15 @@ class Reader:
                 yield name, raw
                 count += 1
                 if count == self.limit:
+                    source.check_unchanged()
                     return
 
     def _closed(self, work: Work, digest: Any) -> Work:
         self._id_type, self._gold_type = self._id_type or "string", self._gold_type or "string"
         work.digest, work.id_type, work.gold_type = digest.hexdigest(), self._id_type, self._gold_type
         work.fraction = self._fraction(work.end_row)
+        for source in self.inputs:
+            source.check_unchanged()
         return work
 
     def _fraction(self, rows: int) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,11 +151,12 @@ def extract(
     check_target(target, n=2**31)
     columns = Columns(text_column, pair_column, id_column, label_column)
     sources = inputs_of(inputs, format)
+    versions = [source.on_disk() for source in sources]
     for source in sources:
         source.check(columns.names())
     gpus = False
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(Store.opened(output))
+        store = stack.enter_context(Store.opened(output, overwrite))
         if engine == "ray":
             from . import on_ray
 
@@ -184,7 +186,9 @@ def extract(
             "shard_rows": shard_rows,
             "input": [_known(source) for source in sources],
         }
-        earlier = (store.manifest or {}).get("batch_tokens")
+        earlier = None if overwrite else store.made_by.get("batch_tokens")
+        batch_tokens = batch_tokens or earlier or (None if gpus else explainer.budget())
+        made_by = {**about(explainer, revision), "batch_tokens": batch_tokens}
         settings = Settings(
             method=method,
             target=target,
@@ -195,17 +199,16 @@ def extract(
             keep_text=keep_text,
             pair=pair_column is not None,
             gold=label_column is not None,
-            batch_tokens=batch_tokens or earlier or (None if gpus else explainer.budget()),
+            batch_tokens=batch_tokens,
             strict=strict,
-            identity=json.dumps({**about(explainer, revision), **identity}, ensure_ascii=False),
+            identity=json.dumps({**made_by, **identity}),
         )
         manifest = {
             "format": FORMAT,
             "complete": False,
-            **about(explainer, revision),
+            **made_by,
             "identity": identity,
             "inputs": [source.name for source in sources],
-            "batch_tokens": settings.batch_tokens,
             "engine": engine,
             "started": now(),
         }
@@ -224,6 +227,12 @@ def extract(
             else:
                 local.run(plan, Worker(explainer, settings, meter.advance), store, meter)
         counted = store.finish(plan.end_row)
+        for source, version in zip(sources, versions, strict=True):
+            if source.on_disk() != version:
+                warnings.warn(
+                    f"input {source.name!r} was changed or replaced after it was read: the output is of what it was before",
+                    stacklevel=2,
+                )
         return ExtractSummary(store.folder, **counted, resumed=resumed, seconds=time.monotonic() - start)
 
 

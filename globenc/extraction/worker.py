@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pyarrow import parquet
 
 from ..attribution import word_spans
 from ..explainer import BatchScores, GlobEnc
 from ..rollouts import Target, check_target
 from ..tokenization import Encoding, encode
+from .checksum import parquet_bytes
 from .rows import BadRowError, Example, Reject, Work
 
 TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
@@ -231,9 +231,7 @@ class Worker:
                 REJECTS_KEY: json.dumps([asdict(reject) for reject in rejects]),
             }
         )
-        sink = pa.BufferOutputStream()
-        parquet.write_table(table, sink, compression="zstd")
-        return info, sink.getvalue().to_pybytes()
+        return info, parquet_bytes(table)
 
     def _table(self, work: Work, rows: list[Scored]) -> pa.Table:
         settings = self.settings
