@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from filelock import FileLock
 from helpers import LETTERS, save_letter_model
 from pyarrow import parquet
 
@@ -221,6 +221,18 @@ def test_a_shard_of_another_run_is_told_and_made_again(
     with pytest.warns(UserWarning, match=f"1 of its shards are left out, the first: part-00002.parquet is {reason}"):
         assert globenc.load_extract(out, incomplete=True).num_rows == 20
     with pytest.warns(UserWarning, match=f"the first: part-00002.parquet is {reason}"):
+        assert run(corpus, out, loaded).resumed == 23
+    assert_same(out, finished)
+
+
+def test_a_shard_of_another_input_in_a_run_that_is_not_done(finished, out, corpus, other_corpus, loaded, tmp_path):
+    with contextlib.suppress(KilledError), killed_at(14, "before"):
+        run(corpus, out, loaded, overwrite=True)
+    run(other_corpus, tmp_path / "other", loaded)
+    shutil.copy(tmp_path / "other" / PART, out / PART)
+    with pytest.warns(UserWarning, match=r"the first: part-00002.parquet is of another input"):
+        assert globenc.load_extract(out, incomplete=True).num_rows == 20
+    with pytest.warns(UserWarning, match=r"part-00002.parquet is of another input"):
         assert run(corpus, out, loaded).resumed == 23
     assert_same(out, finished)
 
@@ -522,13 +534,12 @@ def test_killed_before_and_after_every_rename(finished, corpus, other_corpus, lo
 
 
 DRIVER = """
-import os, signal, sys, time, pathlib, warnings, shutil
+import builtins, os, shutil, signal, sys, time, warnings
 import globenc
 warnings.simplefilter("ignore")
-corpus, begun, out, model, overwrite, how = sys.argv[1:]
+corpus, begun, whole, out, model, overwrite, how = sys.argv[1:]
 explainer = globenc.GlobEnc.from_pretrained(model)
 overwrite = overwrite == "True"
-names = ("replace", "unlink", "mkdir", "rename", "fsync", "open")
 
 
 def extract(**options):
@@ -537,19 +548,23 @@ def extract(**options):
 
 def deadly(number, stage):
     count = 0
-    def dying(act):
+    def dying(act, counts=lambda *arguments: True):
         def counted(*arguments, **options):
             nonlocal count
+            if not counts(*arguments):
+                return act(*arguments, **options)
             count += 1
-            if (count, stage) == (number, "before"):
+            mine = count
+            if (mine, stage) == (number, "before"):
                 os.kill(os.getpid(), signal.SIGKILL)
             found = act(*arguments, **options)
-            if count == number:
+            if mine == number:
                 os.kill(os.getpid(), signal.SIGKILL)
             return found
         return counted
-    for owner, name in [(os, n) for n in names] + [(pathlib.Path, n) for n in ("replace", "unlink", "mkdir")]:
-        setattr(owner, name, dying(getattr(owner, name)))
+    for name in ("replace", "rename", "unlink", "mkdir", "rmdir", "fsync"):
+        setattr(os, name, dying(getattr(os, name)))
+    builtins.open = dying(open, lambda path, mode="r", *more: mode[0] in "wa")
 
 
 def child(act):
@@ -569,7 +584,7 @@ def mended(number):
     if status:
         _, status = os.waitpid(child(lambda: extract(overwrite=overwrite)), 0)
     assert not status, number
-    expected, table = globenc.load_extract(sys.argv[2] + "/../whole"), globenc.load_extract(out)
+    expected, table = globenc.load_extract(whole), globenc.load_extract(out)
     assert table.equals(expected, check_metadata=True), number
     shutil.rmtree(out)
 
@@ -585,9 +600,9 @@ while True:
     fresh()
     if how == "time":
         pid = child(lambda: extract(overwrite=overwrite))
-        time.sleep(number * 0.01)
+        time.sleep(number * 0.02)
         os.kill(pid, signal.SIGKILL)
-        if number > 100:
+        if number > 50:
             break
     else:
         stage = ("before", "after")[number % 2]
@@ -607,18 +622,16 @@ print(kills)
 
 @posix
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["call", "time"])
-@pytest.mark.parametrize("begun", BEGUN)
+@pytest.mark.parametrize(
+    ("begun", "how"), [*((begun, "call") for begun in BEGUN), ("nothing", "time"), ("input", "time")]
+)
 def test_kill_9_at_every_call_and_in_the_first_second(
     finished, corpus, other_corpus, loaded, model_folder, tmp_path, begun, how
 ):
-    """Before and after every rename, removal, new folder, opened file and flush of a run; and every 10 ms."""
+    """Before and after every rename, removal, new folder, opened file and flush of a run; and every 20 ms."""
     options = {} if begun == "nothing" else begin_with(begun, tmp_path / "begun", corpus, other_corpus, loaded)
-    shutil.copytree(finished, tmp_path / "whole")
-    (tmp_path / "begun").mkdir(exist_ok=True)
-    if begun == "nothing":
-        (tmp_path / "begun").rmdir()
-    arguments = [corpus, tmp_path / "begun", tmp_path / "out", model_folder, options.get("overwrite", False), how]
+    folders = [tmp_path / "begun", finished, tmp_path / "out", model_folder]
+    arguments = [corpus, *folders, options.get("overwrite", False), how]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
@@ -629,3 +642,255 @@ def test_kill_9_at_every_call_and_in_the_first_second(
     kills = int(done.stdout)
     print(f"{begun}, {how}: {kills} kills")
     assert kills > 20
+
+
+# --- inputs that change ---
+
+
+def written(path: Path, texts: list[str]) -> None:
+    """Rows in the format that the ending says, into the file that is there."""
+    lines = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    if path.suffix == ".gz":
+        content = gzip.compress(lines, mtime=0)
+    elif path.suffix == ".parquet":
+        sink = pa.BufferOutputStream()
+        parquet.write_table(pa.table({"text": texts}), sink, row_group_size=10, use_dictionary=False)
+        content = sink.getvalue().to_pybytes()
+    else:
+        content = lines if path.suffix == ".jsonl" else "\n".join(["text", *texts, ""]).encode()
+    with open(path, "r+b" if path.exists() else "wb") as file:
+        file.write(content)
+        file.truncate()
+
+
+def rewritten(path: Path) -> None:
+    written(path, [text[::-1] for text in LONG])
+
+
+def restored(path: Path) -> None:
+    before = path.stat()
+    rewritten(path)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def appended(path: Path) -> None:
+    with open(path, "ab") as file:
+        file.write(b"one more")
+
+
+LONG = [" ".join(GENERATOR.choice(LETTERS, 4)) for _ in range(100)]
+CHANGES = [(change, "in.jsonl", None) for change in (rewritten, restored, appended, os.utime)]
+CHANGES += [(rewritten, name, None) for name in ("in.csv", "in.tsv", "in.txt", "in.jsonl.gz", "in.parquet")]
+CHANGES += [(rewritten, "in.jsonl", 60), (appended, "in.txt", None)]
+
+
+@contextlib.contextmanager
+def at_the_second_shard(act: Callable[[], object]):
+    score, done = globenc.GlobEnc.score, []
+
+    def acting(self, encodings, **options):
+        done.append(1)
+        if len(done) == 2:
+            act()
+        return score(self, encodings, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(globenc.GlobEnc, "score", acting)
+        yield
+
+
+@posix
+@pytest.mark.parametrize(("change", "name", "limit"), CHANGES, ids=lambda value: getattr(value, "__name__", value))
+def test_an_input_that_is_written_to_is_not_called_done(loaded, tmp_path, change, name, limit):
+    path, folder = tmp_path / name, tmp_path / "out"
+    written(path, LONG)
+    with (
+        at_the_second_shard(lambda: change(path)),
+        pytest.raises(OSError, match=rf"input '.*{name}' was changed while it was read, and rows of two versions"),
+    ):
+        run(path, folder, loaded, limit=limit)
+    assert not json.loads((folder / "manifest.json").read_text())["complete"]
+    if change is os.utime:  # only touched: the same command sees that
+        assert run(path, folder, loaded).resumed > 0
+        return
+    with pytest.raises(ValueError, match=r"begun with (?:another )?input"):
+        run(path, folder, loaded, limit=limit)
+    run(path, folder, loaded, limit=limit, overwrite=True)
+    run(path, tmp_path / "whole", loaded, limit=limit)
+    assert_same(folder, tmp_path / "whole")
+
+
+@posix
+@pytest.mark.parametrize("act", ["replaced", "removed"])
+def test_an_input_that_another_takes_the_place_of_is_read_to_its_end(loaded, tmp_path, act):
+    path, folder, new = tmp_path / "in.jsonl", tmp_path / "out", tmp_path / "new.jsonl"
+    written(path, LONG)
+    run(path, tmp_path / "whole", loaded)
+    written(new, [text[::-1] for text in LONG])
+    with (
+        at_the_second_shard(lambda: new.replace(path) if act == "replaced" else path.unlink()),
+        pytest.warns(UserWarning, match=r"in.jsonl' was changed or replaced after it was read"),
+    ):
+        run(path, folder, loaded)
+    assert_same(folder, tmp_path / "whole")
+
+
+def test_an_input_that_grows_between_two_looks(loaded, tmp_path, monkeypatch):
+    path = tmp_path / "in.txt"
+    written(path, LONG)
+    monkeypatch.setattr(globenc.extraction.run, "fingerprint", lambda explainer: appended(path))
+    with pytest.raises(OSError, match="was changed since the run began: it had 805 bytes and now has 813"):
+        run(path, tmp_path / "out", loaded)
+
+
+# --- writing that fails, and others in the folder ---
+
+
+def told_by(act: Callable[[], object]) -> str | None:
+    """What an OSError says; None where there is none."""
+    try:
+        act()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT], ids=errno.errorcode.get)
+@pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
+def test_a_call_that_fails_is_a_sentence_and_loses_nothing(finished, corpus, loaded, tmp_path, call, number):
+    act, folder = getattr(os, call), tmp_path / "out"
+    for failing in range(2, 40, 5):
+        count = 0
+
+        def fails(*arguments, count_at=failing, **options):
+            nonlocal count
+            count += 1
+            if count >= count_at:
+                raise OSError(number, os.strerror(number))
+            return act(*arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, call, fails)
+            told = told_by(lambda: run(corpus, folder, loaded))
+        if told is None:
+            break
+        assert told.startswith(("cannot write '", "output '"))
+        assert told.endswith(os.strerror(number))
+    else:
+        pytest.fail("it never came to its end")
+    run(corpus, folder, loaded)
+    assert_same(folder, finished)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 128 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    made = (
+        shutil.which("mount")
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=128k", "none", str(place)], capture_output=True
+        ).returncode
+    )
+    if not made:
+        pytest.skip("needs a file system of its own")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@posix
+def test_a_really_full_disk(finished, corpus, loaded, small_disk):
+    full = small_disk / "full"
+    sizes = [128, 124, 120, 116, 112, 100, 90, 0]  # KiB that others take
+    rows = [0]
+    for size in sizes:
+        try:
+            full.write_bytes(bytes(size << 10))
+        except OSError:
+            assert size > 100
+        told = told_by(lambda: run(corpus, small_disk / "out", loaded))
+        if told is None:
+            break
+        assert told.endswith("No space left on device")
+        full.unlink()
+        rows.append(globenc.extraction.store.done_rows(small_disk / "out"))
+    assert rows == sorted(rows)
+    assert len(set(rows)) > 1
+    assert_same(small_disk / "out", finished)
+    full.unlink()
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OSError, match="out' cannot be written to: Read-only file system"):
+        run(corpus, small_disk / "out", loaded)
+    assert globenc.load_extract(small_disk / "out").num_rows == 27
+
+
+def test_a_lock_that_the_user_takes_away(finished, corpus, other_corpus, loaded, tmp_path):
+    folder = tmp_path / "out"
+    with at_the_second_shard(lambda: (folder / ".lock").unlink()):
+        run(corpus, folder, loaded)
+    assert_same(folder, finished)
+
+    def another() -> None:
+        (folder / ".lock").unlink()
+        run(other_corpus, folder, loaded, overwrite=True)
+
+    with (
+        at_the_second_shard(another),
+        pytest.raises(OSError, match="was written by another run meanwhile: run the same command again"),
+    ):
+        run(corpus, folder, loaded, overwrite=True)
+    run(other_corpus, tmp_path / "other", loaded)
+    assert_same(folder, tmp_path / "other")
+
+
+def test_another_run_that_still_writes(corpus, loaded, tmp_path):
+    folder = tmp_path / "out"
+    locks = []
+
+    def another() -> None:
+        (folder / ".lock").unlink()
+        locks.append(FileLock(folder / ".lock"))
+        locks[0].acquire(timeout=0)
+
+    with at_the_second_shard(another), pytest.raises(OSError, match="is being written by another run"):
+        run(corpus, folder, loaded)
+    locks[0].release()
+    assert run(corpus, folder, loaded).resumed > 0
+
+
+@posix
+def test_a_folder_that_is_moved_during_the_run(finished, corpus, loaded, tmp_path):
+    folder, moved = tmp_path / "out", tmp_path / "moved"
+    with (
+        at_the_second_shard(lambda: folder.rename(moved)),
+        pytest.raises(OSError, match="out' was moved or removed during the run"),
+    ):
+        run(corpus, folder, loaded)
+    assert not folder.exists()
+    run(corpus, moved, loaded)
+    assert_same(moved, finished)
+
+
+@pytest.mark.slow
+def test_300_flips_and_60_zeroed_blocks(finished, corpus, loaded, tmp_path):
+    """Every one told by load_extract, and mended by the same command."""
+    generator, folder = np.random.default_rng(0), tmp_path / "out"
+    shutil.copytree(finished, folder)
+    parts = sorted((finished / "data").iterdir())
+    for number in range(360):
+        part = parts[generator.integers(len(parts))]
+        content = part.read_bytes()
+        if number < 300:
+            damaged = flipped(content, int(generator.integers(len(content))), int(generator.integers(8)))
+        else:
+            size = int(generator.choice([16, 128, 512, 4096]))
+            start = int(generator.integers(max(1, len(content) - size)))
+            damaged = content[:start] + bytes(min(size, len(content) - start)) + content[start + size :]
+        if damaged == content:
+            continue
+        (folder / "data" / part.name).write_bytes(damaged)
+        with pytest.raises(OSError, match=rf"{part.name}' is missing or damaged"):
+            globenc.load_extract(folder)
+        assert quietly(corpus, folder, loaded).resumed < 30
+        assert_same(folder, finished)

@@ -133,8 +133,8 @@ class Input:
             now.st_ctime_ns != then.st_ctime_ns and not renamed
         ):
             raise OSError(
-                f"input {self.name!r} was changed while it was read: rows of two versions are not mixed; run again once "
-                "it is at rest, which compares all rows that were done with it, or read a copy of it"
+                f"input {self.name!r} was changed while it was read, and rows of two versions are not to be mixed: run "
+                "again once it is at rest, which compares it with all rows that are done, or read a copy"
             )
 
     @contextlib.contextmanager
@@ -154,8 +154,8 @@ class Input:
                 if stat.S_ISREG(status.st_mode):
                     if self.size not in (None, status.st_size):
                         raise OSError(
-                            f"input {self.name!r} was changed since the run began: it had {self.size} bytes and now has "
-                            f"{status.st_size}; run again once it is at rest"
+                            f"input {self.name!r} was changed since the run began: it had {self.size} bytes and now "
+                            f"has {status.st_size}; run again once it is at rest"
                         )
                     self._opened = raw, status
                     stack.callback(setattr, self, "_opened", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import datetime
 import errno
@@ -27,6 +28,7 @@ MANIFEST, REJECTS, DATA, LOCK, CARD = "manifest.json", "rejects.jsonl", "data", 
 _FORMATS = "globenc-extract-"
 _OWN = {MANIFEST, REJECTS, DATA, LOCK, CARD}
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
+_OTHER_INPUT = "is of another input"
 _MARKS = {MANIFEST: b"globenc", REJECTS: b'{"row": '}  # what stands in these files, and in a shard SHARD_KEY
 
 
@@ -104,10 +106,12 @@ class Store:
         try:
             try:
                 store._look(overwrite)
-            except OSError:
+            except OSError as error:
                 if new:
                     (folder / LOCK).unlink(missing_ok=True)
-                raise
+                if error.errno is None:
+                    raise
+                raise OSError(f"output {shown!r} cannot be read: {error.strerror or error}") from None
             yield store
         finally:
             with contextlib.suppress(OSError):
@@ -190,12 +194,6 @@ class Store:
             held, wrong = None, {}
         else:
             wrong = self._take(identity, held)
-        whole = held is not None and held["complete"] and held["shard_hashes"] == _in_a_row(self._hashes)
-        if held is not None and not whole:
-            manifest["started"] = held["started"]
-        self.manifest = held if whole else manifest
-        if not whole:
-            self._write(MANIFEST, manifest)
         if wrong:
             first = min(wrong)
             warnings.warn(
@@ -203,7 +201,13 @@ class Store:
                 f"what is missing is made again; the first: {first.name} {wrong[first]}",
                 stacklevel=3,  # where `extract` is called
             )
-            self._remove(wrong)
+            self._remove(wrong)  # before a manifest without hashes, which knows less of what is wrong
+        whole = held is not None and held["complete"] and held["shard_hashes"] == _in_a_row(self._hashes)
+        if held is not None and not whole:
+            manifest["started"] = held["started"]
+        self.manifest = held if whole else manifest
+        if not whole:
+            self._write(MANIFEST, manifest)
         self._remove(path for path in _parts(self.folder) if path.exists() or path.is_symlink())
         self._write_rejects()
 
@@ -222,6 +226,9 @@ class Store:
                 wrong[path] = error
                 continue
             self.shards[index], self._hashes[index] = shard.info, shard.hash
+        for index in _of_other_inputs(self.shards):
+            del self.shards[index], self._hashes[index]
+            wrong[_shard_path(self.folder, index)] = _WrongShardError(_OTHER_INPUT)
         if not self.shards:
             for why in wrong.values():
                 if why.identity is not None:
@@ -265,9 +272,10 @@ class Store:
             ValueError: there are shards behind the end of the input.
         """
         infos = in_order(list(self.shards.values()))
-        if infos[-1].end_row != end_row or sum(i.rows + i.rejected for i in infos) != end_row:
+        last = max(info.end_row for info in self.shards.values())
+        if (len(infos), last, sum(i.rows + i.rejected for i in infos)) != (len(self.shards), end_row, end_row):
             raise ValueError(
-                f"output {str(self.folder)!r} has rows up to {infos[-1].end_row}, and the input only {end_row}: "
+                f"output {str(self.folder)!r} has rows up to {last}, and the input only {end_row}: "
                 "it was begun with another input; name another folder, or overwrite it"
             )
         for info in infos:
@@ -313,6 +321,8 @@ class Store:
             if _file_number(self.folder / LOCK) == self._lock_file:
                 return
         shown = repr(str(self.folder))
+        if not self.folder.is_dir():
+            raise OSError(f"output {shown} was moved or removed during the run: run again where it is now")
         try:
             self._lock.release()
             self._lock = self._locked()
@@ -320,7 +330,7 @@ class Store:
         except Timeout:
             raise OSError(f"output {shown} is being written by another run: wait for it, or stop it") from None
         except OSError as error:
-            raise OSError(f"output {shown} was moved or changed during the run: {error.strerror or error}") from None
+            raise OSError(f"output {shown} was changed during the run: {error.strerror or error}") from None
         if found != self._on_disk:
             raise OSError(f"output {shown} was written by another run meanwhile: run the same command again")
 
@@ -352,7 +362,9 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise _DamagedManifestError(f"{str(path)!r} cannot be read: {error}") from None
+        passing = isinstance(error, OSError) and error.errno != errno.EIO  # a permission, not damage
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise (OSError if passing else _DamagedManifestError)(f"{str(path)!r} cannot be read: {reason}") from None
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT and "sha256" not in (manifest if isinstance(manifest, dict) else {}):
         kind = _OtherVersionError if str(found).startswith(_FORMATS) else _DamagedManifestError
@@ -462,7 +474,8 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
     if manifest is not None and manifest.get("overwriting"):
         indices = []
     left_out = {path: "is behind the end" for index, path in files.items() if index not in indices}
-    tables = []
+    tables: dict[int, pa.Table] = {}
+    infos: dict[int, ShardInfo] = {}
     for index in indices:
         path = _shard_path(place, index)
         try:
@@ -477,7 +490,11 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
             if name not in shard.file.schema_arrow.names:
                 raise ValueError(f"{shown} has no column {name!r}; its columns are {shard.file.schema_arrow.names}")
         table = shard.file.read(columns=None if columns is None else list(columns))
-        tables.append(table.replace_schema_metadata({IDENTITY_KEY: table.schema.metadata[IDENTITY_KEY]}))
+        tables[index] = table.replace_schema_metadata({IDENTITY_KEY: table.schema.metadata[IDENTITY_KEY]})
+        infos[index] = shard.info
+    for index in _of_other_inputs(infos):
+        del tables[index]
+        left_out[_shard_path(place, index)] = _OTHER_INPUT
     if left_out:
         first = min(left_out)
         warnings.warn(
@@ -486,7 +503,7 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
         )
     if not tables:
         raise ValueError(f"{shown} has no finished shard yet")
-    return pa.concat_tables(tables)
+    return pa.concat_tables(tables.values())
 
 
 def now() -> str:
@@ -518,7 +535,11 @@ def _shard_files(folder: Path) -> list[tuple[int, Path]]:
     data = folder / DATA
     if not data.is_dir():
         return []
-    for path in data.iterdir():
+    try:
+        paths = list(data.iterdir())
+    except OSError as error:
+        raise OSError(f"{str(data)!r} cannot be read: {error.strerror or error}") from None
+    for path in paths:
         name = _SHARD_NAME.fullmatch(path.name)
         if name is None or path != _shard_path(folder, int(name[1])):
             continue
@@ -565,6 +586,12 @@ def _read_shard(
     if hashes is not None and [found] != list(hashes[index : index + 1]):
         raise _WrongShardError("is not what the run wrote")
     return shard
+
+
+def _of_other_inputs(shards: Mapping[int, ShardInfo]) -> list[int]:
+    """Those that begin with other rows than most."""
+    inputs = collections.Counter(shards[index].input_digest for index in sorted(shards))
+    return [index for index in shards if shards[index].input_digest != inputs.most_common(1)[0][0]]
 
 
 def _in_a_row(hashes: Mapping[int, str]) -> list[str]:

@@ -65,7 +65,7 @@ class Settings:
 @dataclass(frozen=True)
 class ShardInfo:
     """What a shard says about itself in its metadata; `rows` are the attributed ones, `unknown` those of which the
-    tokenizer knows no token."""
+    tokenizer knows no token; `digest` is of its own rows, `input_digest` of the first shard's."""
 
     index: int
     first_row: int
@@ -76,6 +76,7 @@ class ShardInfo:
     truncated: int
     unknown: int
     digest: str
+    input_digest: str
 
 
 @dataclass
@@ -223,6 +224,7 @@ class Worker:
             truncated=sum(encoding.lost > 0 for encoding in encodings),
             unknown=sum(encoding.unknown for encoding in encodings),
             digest=work.digest,
+            input_digest=work.input_digest,
         )
         table = self._table(work, shard.scored).replace_schema_metadata(
             {
