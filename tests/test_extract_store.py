@@ -23,7 +23,7 @@ from helpers import LETTERS, save_letter_model
 from pyarrow import parquet
 
 import globenc
-from globenc.extraction.checksum import parquet_bytes, parquet_hash
+from globenc.extraction.checksum import json_bytes, parquet_bytes, parquet_hash
 
 GENERATOR = np.random.default_rng(0)
 TEXTS = [" ".join(GENERATOR.choice(LETTERS, GENERATOR.integers(1, 9))) for _ in range(30)]
@@ -253,7 +253,8 @@ def test_nothing_but_shards_of_another_run(finished, out, corpus, loaded, tmp_pa
     shutil.copy(tmp_path / "other" / "manifest.json", out)
     with pytest.raises(OSError, match=r'part-00000.parquet\' is of another run: its method is "N-Enc"'):
         globenc.load_extract(out)
-    with pytest.raises(ValueError, match='was begun with method "N-Enc", and now it is "N-Res"; name another folder'):
+    told = r'no shard of this run: part-00000.parquet is of another run: its method is "N-Enc"'
+    with pytest.raises(ValueError, match=f'{told}, not "N-Res"; name another folder, or overwrite it'):
         run(corpus, out, loaded, method="N-Res")
     assert len(list((out / "data").iterdir())) == 5
     run(corpus, out, loaded, method="N-Res", overwrite=True)
@@ -405,14 +406,27 @@ def test_a_lost_data_folder(finished, out, corpus, loaded):
         run(corpus, out, loaded)
 
 
-def test_an_older_version(finished, out, corpus, loaded):
-    manifest = {"format": "globenc-extract-1", "complete": True, "identity": {}, "counts": {}}
-    (out / "manifest.json").write_text(json.dumps(manifest))
+@pytest.mark.parametrize("version", [1, 3])
+def test_another_version(finished, out, corpus, loaded, version):
+    manifest = {"format": f"globenc-extract-{version}", "complete": True, "identity": {}, "counts": {}}
+    content = json.dumps(manifest).encode() if version == 1 else json_bytes(manifest)  # the first had no hash
+    (out / "manifest.json").write_bytes(content)
     for use in (lambda: run(corpus, out, loaded), lambda: globenc.load_extract(out)):
-        with pytest.raises(OSError, match="its format is 'globenc-extract-1'; name another folder, or overwrite it"):
+        with pytest.raises(OSError, match=f"-extract-{version}'; name another folder, or overwrite"):
             use()
     run(corpus, out, loaded, overwrite=True)
     assert_same(out, finished)
+
+
+@posix
+def test_a_name_that_is_not_utf8(corpus, loaded, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.jsonl")
+    path.write_bytes(corpus.read_bytes())
+    run(path, tmp_path / "out", loaded)
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"] == [str(path)]
+    lines = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    assert {json.loads(line)["input"] for line in lines} == {path.name}
+    assert run(path, tmp_path / "out", loaded).resumed == 30
 
 
 # --- what a killed run leaves ---
@@ -837,7 +851,7 @@ def test_a_lock_that_the_user_takes_away(finished, corpus, other_corpus, loaded,
 
     with (
         at_the_second_shard(another),
-        pytest.raises(OSError, match="was written by another run meanwhile: run the same command again"),
+        pytest.raises(OSError, match=r"was written by another run meanwhile: run the same|is being written by another run"),
     ):
         run(corpus, folder, loaded, overwrite=True)
     run(other_corpus, tmp_path / "other", loaded)

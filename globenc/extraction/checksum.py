@@ -46,7 +46,8 @@ def parquet_hash(content: bytes) -> str:
 
 def json_bytes(content: dict[str, Any]) -> bytes:
     """A dict as a JSON file, with the sha256 of its content as last value."""
-    return f"{json.dumps({**content, 'sha256': _hash_of(content)}, ensure_ascii=False, indent=2)}\n".encode()
+    text = json.dumps({**content, "sha256": _hash_of(content)}, ensure_ascii=False, indent=2)
+    return f"{text}\n".encode(errors="backslashreplace")  # JSON's own way to write half a surrogate pair, as in a name
 
 
 def checked_json(content: dict[str, Any]) -> dict[str, Any]:

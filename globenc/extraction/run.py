@@ -92,7 +92,8 @@ def extract(
     """Attribute every text of files or data sets, and write the results as Parquet shards.
 
     The folder can be interrupted at any moment: the same call goes on where the last finished shard ends, and every row
-    of the input comes out exactly once, in the input's order, or is named in `rejects.jsonl`.
+    of the input comes out exactly once, in the input's order, or is named in `rejects.jsonl`. Files of the folder that
+    are lost, damaged or of another run are made again, with a warning.
 
     Args:
         inputs: JSONL, CSV, TSV, Parquet or plain text (a text a line), gzip of those, "-" for standard input,
@@ -125,7 +126,8 @@ def extract(
         Counts. `globenc.load_extract(output)` reads the rows.
 
     Raises:
-        OSError: an input or the output cannot be used; what is written stays, and the same call goes on.
+        OSError: an input or the output cannot be used, or an input was written to while it was read; what is written
+            stays, and the same call goes on.
         TypeError, ValueError: an option is wrong, an input lacks a column, the model is no supported encoder, the
             folder was begun with other options, another input or another model, or a row is bad and `strict` is set.
         FloatingPointError: the model gives no finite numbers.

@@ -158,7 +158,7 @@ class Store:
 
     def _leave_nothing_empty(self) -> None:
         names = {path.name for path in self.folder.iterdir()}
-        if names <= {LOCK, DATA}:
+        if names <= {LOCK, DATA} and self._lock.is_locked:
             if DATA in names:
                 (self.folder / DATA).rmdir()
             (self.folder / LOCK).unlink(missing_ok=True)
@@ -230,7 +230,12 @@ class Store:
             del self.shards[index], self._hashes[index]
             wrong[_shard_path(self.folder, index)] = _WrongShardError(_OTHER_INPUT)
         if not self.shards:
-            for why in wrong.values():
+            for path, why in wrong.items():
+                if why.identity is not None and held is not None:
+                    raise ValueError(
+                        f"output {str(self.folder)!r} holds no shard of this run: {path.name} {why}; name another "
+                        "folder, or overwrite it"
+                    )
                 if why.identity is not None:
                     self._refuse_other(why.identity, identity)
         return wrong
@@ -256,7 +261,7 @@ class Store:
         self._put(info, content)
         if info.rejected:
             path = self.folder / REJECTS
-            with _sentence(path), open(path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            with _sentence(path), open(path, "ab") as file:
                 file.write(_lines(rejects_of(_shard_path(self.folder, info.index))))
 
     def _put(self, info: ShardInfo, content: bytes) -> None:
@@ -304,8 +309,7 @@ class Store:
         """rejects.jsonl from what the shards say, where it says anything else."""
         path = self.folder / REJECTS
         bad = [index for index in sorted(self.shards) if self.shards[index].rejected]
-        lines = [_lines(rejects_of(_shard_path(self.folder, index))) for index in bad]
-        content = "".join(lines).encode(errors="backslashreplace")  # JSON's own way to write half a surrogate pair
+        content = b"".join(_lines(rejects_of(_shard_path(self.folder, index))) for index in bad)
         with contextlib.suppress(OSError):
             if path.read_bytes() == content:
                 return
@@ -365,15 +369,19 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         passing = isinstance(error, OSError) and error.errno != errno.EIO  # a permission, not damage
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise (OSError if passing else _DamagedManifestError)(f"{str(path)!r} cannot be read: {reason}") from None
-    found = manifest.get("format") if isinstance(manifest, dict) else None
-    if found != FORMAT and "sha256" not in (manifest if isinstance(manifest, dict) else {}):
-        kind = _OtherVersionError if str(found).startswith(_FORMATS) else _DamagedManifestError
-        also = "; name another folder, or overwrite it" if kind is _OtherVersionError else ""
-        raise kind(f"{str(path)!r} is no manifest of this version's extractions: its format is {found!r}{also}")
-    try:
-        return checked_json(manifest)
-    except ValueError as error:
-        raise _DamagedManifestError(f"{str(path)!r} is damaged: {error}") from None
+    written = manifest if isinstance(manifest, dict) else {}
+    found = written.get("format")
+    if found == FORMAT or "sha256" in written:
+        try:
+            manifest = checked_json(written)
+        except ValueError as error:
+            raise _DamagedManifestError(f"{str(path)!r} is damaged: {error}") from None
+    told = f"{str(path)!r} is no manifest of this version's extractions: its format is {found!r}"
+    if str(found).startswith(_FORMATS) and found != FORMAT:
+        raise _OtherVersionError(f"{told}; name another folder, or overwrite it")
+    if found != FORMAT:
+        raise _DamagedManifestError(told)
+    return manifest
 
 
 def done_rows(folder: Path) -> int:
@@ -598,8 +606,9 @@ def _in_a_row(hashes: Mapping[int, str]) -> list[str]:
     return [hashes[index] for index in sorted(hashes)]
 
 
-def _lines(rejects: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(f"{json.dumps(reject, ensure_ascii=False)}\n" for reject in rejects)
+def _lines(rejects: Iterable[Mapping[str, Any]]) -> bytes:
+    lines = "".join(f"{json.dumps(reject, ensure_ascii=False)}\n" for reject in rejects)
+    return lines.encode(errors="backslashreplace")  # JSON's own way to write half a surrogate pair, as in a file's name
 
 
 def _mark(path: Path) -> bytes:
