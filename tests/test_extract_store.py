@@ -21,8 +21,10 @@ import torch
 from filelock import FileLock
 from helpers import LETTERS, save_letter_model
 from pyarrow import parquet
+from typer.testing import CliRunner
 
 import globenc
+from globenc.cli import app
 from globenc.extraction.checksum import json_bytes, parquet_bytes, parquet_hash
 
 GENERATOR = np.random.default_rng(0)
@@ -193,6 +195,17 @@ def test_a_rerun_says_what_it_makes_again(out, corpus, loaded):
     told = r"2 of its files are no shards of this run .* the first: part-00001.parquet is missing or damaged"
     with pytest.warns(UserWarning, match=told):
         assert run(corpus, out, loaded).resumed == 16
+
+
+def test_the_command_says_what_it_makes_again(finished, out, corpus, model_folder):
+    DAMAGE["bit"](out / PART)
+    arguments = ["extract", str(corpus), "-o", str(out), "-m", model_folder, "--shard-rows", "7"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0
+    lines = done.stderr.splitlines()
+    assert lines[0].endswith("what is missing is made again; the first: part-00002.parquet is missing or damaged")
+    assert lines[1].startswith(f"globenc: wrote {out}: 27 of 30 rows (23 done before) in ")
+    assert_same(out, finished)
 
 
 def other_model(loaded: globenc.GlobEnc, model_folder: str) -> globenc.GlobEnc:
@@ -571,10 +584,11 @@ def deadly(number, stage):
             mine = count
             if (mine, stage) == (number, "before"):
                 os.kill(os.getpid(), signal.SIGKILL)
-            found = act(*arguments, **options)
-            if mine == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return found
+            try:
+                return act(*arguments, **options)
+            finally:
+                if mine == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
         return counted
     for name in ("replace", "rename", "unlink", "mkdir", "rmdir", "fsync"):
         setattr(os, name, dying(getattr(os, name)))
@@ -851,7 +865,7 @@ def test_a_lock_that_the_user_takes_away(finished, corpus, other_corpus, loaded,
 
     with (
         at_the_second_shard(another),
-        pytest.raises(OSError, match=r"was written by another run meanwhile: run the same|is being written by another run"),
+        pytest.raises(OSError, match="was written by another run meanwhile: run|is being written by another run"),
     ):
         run(corpus, folder, loaded, overwrite=True)
     run(other_corpus, tmp_path / "other", loaded)
