@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pyarrow import parquet
 
 from ..answers import Answer, class_count, in_words, kind_of
 from ..attribution import word_spans
 from ..explainer import BatchScores, GlobEnc
 from ..rollouts import Target, check_target
 from ..tokenization import Encoding, encode
+from .checksum import parquet_bytes
 from .rows import BadRowError, Example, Reject, Work
 
 TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
@@ -66,7 +66,7 @@ class Settings:
 @dataclass(frozen=True)
 class ShardInfo:
     """What a shard says about itself in its metadata; `rows` are the attributed ones, `unknown` those of which the
-    tokenizer knows no token."""
+    tokenizer knows no token; `digest` is of its own rows, `input_digest` of the first shard's."""
 
     index: int
     first_row: int
@@ -77,6 +77,7 @@ class ShardInfo:
     truncated: int
     unknown: int
     digest: str
+    input_digest: str
 
 
 @dataclass
@@ -223,6 +224,7 @@ class Worker:
             truncated=sum(encoding.lost > 0 for encoding in encodings),
             unknown=sum(encoding.unknown for encoding in encodings),
             digest=work.digest,
+            input_digest=work.input_digest,
         )
         table = self._table(work, shard.scored).replace_schema_metadata(
             {
@@ -231,9 +233,7 @@ class Worker:
                 REJECTS_KEY: json.dumps([asdict(reject) for reject in rejects]),
             }
         )
-        sink = pa.BufferOutputStream()
-        parquet.write_table(table, sink, compression="zstd")
-        return info, sink.getvalue().to_pybytes()
+        return info, parquet_bytes(table)
 
     def _table(self, work: Work, rows: list[Scored]) -> pa.Table:
         settings = self.settings
