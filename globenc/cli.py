@@ -697,7 +697,7 @@ def _show_evaluation(found: Evaluation, preset: str | None) -> None:
         console.print()
     texts = found.results["texts"]
     if preset is not None and found.results["published"] is None:
-        _say("warning", "no published numbers to stand beside these are in the package; --published FILE adds them")
+        _say("warning", "no published numbers of this preset are there to stand beside these: see --published")
     for count, what in (
         (texts["rejected"], "rows were left out: results.json names the first"),
         (texts["truncated"], "texts were longer than the model takes, and cut"),

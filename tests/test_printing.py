@@ -120,9 +120,9 @@ def test_extract_and_evaluate(evil, capsysbinary, tmp_path, monkeypatch):
     data, output = tmp_path / f"data{EVIL}.jsonl", tmp_path / "o\x1b[31mut"
     data.write_text("".join(json.dumps({name: text}) + "\n" for text in ("a b", "", "c d")))
     options = ["--text-column", name, "-m", evil]
-    for command in ("extract", "evaluate"):
+    for command, more in (("extract", []), ("evaluate", ["--metrics", "correlation", "--methods", "W,N-Enc"])):
         folder = str(output / command)
-        code, printed = run([command, str(data), "-o", folder, *options], capsysbinary)
+        code, printed = run([command, str(data), "-o", folder, *options, *more], capsysbinary)
         assert code == 0, printed
         assert_clean(printed)
         assert b"o\xef\xbf\xbd[31mut" in printed

@@ -176,9 +176,8 @@ def _table_picture(results: Mapping[str, Any]) -> Figure:
 def correlation_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
     """Heading, cells and which are the best of their column: whole rollout, best layers, published whole rollout."""
     correlation, published = results["correlation"], (results.get("published") or {}).get("correlation") or {}
-    head = ["method", "whole rollout", "best rollout (layer)", "best single (layer)"] + (
-        ["published"] if published else []
-    )
+    head = ["method", "whole rollout", "best rollout (layer)", "best single (layer)"]
+    head += ["published"] if published else []
     rows: list[list[str]] = []
     values: list[list[float]] = []
     for name in correlation["rollout"]:
