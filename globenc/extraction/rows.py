@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .sources import Input, Raw, short
+from ..errors import short
+from .sources import Input, Raw
 
 CHARACTERS = 4_000_000  # most in a shard: about a million tokens, so that memory is bounded for long texts too
 MOST_ROWS = 100_000  # of a shard: were all of them rejected, a Parquet file's metadata would still hold the reasons

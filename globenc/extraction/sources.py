@@ -23,13 +23,14 @@ from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 
+from ..errors import short
+
 HUB = "hf://"
 LONGEST_LINE = 64 << 20  # bytes; what is longer is no text but a file without line ends
 LONGEST_FIELD = 16 << 20  # characters of a CSV field: where a quote is never closed, reading goes on behind this
 PIECE = 1 << 20  # bytes read at once, and of a text in JSON that are decoded at once
 ROWS_PEEKED, CHARACTERS_PEEKED = 1000, 4_000_000  # looked through for a column that JSON objects may lack
 BATCH_ROWS, BATCH_BYTES = 256, 16 << 20  # most of a Parquet file in memory, but for a row that is longer
-REASON = 200  # characters of what is wrong with a row
 ENDINGS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -790,15 +791,6 @@ def _kind(value: Any) -> str:
         return "null"
     kinds: dict[type, str] = {bool: "boolean", int: "number", float: "number", str: "string", list: "array"}
     return kinds.get(type(value), "object" if isinstance(value, Mapping) else type(value).__name__)
-
-
-def short(text: str, most: int = REASON) -> str:
-    """A text that can be printed in one line, cut to so many characters."""
-    if len(text) <= most and text.isprintable():
-        return text
-    escaped = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
-    shown = "".join(escaped)
-    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
 def _short(error: BaseException | None) -> str:

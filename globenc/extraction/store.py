@@ -14,7 +14,7 @@ import pyarrow as pa
 from filelock import FileLock, Timeout
 from pyarrow import parquet
 
-from .worker import IDENTITY_KEY, REJECTS_KEY, SHARD_KEY, ShardInfo
+from .worker import IDENTITY_KEY, PASSED, REJECTS_KEY, SHARD_KEY, TYPES, ShardInfo, shard_bytes, widened, widest
 
 FORMAT = "globenc-extract-1"
 MANIFEST, REJECTS, DATA, LOCK, CARD = "manifest.json", "rejects.jsonl", "data", ".lock", "README.md"
@@ -135,9 +135,22 @@ class Store:
         if self.manifest is not None and self.manifest["complete"]:
             return found
         self._write_rejects()
+        self._widen()
         self.manifest = {**(self.manifest or {}), "complete": True, "counts": found, "finished": now()}
         self._write(MANIFEST, self.manifest)
         return found
+
+    def _widen(self) -> None:
+        """Give the columns that were passed through one type in all shards: those written before a value that needs a
+        wider one are written again, each whole or not at all."""
+        paths = [_shard_path(self.folder, index) for index in sorted(self.shards)]
+        if len({_passed_types(parquet.read_schema(path)) for path in paths}) == 1:
+            return
+        names = [name for name in PASSED if name in parquet.read_schema(paths[0]).names]
+        kinds = widest(parquet.ParquetFile(path).read(columns=names) for path in paths)
+        for path in paths:
+            if _passed_types(parquet.read_schema(path)) != tuple(TYPES[kinds[name]] for name in names):
+                self._replace(path, shard_bytes(widened(parquet.ParquetFile(path).read(), kinds)))
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         self._replace(self.folder / name, f"{json.dumps(content, ensure_ascii=False, indent=2)}\n".encode())
@@ -278,9 +291,17 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
         for name in columns or ():
             if name not in file.schema_arrow.names:
                 raise ValueError(f"{str(folder)!r} has no column {name!r}; its columns are {file.schema_arrow.names}")
-        table = file.read(columns=None if columns is None else list(columns))
-        tables.append(table.replace_schema_metadata({IDENTITY_KEY: table.schema.metadata[IDENTITY_KEY]}))
-    return pa.concat_tables(tables)
+        tables.append(file.read(columns=None if columns is None else list(columns)))
+    if len({_passed_types(table.schema) for table in tables}) > 1:  # of an unfinished run
+        kinds = widest(tables)
+        tables = [widened(table, kinds) for table in tables]
+    return pa.concat_tables(
+        table.replace_schema_metadata({IDENTITY_KEY: table.schema.metadata[IDENTITY_KEY]}) for table in tables
+    )
+
+
+def _passed_types(schema: pa.Schema) -> tuple[pa.DataType, ...]:
+    return tuple(schema.field(name).type for name in PASSED if name in schema.names)
 
 
 def now() -> str:
