@@ -529,6 +529,9 @@ def _json(line: bytes | bytearray, columns: Sequence[str]) -> tuple[Any, str | N
             values.update({name: _with_texts(values[name], texts) for name in columns if name in values})
     except UnicodeDecodeError as error:
         return None, _undecodable(error.object[error.start])
+    except json.JSONDecodeError as error:
+        # the places in a line that was taken apart are not those of the line
+        return None, reason or f"malformed JSON: {error.msg if texts else error}"
     except (ValueError, RecursionError) as error:
         return None, reason or f"malformed JSON: {_short(error)}"
     return values, reason
@@ -566,10 +569,14 @@ def _without_long_texts(line: bytearray) -> tuple[bytes, dict[str, bytearray]]:
 
 
 def _backslashes_before(line: bytearray, end: int) -> int:
-    first = end
-    while line[first - 1] == ord("\\"):
-        first -= 1
-    return end - first
+    found, some = 0, 16
+    while True:
+        before = line[max(0, end - found - some) : end - found]
+        run = len(before) - len(before.rstrip(b"\\"))
+        found += run
+        if run < some:
+            return found
+        some = PIECE
 
 
 def _with_texts(value: Any, texts: dict[str, bytearray]) -> Any:
@@ -596,7 +603,7 @@ def _unescaped(text: bytearray) -> str:
                 piece = json.loads(b'"' + text[begin:end] + b'"')
             except ValueError:
                 if end >= len(text) or end == begin + PIECE + 12:
-                    raise
+                    raise  # it is not the cut
                 continue
             if end >= len(text) or not "\ud800" <= piece[-1] <= "\udbff":
                 break

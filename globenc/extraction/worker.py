@@ -23,6 +23,7 @@ from .rows import BadRowError, Example, Reject, Work, typed
 
 TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
 PASSED = ("id", "gold_label")  # columns of values that are passed through
+KEPT = ("text", "text_pair")
 KINDS = {"bool": bool, "int64": int, "float64": float, "string": str}
 LETTERS = {type(None): "-", bool: "b", int: "i", float: "f", str: "s"}  # how values were written, in a shard's metadata
 PATIENCE = 16  # texts that fail, and none that does not, until the model is tried with a plain one
@@ -288,6 +289,8 @@ class Worker:
         )
         for name, (values, kind) in passed.items():
             table = with_passed(table, name, values, kind)
+        shard.examples, shard.scored = [], []  # the table has what is needed of them, and a text may be long
+        del examples, passed
         return info, shard_bytes(table)
 
     def _table(self, work: Work, rows: list[Scored]) -> pa.Table:
@@ -370,8 +373,15 @@ class Worker:
 def shard_bytes(table: pa.Table) -> bytes:
     """A shard's file: a table, and in its schema what the shard says about itself."""
     sink = pa.BufferOutputStream()
-    parquet.write_table(table, sink, compression="zstd")
+    # a dictionary and statistics of whole texts help nobody, and hold three copies of a long one
+    paths = [path for field in table.schema if field.name not in KEPT for path in _leaves(field.name, field.type)]
+    parquet.write_table(table, sink, compression="zstd", use_dictionary=paths, write_statistics=paths)
     return sink.getvalue().to_pybytes()
+
+
+def _leaves(name: str, kind: pa.DataType) -> list[str]:
+    """The names of a column in a Parquet file."""
+    return _leaves(f"{name}.list.element", kind.value_type) if pa.types.is_list(kind) else [name]
 
 
 def with_passed(table: pa.Table, name: str, values: Sequence[Any], kind: str) -> pa.Table:
