@@ -197,7 +197,8 @@ class GlobEnc:
         Raises:
             OSError: a picture's file cannot be read.
             TypeError: a text is not a string; it is named by its place.
-            ValueError: an empty text, no text, a target outside a text, an unknown method or target.
+            ValueError: an empty text, no text, a token beyond the model's embeddings, a target outside a text, an
+                unknown method or target. Of several texts the one at fault is named by its place.
             FloatingPointError: the model's activations are not finite.
         """
         if self.reads_pictures:

@@ -331,10 +331,10 @@ class Input:
         if isinstance(getattr(given, "column_names", None), list) and hasattr(given, "select_columns"):
             self._has(columns, given.column_names)
             given = given.select_columns(list(columns))  # a data set would decode pictures and sounds beside the text
-        return self._looked_through((self._mapping(row) for row in given), columns)
+        return self._looked_through(map(self._mapping, given, itertools.count()), columns)
 
-    def _mapping(self, row: Any) -> Raw:
-        if isinstance(row, str | Path):
+    def _mapping(self, row: Any, number: int) -> Raw:
+        if not number and isinstance(row, str | Path):
             raise TypeError(
                 f"inputs must be file names in a list, or rows as mappings such as {{'text': ...}}; got "
                 f"{short(repr(row), 60)} as a row"

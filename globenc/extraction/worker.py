@@ -170,12 +170,14 @@ class Worker:
                 yield encoding
 
     def _lean(self, example: Example, encoding: Encoding) -> Example:
-        """An example without those parts of long texts that nothing reads any more."""
-        longest = max(len(example.text), len(example.pair or ""))
-        if self.settings.keep_text or longest <= LEAN or (self.settings.words and encoding.spans is None):
+        """An example without those parts of long texts that nothing reads any more: Python holds up to four bytes a
+        character."""
+        text, pair = example.text, example.pair
+        if max(len(text), len(pair or "")) <= LEAN or (self.settings.words and encoding.spans is None):
             return example
+        kept = (text.encode(), None if pair is None else pair.encode()) if self.settings.keep_text else None
         end = LEAN if encoding.spans is None else int(encoding.spans.max(initial=0)) + LEAN
-        return replace(example, text=example.text[:end], pair=None if example.pair is None else example.pair[:end])
+        return replace(example, text=text[:end], pair=None if pair is None else pair[:end], kept=kept)
 
     def score(self, shard: Shard) -> Shard:
         """The second stage: every text once through the model, in batches of like length. A batch that fails is
@@ -340,9 +342,10 @@ class Worker:
             columns["layer_scores"] = _nested(layers, 3 if many else 2)
             columns["layer_log2_scale"] = _nested(scales, 2 if many else 1)
         if settings.keep_text:
-            columns["text"] = pa.array([example.text for example in examples], pa.string())
+            kept = [example.kept or (example.text, example.pair) for example in examples]
+            columns["text"] = pa.array([text for text, _ in kept], pa.string())
             if settings.pair:
-                columns["text_pair"] = pa.array([example.pair for example in examples], pa.string())
+                columns["text_pair"] = pa.array([pair for _, pair in kept], pa.string())
         return pa.table(columns)
 
     def _words(self, row: Scored) -> tuple[list[str], np.ndarray]:
