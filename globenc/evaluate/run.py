@@ -710,6 +710,9 @@ def _compare_with_marks(
     explainer = runner.explainer
     encodings = explainer.encode_each([m.text for m in marked], None, explainer.limit(max_length))
     good = {k: e for k, e in enumerate(encodings) if isinstance(e, Encoding) and not e.empty}
+    if not good:
+        error = next((e for e in encodings if isinstance(e, BaseException)), "the tokenizer finds no token in any")
+        raise ValueError(f"there is no sentence with marks that can be read: {short(str(error))}")
     if any(encoding.spans is None for encoding in good.values()):
         raise ValueError("plausibility needs a tokenizer that knows where its tokens stand (a fast one)")
     names = [*found.methods, SALIENCY, RANDOM]

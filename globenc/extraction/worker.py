@@ -404,8 +404,10 @@ def with_passed(table: pa.Table, name: str, values: Sequence[Any], kind: str) ->
 
 def widened(table: pa.Table, kinds: Mapping[str, str]) -> pa.Table:
     """A shard's table with columns of values that were passed through as wider types, every value as it was written."""
-    written = json.loads((table.schema.metadata or {}).get(WRITTEN_KEY, b"{}"))
+    written = json.loads(table.schema.metadata.get(WRITTEN_KEY, b"{}"))
     makes = {letter: kind for kind, letter in LETTERS.items()}
+    ours = (IDENTITY_KEY, SHARD_KEY, REJECTS_KEY, WRITTEN_KEY)
+    table = table.replace_schema_metadata({key: value for key, value in table.schema.metadata.items() if key in ours})
     for name, kind in kinds.items():
         values = table[name].to_pylist()
         if name in written:
