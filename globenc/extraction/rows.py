@@ -69,6 +69,7 @@ class Work:
         index: number of the shard from 0.
         first_row, end_row: which rows of all inputs, first_row to end_row - 1.
         digest: of everything the shard depends on, to tell another input from the same.
+        input_digest: that of the first shard, to tell shards of another input from those of the same.
         id_type, gold_type: "bool", "int64", "float64" or "string": the narrowest that holds the values of all rows so
             far; a later shard's may be wider.
         fraction: how much of all inputs has been read behind these rows; None where that is not known.
@@ -80,6 +81,7 @@ class Work:
     examples: list[Example] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     digest: str = ""
+    input_digest: str = ""
     id_type: str = "int64"
     gold_type: str = "string"
     fraction: float | None = None
@@ -143,13 +145,14 @@ class Reader:
     def __init__(self, inputs: Sequence[Input], columns: Columns, shard_rows: int, limit: int | None, strict: bool):
         self.inputs, self.columns, self.shard_rows, self.limit, self.strict = inputs, columns, shard_rows, limit, strict
         self._id_type, self._gold_type = _ColumnType(), _ColumnType()
+        self._first_digest = ""
 
     def __iter__(self) -> Iterator[Work]:
         """One Work after another; of no rows at all one that is empty.
 
         Raises:
             BadRowError: a row is bad, and the run is strict.
-            OSError, ValueError: an input cannot be read on.
+            OSError, ValueError: an input cannot be read on, or was changed since it was opened.
         """
         self._id_type, self._gold_type = _ColumnType(), _ColumnType()
         work, digest, characters = Work(0, 0, 0), hashlib.blake2b(digest_size=16), 0
@@ -189,12 +192,18 @@ class Reader:
                 yield name, raw
                 count += 1
                 if count == self.limit:
+                    source.check_unchanged()
                     return
 
     def _closed(self, work: Work, digest: Any) -> Work:
         work.digest, work.gold_type = digest.hexdigest(), self._gold_type.name
         work.id_type = "int64" if self.columns.id is None else self._id_type.name
+        if work.index == 0:
+            self._first_digest = work.digest
+        work.input_digest = self._first_digest
         work.fraction = self._fraction(work.end_row)
+        for source in self.inputs:
+            source.check_unchanged()
         return work
 
     def _fraction(self, rows: int) -> float | None:

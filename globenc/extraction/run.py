@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,8 @@ def extract(
     """Attribute every text of files or data sets, and write the results as Parquet shards.
 
     The folder can be interrupted at any moment: the same call goes on where the last finished shard ends, and every row
-    of the input comes out exactly once, in the input's order, or is named in `rejects.jsonl`.
+    of the input comes out exactly once, in the input's order, or is named in `rejects.jsonl`. Files of the folder that
+    are lost, damaged or of another run are made again, with a warning.
 
     Args:
         inputs: JSONL, CSV, TSV, Parquet or plain text (a text a line), gzip of those, "-" for standard input,
@@ -125,7 +127,8 @@ def extract(
         Counts. `globenc.load_extract(output)` reads the rows.
 
     Raises:
-        OSError: an input or the output cannot be used; what is written stays, and the same call goes on.
+        OSError: an input or the output cannot be used, or an input was written to while it was read; what is written
+            stays, and the same call goes on.
         TypeError, ValueError: an option is wrong, an input lacks a column, the model is no supported encoder, the
             folder was begun with other options, another input or another model, or a row is bad and `strict` is set.
         Exception: what the tokenizer or the model raises at every text, such as FloatingPointError where none gives
@@ -152,11 +155,12 @@ def extract(
     check_target(target, n=2**31)
     columns = Columns(text_column, pair_column, id_column, label_column)
     sources = inputs_of(inputs, format)
+    versions = [source.on_disk() for source in sources]
     for source in sources:
         source.check(columns.names())
     gpus = False
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(Store.opened(output))
+        store = stack.enter_context(Store.opened(output, overwrite))
         if engine == "ray":
             from . import on_ray
 
@@ -186,7 +190,9 @@ def extract(
             "shard_rows": shard_rows,
             "input": [_known(source) for source in sources],
         }
-        earlier = (store.manifest or {}).get("batch_tokens")
+        earlier = None if overwrite else store.made_by.get("batch_tokens")
+        batch_tokens = batch_tokens or earlier or (None if gpus else explainer.budget())
+        made_by = {**about(explainer, revision), "batch_tokens": batch_tokens}
         settings = Settings(
             method=method,
             target=target,
@@ -197,17 +203,16 @@ def extract(
             keep_text=keep_text,
             pair=pair_column is not None,
             gold=label_column is not None,
-            batch_tokens=batch_tokens or earlier or (None if gpus else explainer.budget()),
+            batch_tokens=batch_tokens,
             strict=strict,
-            identity=json.dumps({**about(explainer, revision), **identity}, ensure_ascii=False),
+            identity=json.dumps({**made_by, **identity}),
         )
         manifest = {
             "format": FORMAT,
             "complete": False,
-            **about(explainer, revision),
+            **made_by,
             "identity": identity,
             "inputs": [source.name.encode(errors="backslashreplace").decode() for source in sources],
-            "batch_tokens": settings.batch_tokens,
             "engine": engine,
             "started": now(),
         }
@@ -226,6 +231,12 @@ def extract(
             else:
                 local.run(plan, Worker(explainer, settings, meter.advance), store, meter)
         counted = store.finish(plan.end_row)
+        for source, version in zip(sources, versions, strict=True):
+            if source.on_disk() != version:
+                warnings.warn(
+                    f"input {source.name!r} was changed or replaced after it was read: the output is of what it was",
+                    stacklevel=2,
+                )
         return ExtractSummary(store.folder, **counted, resumed=resumed, seconds=time.monotonic() - start)
 
 

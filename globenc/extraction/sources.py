@@ -8,8 +8,10 @@ import gzip
 import io
 import itertools
 import json
+import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import uuid
@@ -85,6 +87,7 @@ class Input:
     given: Any = field(default=None, repr=False)
     fraction: float | None = None
     path: str | None = None
+    _opened: tuple[IO[bytes], os.stat_result] | None = field(default=None, init=False, repr=False, compare=False)
 
     def check(self, columns: Sequence[str]) -> None:
         """Open it, and see whether it has the columns.
@@ -117,9 +120,41 @@ class Input:
                     if self.format is None:
                         stream, self.format = self._sniffed(stream)
                 yield from reader[str(self.format)](stream, columns)
+                self.check_unchanged()
             self.fraction = 1.0
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise OSError(f"input {self.name!r} is cut off or damaged: {error}") from error
+
+    def on_disk(self) -> tuple[int, int, int] | None:
+        """What tells one version of the file from another; None where there is no file."""
+        if self.name == "-" or self.format in ("hub", "table", "texts", "rows"):
+            return None
+        try:
+            status = os.stat(self.name)
+        except OSError:
+            return None
+        return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+    def check_unchanged(self) -> None:
+        """See that an open file is still what it was when it was opened. One that another file was put in the place of
+        is: this one is read on.
+
+        Raises:
+            OSError: it was written to.
+        """
+        if self._opened is None:
+            return
+        stream, then = self._opened
+        now = os.fstat(stream.fileno())
+        # the status time tells of a writer who restores the time of writing; but taking away a name changes it too
+        renamed = now.st_nlink != then.st_nlink
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns) or (
+            now.st_ctime_ns != then.st_ctime_ns and not renamed
+        ):
+            raise OSError(
+                f"input {self.name!r} was changed while it was read, and rows of two versions are not to be mixed: run "
+                "again once it is at rest, which compares it with all rows that are done, or read a copy"
+            )
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
@@ -134,6 +169,15 @@ class Input:
                     raw = stack.enter_context(open(self.path or self.name, "rb"))
                 except OSError as error:
                     raise OSError(f"input {self.name!r} cannot be read: {error.strerror}") from None
+                status = os.fstat(raw.fileno())
+                if stat.S_ISREG(status.st_mode):
+                    if self.size not in (None, status.st_size):
+                        raise OSError(
+                            f"input {self.name!r} was changed since the run began: it had {self.size} bytes and now "
+                            f"has {status.st_size}; run again once it is at rest"
+                        )
+                    self._opened = raw, status
+                    stack.callback(setattr, self, "_opened", None)
                 peeked = raw.read(2)
                 raw.seek(0)
             self._tell: Callable[[], int] = raw.tell

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from pyarrow import parquet
 
 from ..attribution import word_spans
 from ..errors import blames_text, in_a_line
 from ..explainer import BatchScores, GlobEnc
 from ..rollouts import Target, check_target
 from ..tokenization import Encoding
+from .checksum import parquet_bytes
 from .rows import BadRowError, Example, Reject, Work, typed
 
 TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
@@ -73,7 +73,7 @@ class Settings:
 @dataclass(frozen=True)
 class ShardInfo:
     """What a shard says about itself in its metadata; `rows` are the attributed ones, `unknown` those of which the
-    tokenizer knows no token."""
+    tokenizer knows no token; `digest` is of its own rows, `input_digest` of the first shard's."""
 
     index: int
     first_row: int
@@ -84,6 +84,7 @@ class ShardInfo:
     truncated: int
     unknown: int
     digest: str
+    input_digest: str
 
 
 @dataclass
@@ -277,6 +278,7 @@ class Worker:
             truncated=sum(encoding.lost > 0 for encoding in encodings),
             unknown=sum(encoding.unknown for encoding in encodings),
             digest=work.digest,
+            input_digest=work.input_digest,
         )
         examples = [scored.example for scored in shard.scored]
         passed = {"id": ([example.id for example in examples], work.id_type)}
@@ -375,11 +377,9 @@ class Worker:
 
 def shard_bytes(table: pa.Table) -> bytes:
     """A shard's file: a table, and in its schema what the shard says about itself."""
-    sink = pa.BufferOutputStream()
     # a dictionary and statistics of whole texts help nobody, and hold three copies of a long one
     paths = [path for field in table.schema if field.name not in KEPT for path in _leaves(field.name, field.type)]
-    parquet.write_table(table, sink, compression="zstd", use_dictionary=paths, write_statistics=paths)
-    return sink.getvalue().to_pybytes()
+    return parquet_bytes(table, paths)
 
 
 def _leaves(name: str, kind: pa.DataType) -> list[str]:
