@@ -16,9 +16,9 @@ _DIGITS = 64
 _FIELD = HASH_KEY + b"\x18" + bytes([_DIGITS])  # as a Parquet footer holds it: the key, then a string of 64 bytes
 
 
-def parquet_bytes(table: pa.Table, described: Sequence[str]) -> bytes:
-    """A table as a Parquet file, with the sha256 of all its other bytes in the metadata; the columns in `described`
-    have dictionaries and statistics."""
+def parquet_bytes(table: pa.Table, described: Sequence[str] | bool = True) -> bytes:
+    """A table as a Parquet file, with the sha256 of all its other bytes in the metadata; `described` are the columns
+    with dictionaries and statistics, all of them if True."""
     mark = secrets.token_hex(_DIGITS // 2).encode()  # nothing else in the file is like it
     sink = pa.BufferOutputStream()
     with parquet.ParquetWriter(
