@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from .encoders import (
     supported_encoders,
     takes_any_length,
 )
+from .errors import blames_text, named, short
 from .functional import attribute, patch_grid, patch_size
 from .methods import get_method
 from .pictures import PictureAttribution, open_picture, seen
@@ -35,6 +37,8 @@ from .tokenization import Encoding, by_length, encode, pad
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 DEFAULT_NAME = "globenc-sst2-small"
+SUSPECTS = 64  # texts tried alone, most, to find the one at fault
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 HEADS = (
     "ForSequenceClassification",
@@ -194,7 +198,8 @@ class GlobEnc:
         Raises:
             OSError: a picture's file cannot be read.
             TypeError: a text is not a string; it is named by its place.
-            ValueError: an empty text, no text, a target outside a text, an unknown method or target.
+            ValueError: an empty text, no text, a token beyond the model's embeddings, a target outside a text, an
+                unknown method or target. Of several texts the one at fault is named by its place.
             FloatingPointError: the model's activations are not finite.
         """
         for name, number in (("max_length", max_length), ("batch_tokens", batch_tokens)):
@@ -210,7 +215,7 @@ class GlobEnc:
         firsts, seconds = _check_texts(texts, text_pair)
         get_method(method)
         limit = self.limit(max_length)
-        encodings = encode(self.tokenizer, firsts, seconds, limit)
+        encodings = self._encoded(firsts, seconds, limit)
         for i, (encoding, text) in enumerate(zip(encodings, firsts, strict=True)):
             if encoding.empty:
                 where = "text" if single else f"text {i}"
@@ -227,11 +232,44 @@ class GlobEnc:
         options = {"method": method, "target": plain_target(target), "layers": layers, "row_normalize": row_normalize}
         results: list[Attribution | None] = [None] * len(encodings)
         for batch in self.batches([len(e) for e in encodings], batch_tokens or self.budget()):
-            scored = self.score([encodings[i] for i in batch], **options)
+            try:
+                scored = self.score([encodings[i] for i in batch], **options)
+            except Exception as error:
+                if single or not blames_text(error):
+                    raise
+                raise self._of_one(error, encodings, batch, options) from error
             for row, i in enumerate(batch):
                 pair = None if seconds is None else seconds[i]
                 results[i] = self._result(scored, row, encodings[i], firsts[i], pair, options)
         return results[0] if single else results
+
+    def _encoded(self, firsts: list[str], seconds: list[str] | None, limit: int | None) -> list[Encoding]:
+        """The tokens of every text; raises as `encode_each` says, with the text's place where others are good."""
+        encodings = self.encode_each(firsts, seconds, limit)
+        bad = {i: error for i, error in enumerate(encodings) if isinstance(error, BaseException)}
+        for i, error in bad.items():
+            if len(bad) < len(encodings) or not isinstance(error, Exception):
+                raise named(error, f"text {i}" if len(encodings) > 1 else "the text") from error
+            raise error
+        return [encoding for encoding in encodings if isinstance(encoding, Encoding)]
+
+    def _of_one(
+        self, error: Exception, encodings: list[Encoding], batch: list[int], options: dict[str, Any]
+    ) -> Exception:
+        """The error of a batch with the place of the text that raises it; as it is where no text goes through."""
+        culprit: Exception | None = None
+        works = False
+        for i in [*batch, *(set(range(len(encodings))) - set(batch))][:SUSPECTS]:
+            try:
+                self.score([encodings[i]], **options)
+                works = True
+            except Exception as alone:
+                if not blames_text(alone):
+                    raise
+                culprit = culprit or named(alone, f"text {i}")
+            if works and culprit is not None:
+                return culprit
+        return error
 
     def _pictures(self, pictures: Any, batch_tokens: int | None, options: dict[str, Any]) -> Any:
         single = not isinstance(pictures, list | tuple)
@@ -293,6 +331,35 @@ class GlobEnc:
                 )
             )
         return results
+
+    def encode_each(
+        self, texts: Sequence[str], text_pair: Sequence[str] | None, limit: int | None
+    ) -> list[Encoding | BaseException]:
+        """As `tokenization.encode`, text by text where one of them fails: its error stands in its place, also where a
+        token of it is none of the model's."""
+        try:
+            encodings: list[Encoding | BaseException] = [*encode(self.tokenizer, texts, text_pair, limit)]
+        except BaseException as error:
+            if not blames_text(error):
+                raise
+            encodings = [error.with_traceback(None)]
+        if isinstance(encodings[0], BaseException) and len(texts) > 1:
+            middle = len(texts) // 2
+            return [
+                encoding
+                for half in (slice(middle), slice(middle, None))
+                for encoding in self.encode_each(texts[half], None if text_pair is None else text_pair[half], limit)
+            ]
+        known = self.model.get_input_embeddings().weight.shape[0]
+        for i, encoding in enumerate(encodings):
+            if isinstance(encoding, Encoding) and len(encoding) and encoding.ids.max() >= known:
+                number = int(encoding.ids[encoding.ids >= known][0])
+                token = short(str(self.tokenizer.convert_ids_to_tokens(number)), 40)
+                encodings[i] = ValueError(
+                    f"token id {number} ({token!r}) is beyond the model's {known} embeddings: resize the model's "
+                    "embeddings (is the tokenizer this model's?)"
+                )
+        return encodings
 
     def score(self, encodings: Sequence[Encoding], **options: Any) -> BatchScores:
         """One padded batch through the model: scores as arrays, answers; options as in `globenc.attribute`."""
@@ -405,9 +472,10 @@ def _check_texts(
 ) -> tuple[list[str], list[str] | None]:
     """Texts and pairs as lists of equal length, every one a string with something in it."""
 
-    def checked(name: str, value: str | Iterable[str]) -> list[str]:
-        if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
-            raise TypeError(f"{name} must be a string or a list of strings, got {type(value).__name__}")
+    def checked(name: str, value: Any) -> list[str]:
+        if not isinstance(value, str):
+            _check_column(name, value)
+            value = value.to_pylist() if hasattr(value, "to_pylist") else value  # an Arrow column
         values = [value] if isinstance(value, str) else list(value)
         for i, text in enumerate(values):
             where = name if isinstance(value, str) else f"{name}[{i}]"
@@ -415,9 +483,9 @@ def _check_texts(
                 got = "None" if text is None else type(text).__name__
                 pairs = "; second texts of pairs go to text_pair" if isinstance(text, list | tuple) else ""
                 raise TypeError(f"{where} must be a string, got {got}{pairs}")
-            if any("\ud800" <= character <= "\udfff" for character in text):
+            if not text.isascii() and _SURROGATE.search(text):
                 raise ValueError(f"{where} is no valid text: it holds half of a surrogate pair")
-            if not text.strip():
+            if not text or text.isspace():
                 raise ValueError(f"{where} is empty: there is no token to attribute to")
         return values
 
@@ -432,6 +500,21 @@ def _check_texts(
     if len(seconds) != len(firsts):
         raise ValueError(f"text_pair must hold one text for each of the {len(firsts)} texts, got {len(seconds)}")
     return firsts, seconds
+
+
+def _check_column(name: str, value: Any) -> None:
+    """Raises TypeError where something is no column of texts, in an order."""
+    wanted = f"{name} must be a string or a list of strings, got {type(value).__name__}"
+    columns = getattr(value, "column_names", None)
+    columns = getattr(value, "columns", None) if columns is None else columns
+    if isinstance(value, Mapping):
+        columns = value
+    if columns is not None:
+        names = [repr(column) for column in columns][:5]
+        choice = f": choose one, {name}[{short(names[0], 50)}]" if names else ""
+        raise TypeError(f"{wanted} of {short(', '.join(names)) or 'nothing'}{choice}")
+    if isinstance(value, bytes | set | frozenset) or not isinstance(value, Iterable):
+        raise TypeError(wanted)
 
 
 def _warn_truncated(encodings: list[Encoding], limit: int | None, single: bool) -> None:

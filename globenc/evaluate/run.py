@@ -19,6 +19,7 @@ from scipy import stats
 
 from ..answers import kind_of, logits_of
 from ..encoders import find_family
+from ..errors import in_a_line, short
 from ..explainer import GlobEnc
 from ..extraction.identity import about
 from ..extraction.rows import Columns, Example, Reader
@@ -28,7 +29,7 @@ from ..methods import METHODS, get_method
 from ..printing import escaped, say
 from ..render.console import Console
 from ..rollouts import Target, plain_target, rollout
-from ..tokenization import Encoding, encode, pad
+from ..tokenization import Encoding, pad
 from .correlation import rank_correlations
 from .faithfulness import MEASURES, removal_drops
 from .flow import attention_flow
@@ -492,10 +493,19 @@ class _Runner:
             return [], [], []
         firsts = [example.text for example in examples]
         seconds = [example.pair or "" for example in examples] if examples[0].pair is not None else None
-        encodings = encode(self.explainer.tokenizer, firsts, seconds, self.explainer.limit(max_length))
-        good = [(example, e) for example, e in zip(examples, encodings, strict=True) if not e.empty]
-        bad = [f"row {example.row}: no token" for example, e in zip(examples, encodings, strict=True) if e.empty]
-        return [example for example, _ in good], [encoding for _, encoding in good], bad
+        encodings = self.explainer.encode_each(firsts, seconds, self.explainer.limit(max_length))
+        good: list[Example] = []
+        found: list[Encoding] = []
+        bad: list[str] = []
+        for example, encoding in zip(examples, encodings, strict=True):
+            if isinstance(encoding, BaseException):
+                bad.append(f"row {example.row}: {short(in_a_line(encoding))}")
+            elif encoding.empty:
+                bad.append(f"row {example.row}: no token")
+            else:
+                good.append(example)
+                found.append(encoding)
+        return good, found, bad
 
     def rows(self, encodings: Sequence[Encoding], golds: Sequence[int] | None = None) -> Iterator[tuple[int, _Row]]:
         """Index and scores of every text, batch by batch."""
@@ -683,17 +693,21 @@ def _compare_with_marks(
 ) -> None:
     """Fill in the plausibility."""
     explainer = runner.explainer
-    encodings = encode(explainer.tokenizer, [m.text for m in marked], None, explainer.limit(max_length))
-    if encodings[0].spans is None:
+    encodings = explainer.encode_each([m.text for m in marked], None, explainer.limit(max_length))
+    good = {k: e for k, e in enumerate(encodings) if isinstance(e, Encoding) and not e.empty}
+    if not good:
+        error = next((e for e in encodings if isinstance(e, BaseException)), "the tokenizer finds no token in any")
+        raise ValueError(f"there is no sentence with marks that can be read: {short(str(error))}")
+    if any(encoding.spans is None for encoding in good.values()):
         raise ValueError("plausibility needs a tokenizer that knows where its tokens stand (a fast one)")
     names = [*found.methods, SALIENCY, RANDOM]
     table = np.full((len(names), len(marked), 3), np.nan)
-    noise = [rng.random((RANDOM_DRAWS, len(encoding))) for encoding in encodings]
-    steps.begin("plausibility: sentences", len(marked))
-    good = [k for k, encoding in enumerate(encodings) if not encoding.empty]
-    for place, row in runner.rows([encodings[k] for k in good]):
-        k = good[place]
-        encoding = encodings[k]
+    noise = [rng.random((RANDOM_DRAWS, len(e) if isinstance(e, Encoding) else 0)) for e in encodings]
+    steps.begin("plausibility: sentences", len(good))
+    numbers = [*good]
+    for place, row in runner.rows([*good.values()]):
+        k = numbers[place]
+        encoding = good[k]
         spans = [
             None if segment < 0 or encoding.spans is None else tuple(encoding.spans[token].tolist())
             for token, segment in enumerate(encoding.segments.tolist())

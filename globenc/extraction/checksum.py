@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +16,19 @@ _DIGITS = 64
 _FIELD = HASH_KEY + b"\x18" + bytes([_DIGITS])  # as a Parquet footer holds it: the key, then a string of 64 bytes
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as a Parquet file, with the sha256 of all its other bytes in the metadata."""
+def parquet_bytes(table: pa.Table, described: Sequence[str] | bool = True) -> bytes:
+    """A table as a Parquet file, with the sha256 of all its other bytes in the metadata; `described` are the columns
+    with dictionaries and statistics, all of them if True."""
     mark = secrets.token_hex(_DIGITS // 2).encode()  # nothing else in the file is like it
     sink = pa.BufferOutputStream()
-    with parquet.ParquetWriter(sink, table.schema, compression="zstd", write_page_checksum=True) as writer:
+    with parquet.ParquetWriter(
+        sink,
+        table.schema,
+        compression="zstd",
+        write_page_checksum=True,
+        use_dictionary=described,
+        write_statistics=described,
+    ) as writer:
         writer.write_table(table)
         writer.add_key_value_metadata({HASH_KEY: mark})
     content = sink.getvalue().to_pybytes()

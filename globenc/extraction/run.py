@@ -98,13 +98,14 @@ def extract(
     Args:
         inputs: JSONL, CSV, TSV, Parquet or plain text (a text a line), gzip of those, "-" for standard input,
             "hf://OWNER/DATASET?split=train" for a Hugging Face data set (with &name= and &revision=, or a folder
-            instead of OWNER/DATASET); or from Python a data frame, an Arrow table, or rows as mappings, such as a
-            `datasets.Dataset`.
+            instead of OWNER/DATASET); or from Python a data frame, an Arrow table, a column of texts (a Series, an
+            array), or rows as mappings, such as a `datasets.Dataset`. Only the columns that are named are looked at.
         output: folder to write: data/part-*.parquet, manifest.json, rejects.jsonl.
         model: folder, hub name or a GlobEnc; None is the model in the package.
         text_column, pair_column: columns of the text and of the second text of pairs. Plain text has one, "text".
         id_column: column to be kept as `id`; None numbers the rows from 0 over all inputs.
-        label_column: column to be kept as `gold_label`.
+        label_column: column to be kept as `gold_label`. It and the id are passed through whatever they hold, as the
+            narrowest of bool, int64, float64 and string that takes every value; null where a row has none.
         format: "jsonl", "csv", "tsv", "parquet" or "text"; None goes by the file's ending. Standard input is JSONL if
             its first line is a JSON object, else plain text.
         limit: rows to read.
@@ -113,7 +114,7 @@ def extract(
         words: add `words`, `word_scores` and `word_tokens` (how many each has), without special tokens.
         keep_text: add `text` (and `text_pair`).
         batch_tokens: most tokens of a batch, padding included; None goes by the free memory. Halved when it runs out.
-        shard_rows: rows of a shard, 2,000 if None (100 for target "all"); fewer where texts are long.
+        shard_rows: rows of a shard, 2,000 if None (100 for target "all"); fewer where texts are long, at most 100,000.
         strict: stop at the first bad row instead of writing it to rejects.jsonl.
         overwrite: start anew where the folder holds an extraction.
         engine: "local", or "ray" for many GPUs or machines (`pip install "globenc[ray]"`).
@@ -130,7 +131,8 @@ def extract(
             stays, and the same call goes on.
         TypeError, ValueError: an option is wrong, an input lacks a column, the model is no supported encoder, the
             folder was begun with other options, another input or another model, or a row is bad and `strict` is set.
-        FloatingPointError: the model gives no finite numbers.
+        Exception: what the tokenizer or the model raises at every text, such as FloatingPointError where none gives
+            finite numbers; what it raises at one text alone is a reason to reject that row.
 
     Example:
         >>> import globenc, tempfile
@@ -210,7 +212,7 @@ def extract(
             "complete": False,
             **made_by,
             "identity": identity,
-            "inputs": [source.name for source in sources],
+            "inputs": [source.name.encode(errors="backslashreplace").decode() for source in sources],
             "engine": engine,
             "started": now(),
         }

@@ -21,7 +21,7 @@ from pyarrow import parquet
 
 from .checksum import checked_json, json_bytes, parquet_hash
 from .identity import identity_in
-from .worker import IDENTITY_KEY, REJECTS_KEY, SHARD_KEY, ShardInfo
+from .worker import IDENTITY_KEY, PASSED, REJECTS_KEY, SHARD_KEY, TYPES, ShardInfo, shard_bytes, widened, widest
 
 FORMAT = "globenc-extract-2"
 MANIFEST, REJECTS, DATA, LOCK, CARD = "manifest.json", "rejects.jsonl", "data", ".lock", "README.md"
@@ -291,6 +291,7 @@ class Store:
         if self.manifest is not None and self.manifest["complete"]:
             return found
         self._write_rejects()
+        self._widen()
         self.manifest = {
             **(self.manifest or {}),
             "complete": True,
@@ -300,6 +301,22 @@ class Store:
         }
         self._write(MANIFEST, self.manifest)
         return found
+
+    def _widen(self) -> None:
+        """Give the columns that were passed through one type in all shards: those written before a value that needs a
+        wider one are written again, each whole or not at all."""
+        paths = {index: _shard_path(self.folder, index) for index in sorted(self.shards)}
+        if len({_passed_types(parquet.read_schema(path)) for path in paths.values()}) == 1:
+            return
+        names = [name for name in PASSED if name in parquet.read_schema(paths[0]).names]
+        kinds = widest(parquet.ParquetFile(path).read(columns=names) for path in paths.values())
+        for index, path in paths.items():
+            if _passed_types(parquet.read_schema(path)) != tuple(TYPES[kinds[name]] for name in names):
+                try:
+                    table = _read_shard(path, index).file.read()
+                except _WrongShardError as error:
+                    raise OSError(f"{str(path)!r} {error}: run the same command again to mend it") from None
+                self._put(self.shards[index], shard_bytes(widened(table, kinds)))
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         self._replace(self.folder / name, json_bytes(content))
@@ -497,8 +514,7 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
         for name in columns or ():
             if name not in shard.file.schema_arrow.names:
                 raise ValueError(f"{shown} has no column {name!r}; its columns are {shard.file.schema_arrow.names}")
-        table = shard.file.read(columns=None if columns is None else list(columns))
-        tables[index] = table.replace_schema_metadata({IDENTITY_KEY: table.schema.metadata[IDENTITY_KEY]})
+        tables[index] = shard.file.read(columns=None if columns is None else list(columns))
         infos[index] = shard.info
     for index in _of_other_inputs(infos):
         del tables[index]
@@ -511,7 +527,16 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
         )
     if not tables:
         raise ValueError(f"{shown} has no finished shard yet")
-    return pa.concat_tables(tables.values())
+    if len({_passed_types(table.schema) for table in tables.values()}) > 1:  # of an unfinished run
+        kinds = widest(tables.values())
+        tables = {index: widened(table, kinds) for index, table in tables.items()}
+    return pa.concat_tables(
+        table.replace_schema_metadata({IDENTITY_KEY: table.schema.metadata[IDENTITY_KEY]}) for table in tables.values()
+    )
+
+
+def _passed_types(schema: pa.Schema) -> tuple[pa.DataType, ...]:
+    return tuple(schema.field(name).type for name in PASSED if name in schema.names)
 
 
 def now() -> str:
