@@ -763,7 +763,7 @@ def _report(summary: ExtractSummary) -> None:
 
 def _default_model() -> dict[str, str]:
     """Name of the embedded model and what its card says first."""
-    from .explainer import DEFAULT_MODEL, DEFAULT_NAME
+    from .loading import DEFAULT_MODEL, DEFAULT_NAME
 
     card = (DEFAULT_MODEL / "README.md").read_text(encoding="utf-8")
     body = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)

@@ -622,19 +622,22 @@ def _resolve(root: nn.Module, path: str, argument: str, family: EncoderFamily) -
         ) from None
 
 
+def layer_list(base_model: nn.Module, family: EncoderFamily) -> list[nn.Module]:
+    """The layers in order of execution; raises ValueError where they are not where the family says."""
+    if callable(family.layers):
+        return list(family.layers(base_model))
+    container = _resolve(base_model, family.layers, "layers", family)
+    return list(container if isinstance(container, nn.ModuleList) else container.children())
+
+
 def find_layers(base_model: nn.Module, family: EncoderFamily) -> list[LayerModules]:
     """The modules of every layer in order of execution; a shared layer stands there once per use.
 
     Raises:
         ValueError: a name of the family does not exist in this model, or is of an unusable kind.
     """
-    if callable(family.layers):
-        layers = list(family.layers(base_model))
-    else:
-        container = _resolve(base_model, family.layers, "layers", family)
-        layers = list(container if isinstance(container, nn.ModuleList) else container.children())
     resolved = []
-    for layer in layers:
+    for layer in layer_list(base_model, family):
         attention, projection, attention_norm = (
             _resolve(layer, getattr(family, argument), argument, family)
             for argument in ("attention", "output_projection", "attention_norm")
