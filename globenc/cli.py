@@ -853,14 +853,9 @@ def _load(
 
         if device is not None:
             _check_device(device)
-        try:
-            return GlobEnc.from_pretrained(
-                model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
-            )
-        except (ValueError, TypeError, OSError, RuntimeError):
-            raise
-        except Exception as error:  # what tokenizers, safetensors and model code of a hub raise has no common type
-            raise OSError(f"model {model!r} cannot be loaded: {_first_line(error)}") from error
+        return GlobEnc.from_pretrained(
+            model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
+        )
 
 
 def _quiet() -> None:

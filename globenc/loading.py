@@ -24,7 +24,7 @@ import huggingface_hub
 import torch
 import transformers
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto
@@ -360,9 +360,9 @@ def _named(source: _Source, config: Any, parts: Any) -> type | None:
             return get_class_from_dynamic_module(own or code["AutoModel"], source.name, revision=source.revision)
     if name is None:
         return None
-    known = _classes(config)
+    known = _classes(config) | _classes(parts)
     found = known.get(name) or getattr(transformers, name, None)
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)) or found.forward is nn.Module.forward:
         if own is not None:
             raise source.refuse_code()
         return None
@@ -432,7 +432,7 @@ class _Checkpoint:
         named = _named(source, self.whole, self.config)
         usable = named is not None and self._is_usable(named)
         chosen: Any = named if usable else self.encoder
-        model, left = self.filled(chosen)
+        model, left, absent = self.filled(chosen)
         plain = _classes(self.whole, transformers.AutoModel, transformers.AutoModelForSeq2SeqLM)
         if named is not None and not usable:
             said = f"model {source.name!r}: only the encoder of {name} is taken: there are scores, but no answer"
@@ -442,22 +442,22 @@ class _Checkpoint:
             left = [key for key in left if key not in _Skeleton.of(each, self.whole).shapes]
         if not left:
             return model, None
-        held = f"its weights have a head that {chosen.__name__} has not ({_some(left)})"
-        fitting, known = ([], False) if apart else self._heads(model, left)
+        held = f"its files hold weights that {chosen.__name__} has no place for ({_some(left)})"
+        fitting, known = ([], False) if apart else self._heads(model, left, absent)
         write = " or ".join(f'"architectures": ["{each}"]' for each in fitting)
         if named is None and name is not None:
             raise source.refuse(
-                f"{held}, and its config.json names a class for it that transformers has not, {name}: "
+                f"{held}, and its config.json names a class for them that transformers does not have, {name}: "
                 + (f"write {write} into it, if that is the same, or " if fitting else "")
                 + "load it by its own class, GlobEnc(model, tokenizer)"
             )
         if named is None and len(fitting) > 1:
-            raise source.refuse(f"{held}, and its config.json does not say whose: write {write} into it")
+            raise source.refuse(f"{held}, and its config.json names no class that does: write {write} into it")
         if named is None and fitting:
             return self.filled(_classes(self.whole)[fitting[0]])[0], None
         if named is None or named is self.encoder or not known:
-            said = f"model {source.name!r}: {held}, so it is left out"
-            return model, said + (f"; if it is wanted, write {write} into config.json" if fitting else "")
+            said = f"model {source.name!r}: {held}, so they are left out"
+            return model, said + (f"; if they are wanted, write {write} into config.json" if fitting else "")
         return model, None
 
     def _is_usable(self, named: Any) -> bool:
@@ -468,11 +468,15 @@ class _Checkpoint:
             return named.config_class is type(self.config)
         return not (_has_decoders(self.whole) and _Skeleton.of(named, self.whole).decodes)
 
-    def _heads(self, model: Any, left: list[str]) -> tuple[list[str], bool]:
-        """The classes that have a place for all of `left` and lack nothing; whether `left` is known to any classes."""
-        have = {_bare(key, model.base_model_prefix): tuple(v.shape) for key, v in model.state_dict().items()}
-        have |= {_bare(key, model.base_model_prefix): tuple(v.get_shape()) for key, v in self.weights.items()}
-        unknown, fitting = set(left), []
+    def _heads(self, model: Any, left: list[str], absent: Collection[str]) -> tuple[list[str], bool]:
+        """The classes that have a place for all of `left` and lack nothing, not even what is `absent` from the
+        encoder; whether `left` is known to any classes."""
+        prefix = model.base_model_prefix
+        have = {_bare(key, prefix): tuple(v.shape) for key, v in model.state_dict().items() if key not in absent}
+        have |= {_bare(key, prefix): tuple(v.get_shape()) for key, v in self.weights.items()}
+        unknown = set(left)
+        fitting: list[str] = []
+        alike: list[str] = []  # but for shapes
         decoders = _classes(self.whole, transformers.AutoModelForCausalLM)
         for name, each in _classes(self.whole).items():
             if name in decoders:
@@ -480,12 +484,13 @@ class _Checkpoint:
             head = _Skeleton.of(each, self.whole)
             unknown -= head.shapes.keys()
             needed = {key: shape for key, shape in head.shapes.items() if key not in head.tied}
-            if needed.items() <= have.items() and head.shapes.keys() >= set(left):
-                fitting.append(name)
-        return fitting, not unknown
+            if head.shapes.keys() >= set(left) and needed.keys() <= have.keys():
+                (fitting if needed.items() <= have.items() else alike).append(name)
+        return fitting or alike, not unknown
 
-    def filled(self, model_class: Any) -> tuple[Any, list[str]]:
-        """A model of that class with its weights, all of them, and the names inside it of those that it left out."""
+    def filled(self, model_class: Any) -> tuple[Any, list[str], set[str]]:
+        """A model of that class with all weights that it needs; the names of those that it has no place for, and of
+        those that it does without."""
         with _errors_of(self.source, f"{model_class.__name__} of its config.json"), _quiet():
             try:
                 model, info = model_class.from_pretrained(
@@ -504,32 +509,40 @@ class _Checkpoint:
                 ) from error
         model.config.name_or_path = self.source.name
         missing = [key for key in model.state_dict() if key in info["missing_keys"]]
-        left = sorted(info["unexpected_keys"])
-        foreign = [key for key in left if self._is_part(model, key)]
-        missing = [key for key in missing if key not in _unused(model, missing)] if missing else []
-        what = f"weights of {model_class.__name__}"
+        left = [key for key in sorted(info["unexpected_keys"]) if self._is_weight(key, model.base_model_prefix)]
+        foreign = [key for key in left if _is_part(model, key)]
+        unused = _unused(model, missing) if missing else set()
+        missing = [key for key in missing if key not in unused]
         if missing:
-            reason = _why_missing(model, missing, left)
-            raise self.source.refuse(f"{len(missing)} {what} are missing, among them {_some(missing)}: {reason}")
+            raise self.source.refuse(
+                f"{len(missing)} of the weights of {model_class.__name__} are missing, {_some(missing)}: "
+                f"{_why_missing(model, missing, left)}"
+            )
         for key, stored, wanted in sorted(info["mismatched_keys"]):
-            said = f"{key} is {list(stored)} in its weights, and {list(wanted)} by its config.json"
-            raise self.source.refuse(said + _field(self.config, stored, wanted))
+            head = _bare(key, model.base_model_prefix).split(".")[0] not in _body(model)
+            raise self.source.refuse(
+                f"{key} is {list(stored)} in its files, and {list(wanted)} by its config.json, whose "
+                + (f"id2label has {model.config.num_labels} labels" if head else _field(self.config, stored, wanted))
+            )
         if foreign:
             raise self.source.refuse(
-                f"{len(foreign)} of its weights have no place in {model_class.__name__} by its config.json, among them "
+                f"{len(foreign)} of its weights have no place in {model_class.__name__} by its config.json, "
                 f"{_some(foreign)}: {_why_foreign(model, foreign)}"
             )
-        return model, [_bare(key, model.base_model_prefix) for key in left]
+        return model, [_bare(key, model.base_model_prefix) for key in left], unused
 
-    def _is_part(self, model: Any, key: str) -> bool:
-        """Whether a weight that the model has no place for belongs inside a part of its encoder."""
-        key = _bare(key, model.base_model_prefix)
-        stored = self.weights.get(key) or self.weights.get(f"{model.base_model_prefix}.{key}")
-        if stored is not None and stored.get_dtype() not in _FLOATS:
-            return False  # ids of positions and the like
-        first, *more = key.split(".")
-        # a mask token stands for patches that are hidden in pretraining
-        return bool(more) and more[-1] != "mask_token" and first in dict(model.base_model.named_children())
+    def _is_weight(self, key: str, prefix: str) -> bool:
+        """Whether it is more than ids of positions and the like, in the files under this name or without prefix."""
+        bare = _bare(key, prefix)
+        stored = next((self.weights[name] for name in (key, bare, f"{prefix}.{bare}") if name in self.weights), None)
+        return stored is None or stored.get_dtype() in _FLOATS
+
+
+def _is_part(model: Any, key: str) -> bool:
+    """Whether a weight that the model has no place for belongs inside a part of its encoder."""
+    first, *more = _bare(key, model.base_model_prefix).split(".")
+    # a mask token stands for patches that are hidden in pretraining
+    return bool(more) and more[-1] != "mask_token" and first in dict(model.base_model.named_children())
 
 
 # whether all is there
@@ -576,24 +589,31 @@ def _why_missing(model: Any, missing: list[str], left: list[str]) -> str:
     extra = _renamed(left, model.state_dict(), model.base_model_prefix)
     if extra is not None:
         return f"names in its files have {extra!r} too much, from what the model was wrapped in when it was saved"
-    lacking = _renamed(missing, left, model.base_model_prefix)
+    lacking = _renamed(missing, set(left), model.base_model_prefix)
     if lacking is not None:
         return f"names in its files lack {lacking!r}: only a part of the model was saved"
-    layers = sorted({int(found[0]) for key in missing if (found := re.search(r"(?<=\.)\d+(?=\.)", key))})
-    base = model.base_model
-    if base is not model and not any(key.startswith(f"{model.base_model_prefix}.") for key in missing):
+    if not any(_bare(key, model.base_model_prefix).split(".")[0] in _body(model) for key in missing):
         if left:
-            return f"they are its head, and its files hold another one, {_some(left)}"
+            return f"they belong to its head, and its files hold another one, {_some(left)}"
         return (
-            "they are its head, and its files hold an encoder without one: load a fine-tuned model, or write "
-            f'"architectures": ["{type(base).__name__}"] into its config.json for scores without an answer'
+            "they belong to its head, and its files hold an encoder without it: load a fine-tuned model, or write "
+            f'"architectures": ["{type(model.base_model).__name__}"] into its config.json for scores without an answer'
         )
-    if layers and len(layers) < 20 and all(re.search(r"\.\d+\.", key) for key in missing):
+    layers = sorted({int(found[0]) for key in missing if (found := re.search(r"(?<=\.)\d+(?=\.)", key))})
+    if layers and all(re.search(r"\.\d+\.", key) for key in missing):
         return (
-            f"they belong to layer {', '.join(map(str, layers))}; num_hidden_layers in its config.json is "
-            f"{model.config.num_hidden_layers}"
+            f"they belong to layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}; num_hidden_layers in "
+            f"its config.json is {model.config.num_hidden_layers}"
         )
     return "its files are not whole, or not of this config.json"
+
+
+def _body(model: Any) -> set[str]:
+    """The parts of the base model that hold its layers and its embeddings."""
+    embeddings = model.base_model.get_input_embeddings()
+    inside = [*layer_list(model.base_model, find_family(model)), embeddings]
+    parts = model.base_model.named_children()
+    return {name for name, part in parts if any(each is module for each in part.modules() for module in inside)}
 
 
 def _renamed(names: Iterable[str], wanted: Collection[str], prefix: str) -> str | None:
@@ -620,14 +640,10 @@ def _why_foreign(model: Any, foreign: list[str]) -> str:
 
 
 def _field(config: Any, stored: Iterable[int], wanted: Iterable[int]) -> str:
-    """The field of config.json that may be wrong, where one number differs."""
-    for have, want in zip(stored, wanted, strict=False):
-        fields = [name for name, value in config.to_dict().items() if value == want and not isinstance(value, bool)]
-        if have != want and len(fields) == 1:
-            return f", whose {fields[0]} is {want}"
-        if have != want and want == config.num_labels:
-            return f", which has {want} labels (id2label)"
-    return ""
+    """The fields of config.json that may be wrong, where a size differs."""
+    sizes = [want for have, want in zip(stored, wanted, strict=False) if have != want]
+    fields = [f"{name} is {value}" for name, value in config.to_dict().items() if type(value) is int and value in sizes]
+    return " and ".join(fields) or "sizes are others"
 
 
 def _some(names: list[str]) -> str:
