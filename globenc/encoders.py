@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -566,7 +566,7 @@ def find_family(model: nn.Module) -> EncoderFamily:
         raise TypeError(f"model must be a transformers encoder (a PreTrainedModel), got {got}{_instead_of(model)}")
     # UMT5's encoder alone keeps a config that says otherwise
     alone = not any(hasattr(part, "decoder") for part in (model, getattr(model, "base_model", model)))
-    return family_of_config(cast(PreTrainedConfig, model.config), type(model).__name__, alone)
+    return family_of_config(model.config, type(model).__name__, alone)
 
 
 def _instead_of(model: Any) -> str:
@@ -580,10 +580,11 @@ def _instead_of(model: Any) -> str:
         return ": merge its adapters into the model and pass that, model.merge_and_unload()"
     if isinstance(model, PreTrainedConfig):
         return ": a configuration has no weights; load the model"
-    if kinds & {"optimum", "onnxruntime"} or type(model).__module__.startswith(
-        ("torch.jit", "torch.export", "torch.fx")
-    ):
+    where = type(model).__module__
+    if kinds & {"optimum", "onnxruntime"} or where.startswith(("torch.jit", "torch.export", "torch.fx")):
         return ": an exported model does not show its layers; pass the transformers model that it was made from"
+    if isinstance(model, list | tuple):
+        return "; pass one model"
     path = _encoder_inside(model)
     return "" if path is None else f": pass the model inside, its {path}"
 
@@ -663,6 +664,10 @@ def _full_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
+def _kind(weight: Any) -> str:
+    return str(weight.dtype) if type(weight) in (Tensor, nn.Parameter) else type(weight).__name__
+
+
 def _is_quantised(module: Any) -> bool:
     """Whether its weight is another than that of a linear layer in floating point: packed, a method, or of a kind of
     tensor that only looks like one."""
@@ -697,9 +702,9 @@ def find_layers(base_model: nn.Module, family: EncoderFamily) -> list[LayerModul
         output_norm = None
         if _is_quantised(projection):
             raise ValueError(
-                f"output_projection of {family.model_type!r} is quantised ({_full_name(projection)}, weight "
-                f"{type(getattr(projection, 'weight', None)).__name__}): load the model without quantisation, in "
-                "float32, bfloat16 or float16"
+                f"output_projection of {family.model_type!r} is quantised ({_full_name(projection)}, with a weight of "
+                f"{_kind(getattr(projection, 'weight', None))}): load the model without quantisation, in float32, "
+                "bfloat16 or float16"
             )
         if type(projection) is not nn.Linear:
             raise ValueError(
