@@ -777,7 +777,7 @@ def _report(summary: ExtractSummary) -> None:
 
 def _default_model() -> dict[str, str]:
     """Name of the embedded model and what its card says first."""
-    from .explainer import DEFAULT_MODEL, DEFAULT_NAME
+    from .loading import DEFAULT_MODEL, DEFAULT_NAME
 
     card = (DEFAULT_MODEL / "README.md").read_text(encoding="utf-8")
     body = re.sub(r"\A---\n.*?\n---\n", "", card, flags=re.DOTALL)
@@ -870,14 +870,9 @@ def _load(
 
         if device is not None:
             _check_device(device)
-        try:
-            return GlobEnc.from_pretrained(
-                model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
-            )
-        except (ValueError, TypeError, OSError, RuntimeError):
-            raise
-        except Exception as error:  # what tokenizers, safetensors and model code of a hub raise has no common type
-            raise OSError(f"model {model!r} cannot be loaded: {_first_line(error)}") from error
+        return GlobEnc.from_pretrained(
+            model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
+        )
 
 
 def _quiet() -> None:

@@ -10,12 +10,13 @@ contribution is what a token adds to the residual stream, and N-Enc is N-Res.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 Layers = str | Callable[[nn.Module], list[nn.Module]]
 
@@ -564,14 +565,51 @@ def find_family(model: nn.Module) -> EncoderFamily:
         TypeError: the model is not a transformers model at all.
         ValueError: it is a decoder, an encoder-decoder, or of a family the table does not hold.
     """
-    if not isinstance(model, nn.Module) or not isinstance(getattr(model, "config", None), PreTrainedConfig):
-        raise TypeError(
-            f"model must be a transformers encoder (a PreTrainedModel with a config), got {type(model).__name__}; "
-            "of a SentenceTransformer pass its `[0].auto_model`"
-        )
+    if not isinstance(model, PreTrainedModel) or not isinstance(model.config, PreTrainedConfig):
+        got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise TypeError(f"model must be a transformers encoder (a PreTrainedModel), got {got}{_instead_of(model)}")
     # UMT5's encoder alone keeps a config that says otherwise
     alone = not any(hasattr(part, "decoder") for part in (model, getattr(model, "base_model", model)))
-    return family_of_config(cast(PreTrainedConfig, model.config), type(model).__name__, alone)
+    return family_of_config(model.config, type(model).__name__, alone)
+
+
+def _instead_of(model: Any) -> str:
+    """What to pass instead of something that is no transformers model."""
+    kinds = {each.__module__.split(".")[0] for each in type(model).__mro__}
+    if isinstance(model, type):
+        return f": pass a model that is loaded, {model.__name__}.from_pretrained(...)"
+    if isinstance(model, str | os.PathLike):
+        return f"; GlobEnc.from_pretrained({os.fspath(model)!r}) loads one"
+    if "peft" in kinds:
+        return ": merge its adapters into the model and pass that, model.merge_and_unload()"
+    if isinstance(model, PreTrainedConfig):
+        return ": a configuration has no weights; load the model"
+    where = type(model).__module__
+    if kinds & {"optimum", "onnxruntime"} or where.startswith(("torch.jit", "torch.export", "torch.fx")):
+        return ": an exported model does not show its layers; pass the transformers model that it was made from"
+    if isinstance(model, list | tuple):
+        return "; pass one model"
+    path = _encoder_inside(model)
+    return "" if path is None else f": pass the model inside, its {path}"
+
+
+def _encoder_inside(outer: Any) -> str | None:
+    """Where in another package's or a user's object the transformers model is, as it is written behind the object."""
+    if isinstance(outer, nn.Module):
+        found = next((name for name, part in outer.named_modules() if name and isinstance(part, PreTrainedModel)), None)
+        if found is None:
+            return None
+        parts = ["[" + part + "]" if part.isdigit() else "." + part for part in found.split(".")]
+        return "".join(parts)
+    if isinstance(outer, list | tuple | dict) or not hasattr(outer, "__dict__"):
+        return None
+    for name, value in vars(outer).items():
+        if isinstance(value, PreTrainedModel):
+            return f".{name}"
+        inside = _encoder_inside(value) if isinstance(value, nn.Module) else None
+        if inside is not None:
+            return f".{name}{inside}"
+    return None
 
 
 def family_of_config(config: PreTrainedConfig, name: str, alone: bool = False) -> EncoderFamily:
@@ -626,29 +664,56 @@ def _resolve(root: nn.Module, path: str, argument: str, family: EncoderFamily) -
         ) from None
 
 
+def _full_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _kind(weight: Any) -> str:
+    return str(weight.dtype) if type(weight) in (Tensor, nn.Parameter) else type(weight).__name__
+
+
+def _is_quantised(module: Any) -> bool:
+    """Whether its weight is another than that of a linear layer in floating point: packed, a method, or of a kind of
+    tensor that only looks like one."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return callable(weight) or hasattr(module, "qweight") or "quant" in type(module).__module__
+    if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
+        return True
+    return type(weight) not in (Tensor, nn.Parameter) and not type(weight).__module__.startswith("torch.distributed")
+
+
+def layer_list(base_model: nn.Module, family: EncoderFamily) -> list[nn.Module]:
+    """The layers in order of execution; raises ValueError where they are not where the family says."""
+    if callable(family.layers):
+        return list(family.layers(base_model))
+    container = _resolve(base_model, family.layers, "layers", family)
+    return list(container if isinstance(container, nn.ModuleList) else container.children())
+
+
 def find_layers(base_model: nn.Module, family: EncoderFamily) -> list[LayerModules]:
     """The modules of every layer in order of execution; a shared layer stands there once per use.
 
     Raises:
         ValueError: a name of the family does not exist in this model, or is of an unusable kind.
     """
-    if callable(family.layers):
-        layers = list(family.layers(base_model))
-    else:
-        container = _resolve(base_model, family.layers, "layers", family)
-        layers = list(container if isinstance(container, nn.ModuleList) else container.children())
     resolved = []
-    for layer in layers:
+    for layer in layer_list(base_model, family):
         attention, projection, attention_norm = (
             _resolve(layer, getattr(family, argument), argument, family)
             for argument in ("attention", "output_projection", "attention_norm")
         )
         output_norm = None
+        if _is_quantised(projection):
+            raise ValueError(
+                f"output_projection of {family.model_type!r} is quantised ({_full_name(projection)}, with a weight of "
+                f"{_kind(getattr(projection, 'weight', None))}): load the model without quantisation, in float32, "
+                "bfloat16 or float16"
+            )
         if type(projection) is not nn.Linear:
             raise ValueError(
                 f"output_projection of {family.model_type!r} must be a plain torch.nn.Linear, got "
-                f"{type(projection).__name__}; merge adapters (peft: model.merge_and_unload()) or load the "
-                "model without quantisation"
+                f"{_full_name(projection)}; merge adapters (peft: model.merge_and_unload())"
             )
         if family.output_norm is not None:
             output_norm = _resolve(layer, family.output_norm, "output_norm", family)

@@ -11,43 +11,28 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from .answers import Answer, answers_of
 from .attribution import Attribution
 from .backends import check_backend
 from .capture import unwrap
 from .encoders import (
-    family_of_config,
     find_family,
     find_layers,
     max_length,
-    supported_encoders,
     takes_any_length,
 )
 from .errors import blames_text, named, short
 from .functional import attribute, patch_grid, patch_size
+from .loading import load, load_processor
 from .methods import get_method
 from .pictures import PictureAttribution, open_picture, seen
 from .rollouts import Target, check_target, plain_target
 from .tokenization import Encoding, by_length, encode, pad
 
-DEFAULT_MODEL = Path(__file__).parent / "default_model"
-DEFAULT_NAME = "globenc-sst2-small"
 SUSPECTS = 64  # texts tried alone, most, to find the one at fault
 _SURROGATE = re.compile("[\ud800-\udfff]")
-
-HEADS = (
-    "ForSequenceClassification",
-    "ForTokenClassification",
-    "ForQuestionAnswering",
-    "ForMaskedLM",
-    "ForPreTraining",
-    "ForImageClassification",
-)
 
 
 class GlobEnc:
@@ -111,28 +96,8 @@ class GlobEnc:
             ValueError: it is no supported encoder, or the dtype or the device is unknown.
             RuntimeError: there is no such device here.
         """
-        name = _model_source(name_or_path)
-        place = _device(device)
-        options: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-        try:
-            config = AutoConfig.from_pretrained(name, **options)
-        except (OSError, ValueError, KeyError) as error:
-            raise _no_model(name, error) from error
-        loader, config = _encoder_of(config)
-        pictures = family_of_config(config, name).patches is not None
-        chosen = _dtype(dtype, config, place)
-        try:
-            model = loader.from_pretrained(name, dtype=chosen, use_safetensors=True, **options)
-            tokenizer = (AutoImageProcessor if pictures else AutoTokenizer).from_pretrained(name, **options)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise _no_model(name, error) from error
-        if not pictures and len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise OSError(
-                f"model {name!r} has no tokenizer: save its tokenizer beside it, or use GlobEnc(model, tokenizer)"
-            )
-        if name_or_path is None:
-            model.config._name_or_path = DEFAULT_NAME
-        return cls(model.to(place).eval(), tokenizer, backend)
+        model, tokenizer = load(name_or_path, device, dtype, revision, trust_remote_code)
+        return cls(model, tokenizer, backend)
 
     def __repr__(self) -> str:
         name = self.model.config._name_or_path or type(self.model).__name__
@@ -158,12 +123,10 @@ class GlobEnc:
                     "tokenizer is needed: this model has no name to load one by; GlobEnc(model, tokenizer)"
                 )
             try:
-                loader = AutoTokenizer if self._family.patches is None else AutoImageProcessor
-                self._tokenizer = loader.from_pretrained(name)
+                self._tokenizer = load_processor(name, self.reads_pictures)
             except (OSError, ValueError) as error:
                 raise ValueError(
-                    f"tokenizer is needed: none could be loaded for {name!r} ({_first_line(error)}); "
-                    "GlobEnc(model, tokenizer)"
+                    f"tokenizer is needed: none could be loaded for {name!r} ({error}); GlobEnc(model, tokenizer)"
                 ) from error
         return self._tokenizer
 
@@ -536,95 +499,3 @@ def _free_memory() -> int | None:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return None
-
-
-def _encoder_of(config: Any) -> tuple[Any, Any]:
-    """What loads the encoder of a checkpoint, and its configuration: of CLIP and SigLIP the vision tower, of T5 the
-    encoder without its decoder."""
-    known = {family.model_type for family in supported_encoders()}
-    towers = {"clip": transformers.CLIPVisionModel, "siglip": transformers.SiglipVisionModel}
-    if config.model_type in towers:
-        return towers[config.model_type], config.vision_config
-    if config.model_type in known and config.is_encoder_decoder:
-        config.is_encoder_decoder = False
-        return transformers.AutoModelForTextEncoding, config
-    return _auto_class(config), config
-
-
-def _auto_class(config: Any) -> Any:
-    """The class that loads this checkpoint with the head it was trained with."""
-    architecture = (config.architectures or [""])[0]
-    for head in HEADS:
-        if architecture.endswith(head):
-            return getattr(transformers, f"AutoModel{head}")
-    return transformers.AutoModel
-
-
-def _dtype(asked: torch.dtype | str | None, config: Any, device: torch.device) -> torch.dtype | str:
-    if isinstance(asked, str):
-        found = getattr(torch, asked, None)
-        if not isinstance(found, torch.dtype) or not found.is_floating_point:
-            raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {asked!r}")
-        return found
-    if asked is not None:
-        return asked
-    stored = config.dtype
-    if device.type == "cpu" and stored in (torch.float16, torch.bfloat16):
-        return torch.float32
-    return "auto"
-
-
-def stored_dtype(name_or_path: str | Path | None, revision: str | None, trust_remote_code: bool) -> torch.dtype | None:
-    """The dtype that a checkpoint is stored in; None where its configuration does not say."""
-    name = _model_source(name_or_path)
-    try:
-        config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError) as error:
-        raise _no_model(name, error) from error
-    return config.dtype
-
-
-def _model_source(name_or_path: str | Path | None) -> str:
-    """A hub name, or a folder that holds a model."""
-    if name_or_path is None:
-        return str(DEFAULT_MODEL)
-    if not isinstance(name_or_path, str | Path):
-        raise TypeError(f"name_or_path must be a folder or a hub name, got {type(name_or_path).__name__}")
-    folder = Path(name_or_path).expanduser()
-    if folder.is_dir() and str(name_or_path):
-        if not (folder / "config.json").is_file():
-            raise OSError(f"no model in folder {str(name_or_path)!r}: it has no config.json")
-        return str(folder)
-    name = str(name_or_path)
-    if isinstance(name_or_path, Path) or not name or name.startswith(("/", ".", "~", "\\")) or name.count("/") > 1:
-        raise OSError(f"there is no folder {name!r} to load a model from")
-    return name
-
-
-def _device(asked: str | torch.device | None) -> torch.device:
-    """Where to run; the best there is where nothing was asked for."""
-    if asked is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-    except RuntimeError:
-        raise ValueError(f'device must be "cpu", "cuda", "cuda:1" or the like, got {asked!r}') from None
-    count = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= count:
-        raise RuntimeError(f"there is no device {str(device)!r} here: torch sees {count} CUDA GPUs")
-    return device
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-
-
-def _no_model(name: str, error: Exception) -> Exception:
-    """The same error in one sentence that names the model."""
-    if "trust_remote_code" in str(error):
-        return ValueError(f"model {name!r} brings code of its own: allow it with trust_remote_code=True")
-    if Path(name).exists():
-        return OSError(f"model in {name!r} cannot be loaded: {_first_line(error)}")
-    return OSError(
-        f"model {name!r} is no folder here and could not be fetched from the Hugging Face hub: {_first_line(error)}"
-    )

@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import torch
 
-from ..explainer import GlobEnc, stored_dtype
+from ..explainer import GlobEnc
+from ..loading import stored_dtype
 from ..methods import get_method
 from ..rollouts import Target, check_target, plain_target
 from . import local
