@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ import pyarrow as pa
 import torch
 from pyarrow import parquet
 
-from ..attribution import word_spans
+from ..attribution import find_words
 from ..explainer import BatchScores, GlobEnc
 from ..rollouts import Target, check_target
 from ..tokenization import Encoding, encode
@@ -117,7 +116,6 @@ class Worker:
         self.budget = settings.batch_tokens or explainer.budget()
         self._advance = advance or (lambda texts, tokens: None)
         self._any_scored, self._not_finite = False, 0
-        self._lock = threading.Lock()  # a tokenizer's truncation is a state of its own
         self._vocabulary: pa.Array | None = None
 
     def encode(self, work: Work) -> Shard:
@@ -126,9 +124,8 @@ class Worker:
         shard = Shard(work, [], list(work.rejects))
         texts = [example.text for example in work.examples]
         pairs = [str(example.pair) for example in work.examples] if settings.pair else None
-        with self._lock:
-            limit = self.explainer.limit(settings.max_length)
-            encodings = encode(self.explainer.tokenizer, texts, pairs, limit) if texts else []
+        limit = self.explainer.limit(settings.max_length)
+        encodings = encode(self.explainer.tokenizer, texts, pairs, limit) if texts else []
         for example, encoding in zip(work.examples, encodings, strict=True):
             if encoding.empty:
                 self._reject(shard, example, "the tokenizer finds no token in the text")
@@ -289,25 +286,20 @@ class Worker:
 
     def _words(self, row: Scored) -> tuple[list[str], np.ndarray]:
         """The words of a text without special tokens, and their scores."""
-        encoding, example = row.encoding, row.example
-        segments = encoding.segments.tolist()
-        spans = [span for span in word_spans(segments, encoding.word_ids.tolist()) if segments[span[0]] >= 0]
-        if encoding.spans is None:
-            names = [name.removeprefix("##") for name in self._names().take(pa.array(encoding.ids)).to_pylist()]
-            texts = ["".join(names[first:stop]) for first, stop in spans]
-        else:
-            starts, ends = encoding.spans[:, 0].tolist(), encoding.spans[:, 1].tolist()
-            sources = [example.text, example.pair or ""]
-            texts = [sources[segments[first]][starts[first] : ends[stop - 1]] for first, stop in spans]
-        scores = [row.scores[..., first:stop].sum(-1) for first, stop in spans]
-        return texts, np.stack(scores, axis=-1)
+        encoding = row.encoding
+        spans = [None] * len(encoding) if encoding.spans is None else encoding.spans.tolist()
+        names = self._names().take(pa.array(encoding.ids)).to_pylist()
+        sources = (row.example.text, row.example.pair)
+        runs = find_words(sources, names, spans, encoding.segments.tolist(), encoding.word_ids.tolist())
+        runs = [run for run in runs if run.segment is not None]
+        scores = [row.scores[..., run.first : run.stop].sum(-1) for run in runs]
+        return [run.text for run in runs], np.stack(scores, axis=-1)
 
     def _names(self) -> pa.Array:
         """The tokenizer's tokens by id."""
         if self._vocabulary is None:
-            with self._lock:
-                tokenizer = self.explainer.tokenizer
-                names = tokenizer.convert_ids_to_tokens(list(range(max(tokenizer.get_vocab().values()) + 1)))
+            tokenizer = self.explainer.tokenizer
+            names = tokenizer.convert_ids_to_tokens(list(range(max(tokenizer.get_vocab().values()) + 1)))
             self._vocabulary = pa.array(names, pa.string())
         return self._vocabulary
 
