@@ -182,13 +182,16 @@ def _tokens_in_python(own: Any, readings: list[list[_Reading]], limit: int | Non
     mark, verbatim = _mark(own), _is_verbatim(own)
     found = []
     for pair, whole in zip(readings, zip(*columns, strict=True), strict=True):
-        ids = list(whole)
+        ids, pieces = list(whole), [_pieces(own, r.text, row) for r, row in zip(pair, whole, strict=True)]
         full = overhead + sum(map(len, ids)) + sum(reading.beyond for reading in pair)
         if limit is not None and full > limit:
             _check_room(own, limit, len(columns))
             left = own.truncation_side == "left"
             kept = _longest_first([len(row) for row in ids], limit - overhead)
-            ids = [row[len(row) - n :] if left else row[:n] for row, n in zip(ids, kept, strict=True)]
+            ids, pieces = (
+                [row[len(row) - n :] if left else row[:n] for row, n in zip(rows, kept, strict=True)]
+                for rows in (ids, pieces)
+            )
         made = own.prepare_for_model(*ids, return_attention_mask=False, verbose=False)
         # where each text goes is seen by building the input of numbers that stand for it
         layout = own.build_inputs_with_special_tokens(*([-2 - k] * len(row) for k, row in enumerate(ids)))
@@ -197,9 +200,8 @@ def _tokens_in_python(own: Any, readings: list[list[_Reading]], limit: int | Non
         spans, words, placed = np.full((len(names), 2), -1), np.full(len(names), -1, np.int32), True
         for k, reading in enumerate(pair):
             here = np.flatnonzero(segments == k)
-            chosen = [names[i] for i in here]
-            words[here] = _words_by_names(chosen, mark)
-            known = _verbatim_spans(reading.text, chosen) if verbatim else None
+            words[here] = _words_by_names(pieces[k], mark)
+            known = _verbatim_spans(reading.text, pieces[k]) if verbatim else None
             placed = placed and known is not None
             spans[here] = -1 if known is None else known
         found.append(
@@ -217,9 +219,21 @@ def _tokens_in_python(own: Any, readings: list[list[_Reading]], limit: int | Non
 
 
 def _ids(own: Any, texts: list[str]) -> list[list[int]]:
-    """The ids of texts without special tokens."""
+    """The ids of texts without special tokens, all of them."""
+    if own.is_fast:
+        own.backend_tokenizer.no_truncation()
+        return [e.ids for e in own.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     options = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
     return own(texts, truncation=False, **options)["input_ids"]
+
+
+def _pieces(own: Any, text: str, ids: list[int]) -> list[str]:
+    """The tokens' names, of unknown ones what stands in the text where the tokenizer says."""
+    if own.unk_token_id in ids:
+        pieces = own.tokenize(text)
+        if own.convert_tokens_to_ids(pieces) == ids:
+            return pieces
+    return own.convert_ids_to_tokens(ids)
 
 
 def _check_room(own: Any, limit: int | None, texts: int) -> None:
@@ -386,7 +400,7 @@ class _Pieces:
         ends = [*self.begins[1:], len(text)]
         glued = not _ids_add_up(own)
         self.counts: list[int] = []
-        last = None
+        last, is_one = None, False
         for some in range(0, len(ends), 8):
             part = [
                 text[begin + (glued and begin > 0 and text[begin].isspace()) : end]
@@ -394,23 +408,25 @@ class _Pieces:
             ]
             for k, ids in enumerate(_ids(own, part), some):
                 # a word that the tokenizer does not know is one token, however long
-                goes_on = torn[k] and ids == [last] == [own.unk_token_id]
-                self.counts.append(0 if goes_on else len(ids))
-                last = ids[-1] if ids else None
+                goes_on = torn[k] and ids[:1] == [last] == [own.unk_token_id] and (is_one or len(ids) == 1)
+                self.counts.append(len(ids) - goes_on)
+                last, is_one = ids[-1] if ids else None, ids == [own.unk_token_id]
         self.total = sum(self.counts)
 
     def read(self, room: int) -> _Reading:
-        """As many pieces as hold `room` tokens; of pieces that add none their first character."""
-        chosen, tokens = [], 0
-        for k in reversed(range(len(self.counts))) if self.left else range(len(self.counts)):
-            chosen.append(k)
-            tokens += self.counts[k]
+        """As many pieces as hold `room` tokens; of pieces that add none the characters at their ends."""
+        chosen: list[tuple[int, int]] = []
+        tokens = 0
+        pieces = list(zip(self.begins, [*self.begins[1:], len(self.text)], self.counts, strict=True))
+        for begin, end, count in reversed(pieces) if self.left else pieces:
+            whole = count > 0 or end - begin < 3
+            chosen += [(begin, end)] if whole else [(begin, begin + 1), (end - 1, end)]
+            tokens += count
             if tokens >= room:
                 break
         chosen.sort()
-        ends = [*self.begins[1:], len(self.text)]
-        parts = [self.text[self.begins[k] : ends[k] if self.counts[k] else self.begins[k] + 1] for k in chosen]
-        places = np.array([np.cumsum([0, *map(len, parts[:-1])]), [self.begins[k] for k in chosen]])
+        parts = [self.text[begin:end] for begin, end in chosen]
+        places = np.array([np.cumsum([0, *map(len, parts[:-1])]), [begin for begin, _ in chosen]])
         return _Reading("".join(parts), places, self.total - tokens)
 
 
