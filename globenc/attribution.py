@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import json
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,20 +15,34 @@ import numpy as np
 import torch
 
 from .answers import in_code
-from .passages import paragraphs, sentences
+from .passages import paragraphs, sentences, trimmed, with_marks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_MARKS = re.compile(r"^##(?=.)|(?<=.)(?:@@|</w>)$", re.DOTALL)
+_BYTES, _NOT_HEX = re.compile(r"(?:<0x[0-9A-F]{2}>)+"), re.compile(r"<0x|>")
+# byte-level tokenizers write bytes that are no printable Latin-1 characters as those from U+0100 on
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + k): byte for k, byte in enumerate(sorted({*range(256)} - {*_PRINTABLE}))
+}
 
 
 @dataclass(frozen=True)
 class Word:
     """One word of the text, or one special token.
 
+    Blanks divide words; so do punctuation marks and symbols, unless the tokenizer's own words hold them; of scripts
+    that are written without blanks (Chinese, Thai) every character is a word, but for those that one token holds.
+    Tokens that reach over such a border join the words on both sides. A token of blanks alone goes with the word behind
+    it, at the end with the last one. Where a tokenizer knows no offsets, its own words count.
+
     Attributes:
-        text: as it stands in the text; a special token's own name.
+        text: as it stands in the text, text[start:end], without blanks around it; a special token's own name.
         score: sum of its tokens' scores: a float, or [targets] where several targets were asked for.
-        start, end: characters text[start:end]; None for special tokens.
+        start, end: characters text[start:end]; None for special tokens, and for all words of a tokenizer that knows no
+            offsets.
         tokens: which tokens it is made of, as slice bounds first:stop.
         segment: 0 in the text, 1 in the pair; None for special tokens.
     """
@@ -73,6 +88,68 @@ def word_spans(segments: Sequence[int | None], word_ids: Sequence[int | None]) -
     return list(zip(starts, [*starts[1:], len(segments)], strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class TokenRun:
+    """The tokens of one word: slice bounds first:stop of the tokens, and where it stands in its text.
+
+    Attributes:
+        text: the word; a special token's own name.
+        start, end: characters of it in its text, without blanks around it; None where they are not known.
+        first, stop: which tokens.
+        segment: 0 in the text, 1 in the pair; None for special tokens.
+    """
+
+    text: str
+    start: int | None
+    end: int | None
+    first: int
+    stop: int
+    segment: int | None
+
+
+def find_words(
+    sources: Sequence[str | None],
+    tokens: Sequence[str],
+    spans: Sequence[Sequence[int] | None],
+    segments: Sequence[int | None],
+    word_ids: Sequence[int | None],
+) -> list[TokenRun]:
+    """The words of a text and its pair, special tokens among them; arguments as in `Attribution`, segment or span of
+    special tokens None or negative."""
+    found = []
+    for first, stop in word_spans(segments, word_ids):
+        segment = segments[first]
+        if segment is None or segment < 0:
+            found.append(TokenRun(tokens[first], None, None, first, stop, None))
+            continue
+        source = sources[segment] or ""
+        known = [(span[0], span[1]) for span in spans[first:stop] if span is not None and span[0] >= 0]
+        # where nothing shows, which is only so of a text that shows nothing at all, the word is what there is
+        shown = [span for span in (trimmed(source, span) for span in known) if span[0] < span[1]] or known
+        start, end = min((span[0] for span in shown), default=0), max((span[1] for span in shown), default=0)
+        if start < end:
+            end = with_marks(source, end)
+            found.append(TokenRun(source[start:end], start, end, first, stop, segment))
+        else:
+            found.append(TokenRun(joined(tokens[first:stop]), None, None, first, stop, segment))
+    return found
+
+
+def joined(pieces: Sequence[str]) -> str:
+    """Names of tokens as one word, without the marks that say how they go together.
+
+    Example:
+        >>> joined(["wonder@@", "ful"]), joined(["charm", "##ing"]), joined(["\u2581caf", "<0xC3>", "<0xA9>"])
+        ('wonderful', 'charming', 'caf\u00e9')
+    """
+    word = "".join(_MARKS.sub("", piece) for piece in pieces)
+    if word.startswith(("\u0120", "\u010a")) and all(character in _BYTE_LEVEL for character in word):
+        word = bytes(_BYTE_LEVEL[character] for character in word).decode(errors="replace")
+    word = _BYTES.sub(lambda run: bytes.fromhex(_NOT_HEX.sub("", run[0])).decode(errors="replace"), word)
+    word = word.replace("\u2581", " ")
+    return word.strip() or "".join(pieces)
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Attribution:
     """Which tokens of a text an answer came from.
@@ -80,10 +157,10 @@ class Attribution:
     Attributes:
         text, text_pair: what was attributed; the pair may be None.
         tokens: word pieces as the tokenizer names them, special tokens included, n of them.
-        offsets: characters (start, end) of each token in its text; None for special tokens, and for all tokens of a
-            tokenizer that knows no offsets.
+        offsets: characters (start, end) of each token in its text, without blanks around it; None for special tokens,
+            and for all tokens of a tokenizer that knows no offsets.
         segments: 0 for tokens of the text, 1 of the pair, None for special tokens.
-        word_ids: number of the word a token belongs to within its segment; None for special tokens.
+        word_ids: number of the word (`Word`) a token belongs to within its segment; None for special tokens.
         scores: [n], or [targets, n] where several were asked for; each row sums to 1. float32, float64 for float64
             models.
         log2_scale: the rollout's own value is scores * 2**log2_scale; a float, or [targets].
@@ -140,17 +217,12 @@ class Attribution:
             >>> [word.text for word in a.words()]
             ['[CLS]', 'unflinchingly', 'bleak', '[SEP]']
         """
+        sources = (self.text, self.text_pair)
         words: list[Word] = []
-        for first, stop in word_spans(self.segments, self.word_ids):
-            segment, begin, end = self.segments[first], self.offsets[first], self.offsets[stop - 1]
-            score: Any = self.scores[..., first:stop].sum(-1)
+        for run in find_words(sources, self.tokens, self.offsets, self.segments, self.word_ids):
+            score: Any = self.scores[..., run.first : run.stop].sum(-1)
             score = float(score) if self.scores.ndim == 1 else score
-            if segment is not None and begin is not None and end is not None:
-                source = self.text if segment == 0 else self.text_pair or ""
-                words.append(Word(source[begin[0] : end[1]], score, begin[0], end[1], (first, stop), segment))
-            else:
-                name = "".join(token.removeprefix("##") for token in self.tokens[first:stop])
-                words.append(Word(name, score, None, None, (first, stop), segment))
+            words.append(Word(run.text, score, run.start, run.end, (run.first, run.stop), run.segment))
         return words
 
     def sentences(self) -> list[Passage]:
@@ -175,8 +247,7 @@ class Attribution:
         return self._passages(paragraphs)
 
     def _passages(self, divide: Callable[[str], list[tuple[int, int]]]) -> list[Passage]:
-        found = []
-        unread = self.unread()
+        found, words, unread = [], self.words(), self.unread()
         for segment, source in enumerate((self.text, self.text_pair)):
             spans = [] if source is None else divide(source)
             whole = len(source or "")
@@ -186,12 +257,9 @@ class Attribution:
             spans = [(max(start, first), min(end, last)) for start, end in spans if start < last and end > first]
             starts = [start for start, _ in spans]
             scores = np.zeros((*self.scores.shape[:-1], len(spans)), np.float64)
-            read = False
-            for token, (span, where) in enumerate(zip(self.offsets, self.segments, strict=True)):
-                if where == segment and span is not None and spans:
-                    # where it ends: some tokens begin with the space before them
-                    scores[..., max(0, bisect.bisect_right(starts, span[1] - 1) - 1)] += self.scores[..., token]
-                    read = True
+            read = [(word, word.end) for word in words if word.segment == segment and word.end is not None and spans]
+            for word, last in read:
+                scores[..., max(0, bisect.bisect_right(starts, last - 1) - 1)] += word.score
             if source is None or not read:
                 continue
             for k, (start, end) in enumerate(spans):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,7 +13,7 @@ import pyarrow as pa
 import torch
 
 from ..answers import Answer, class_count, in_words, kind_of
-from ..attribution import word_spans
+from ..attribution import find_words
 from ..errors import blames_text, in_a_line
 from ..explainer import BatchScores, GlobEnc
 from ..rollouts import Target, check_target
@@ -126,7 +125,6 @@ class Worker:
         self.budget = settings.batch_tokens or explainer.budget()
         self._advance = advance or (lambda texts, tokens: None)
         self._sound, self._failures = False, 0  # whether the model has scored a text, and how many failed before one
-        self._lock = threading.Lock()  # a tokenizer's truncation is a state of its own
         self._vocabulary: pa.Array | None = None
 
     def encode(self, work: Work) -> Shard:
@@ -135,10 +133,9 @@ class Worker:
         shard = Shard(work, [], list(work.rejects))
         texts = [example.text for example in work.examples]
         pairs = [str(example.pair) for example in work.examples] if settings.pair else None
-        with self._lock:
-            limit = self.explainer.limit(settings.max_length)
-            encodings = self.explainer.encode_each(texts, pairs, limit) if texts else []
-            self._check_encoder(encodings, limit)
+        limit = self.explainer.limit(settings.max_length)
+        encodings = self.explainer.encode_each(texts, pairs, limit) if texts else []
+        self._check_encoder(encodings, limit)
         del texts, pairs
         for example, encoding in zip(work.examples, encodings, strict=True):
             if isinstance(encoding, BaseException):
@@ -221,9 +218,7 @@ class Worker:
         if self._sound or (self._failures < PATIENCE and not last):
             return
         target = self.settings.target if isinstance(self.settings.target, str) else 0
-        with self._lock:
-            probes = list(self._probes(self.explainer.limit(self.settings.max_length)))
-        for encoding in probes:
+        for encoding in self._probes(self.explainer.limit(self.settings.max_length)):
             try:
                 self.explainer.score([encoding], **{**self.settings.model_options, "target": target})
             except Exception as error:
@@ -383,25 +378,20 @@ class Worker:
 
     def _words(self, row: Scored) -> tuple[list[str], np.ndarray, list[int]]:
         """The words of a text without special tokens, their scores, and how many tokens each is made of."""
-        encoding, example = row.encoding, row.example
-        segments = encoding.segments.tolist()
-        spans = [span for span in word_spans(segments, encoding.word_ids.tolist()) if segments[span[0]] >= 0]
-        if encoding.spans is None:
-            names = [name.removeprefix("##") for name in self._names().take(pa.array(encoding.ids)).to_pylist()]
-            texts = ["".join(names[first:stop]) for first, stop in spans]
-        else:
-            starts, ends = encoding.spans[:, 0].tolist(), encoding.spans[:, 1].tolist()
-            sources = [example.text, example.pair or ""]
-            texts = [sources[segments[first]][starts[first] : ends[stop - 1]] for first, stop in spans]
-        scores = [row.scores[..., first:stop].sum(-1) for first, stop in spans]
-        return texts, np.stack(scores, axis=-1), [stop - first for first, stop in spans]
+        encoding = row.encoding
+        spans = [None] * len(encoding) if encoding.spans is None else encoding.spans.tolist()
+        names = self._names().take(pa.array(encoding.ids)).to_pylist()
+        sources = (row.example.text, row.example.pair)
+        runs = find_words(sources, names, spans, encoding.segments.tolist(), encoding.word_ids.tolist())
+        runs = [run for run in runs if run.segment is not None]
+        scores = [row.scores[..., run.first : run.stop].sum(-1) for run in runs]
+        return [run.text for run in runs], np.stack(scores, axis=-1), [run.stop - run.first for run in runs]
 
     def _names(self) -> pa.Array:
         """The tokenizer's tokens by id."""
         if self._vocabulary is None:
-            with self._lock:
-                tokenizer = self.explainer.tokenizer
-                names = tokenizer.convert_ids_to_tokens(list(range(max(tokenizer.get_vocab().values()) + 1)))
+            tokenizer = self.explainer.tokenizer
+            names = tokenizer.convert_ids_to_tokens(list(range(max(tokenizer.get_vocab().values()) + 1)))
             self._vocabulary = pa.array(names, pa.string())
         return self._vocabulary
 
