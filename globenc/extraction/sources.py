@@ -738,11 +738,23 @@ def _scalars(array: Any) -> Iterator[Any]:
     for scalar in array:
         try:
             yield scalar.as_py()
-        except Exception:  # bytes in it that are no UTF-8, or what Python has no value for, such as nanoseconds
+        except UnicodeDecodeError as error:
+            yield _Unreadable(f"<{scalar.type}>") if pa.types.is_nested(scalar.type) else bytes(error.object)
+        except Exception:  # what Python has no value for, such as nanoseconds
             try:
-                yield scalar.cast(pa.string()).as_py()
-            except (pa.ArrowException, UnicodeDecodeError):
-                yield f"<{scalar.type}>"
+                yield _Unreadable(scalar.cast(pa.string()).as_py())
+            except pa.ArrowException:
+                yield _Unreadable(f"<{scalar.type}>")
+
+
+class _Unreadable:
+    """What Python has no value for, in Arrow's words: it can be passed through, and is no text."""
+
+    def __init__(self, words: str):
+        self._words = words
+
+    def __str__(self) -> str:
+        return self._words
 
 
 def _made_by(value: Any, library: str, *names: str) -> bool:
