@@ -212,7 +212,7 @@ def extract(
             "complete": False,
             **made_by,
             "identity": identity,
-            "inputs": [source.name.encode(errors="backslashreplace").decode() for source in sources],
+            "inputs": [source.name for source in sources],
             "engine": engine,
             "started": now(),
         }
