@@ -865,7 +865,7 @@ def test_a_lock_that_the_user_takes_away(finished, corpus, other_corpus, loaded,
 
     with (
         at_the_second_shard(another),
-        pytest.raises(OSError, match="was written by another run meanwhile: run|is being written by another run"),
+        pytest.raises(OSError, match=r"was written by another run meanwhile: run|is being written by another run"),
     ):
         run(corpus, folder, loaded, overwrite=True)
     run(other_corpus, tmp_path / "other", loaded)
