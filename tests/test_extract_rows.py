@@ -605,6 +605,11 @@ def test_a_long_first_line_of_standard_input(monkeypatch, tmp_path):
     content = json.dumps({"text": "a" * 3_000_000}).encode() + b'\n{"text": "b"}\n'
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert [len(text) for text in texts_of(read("-"))] == [3_000_000, 1]
+    monkeypatch.setattr(sources, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    (work,) = read("-")
+    assert [reject.row for reject in work.rejects] == [0]
+    assert texts_of([work]) == ['{"text": "b"}']  # plain text: the first line says nothing
 
 
 def test_a_packed_line_without_end(tmp_path, monkeypatch):
