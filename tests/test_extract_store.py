@@ -757,7 +757,7 @@ def test_an_input_that_another_takes_the_place_of_is_read_to_its_end(loaded, tmp
     written(new, [text[::-1] for text in LONG])
     with (
         at_the_second_shard(lambda: new.replace(path) if act == "replaced" else path.unlink()),
-        pytest.warns(UserWarning, match=r"in.jsonl' was changed or replaced after it was read"),
+        pytest.warns(UserWarning, match=r"in.jsonl' was changed or replaced during the run"),
     ):
         run(path, folder, loaded)
     assert_same(folder, tmp_path / "whole")
