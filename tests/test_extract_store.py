@@ -892,7 +892,7 @@ def test_another_run_that_still_writes(corpus, loaded, tmp_path):
 def test_a_folder_that_is_moved_during_the_run(finished, corpus, loaded, tmp_path):
     folder, moved = tmp_path / "out", tmp_path / "moved"
     with (
-        at_a_shard(lambda: folder.rename(moved)),
+        at_a_shard(lambda: folder.rename(moved), 1),
         pytest.raises(OSError, match="out' was moved or removed during the run"),
     ):
         run(corpus, folder, loaded)
