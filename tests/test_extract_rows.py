@@ -374,6 +374,34 @@ def test_columns_that_nobody_asked_for(tmp_path, name):
     assert [work.rejects for work in works] == [[]]
 
 
+def test_cells_that_python_has_no_value_for(tmp_path):
+    offsets = pa.array([0, 1, 3], pa.int32()).buffers()[1]
+    broken = pa.StringArray.from_buffers(2, offsets, pa.py_buffer(b"a\xffb"))
+    columns = {
+        "text": broken.dictionary_encode(),
+        "view": broken.cast(pa.binary()).cast(pa.binary_view()).view(pa.string_view()),
+        "list": pa.ListArray.from_arrays([0, 1, 2], broken),
+        "time": pa.array([1, 1_700_000_000_000_000_001], pa.timestamp("ns")),
+        "label": pa.array([1, 2], pa.duration("ns")),
+    }
+    table = pa.table(columns)
+    (work,) = read(table, Columns(label="list"))
+    assert [(example.text, example.gold) for example in work.examples] == [("a", "['a']")]
+    assert [reject.reason for reject in work.rejects] == ["undecodable bytes: 0xff at byte 0 is not UTF-8"]
+    (work,) = read(table, Columns(text="view", label="time"))
+    assert [example.gold for example in work.examples] == ["1970-01-01 00:00:00.000000001"]
+    for name in ("list", "time", "label"):
+        (work,) = read(table, Columns(text=name))
+        assert work.examples == []
+        assert "not text" in work.rejects[-1].reason
+    texts = pa.array(["x", "y"])
+    (work,) = read(table.set_column(0, "text", texts), Columns(id="view", label="list"))
+    assert [(example.id, example.gold) for example in work.examples] == [
+        ("a", "['a']"),
+        ("\\xffb", "<list<item: string>>"),
+    ]
+
+
 class Stranger:
     """A value that no library knows."""
 
@@ -497,9 +525,10 @@ def test_reasons_are_short_and_can_be_printed(tmp_path, loaded):
     assert short("a\nb") == "a\\nb"
     path = tmp_path / os.fsdecode(b"caf\xe9.txt")
     path.write_text("\n")
-    assert read(path)[0].rejects[0].input == "caf\\udce9.txt"
     run(path, tmp_path / "out", loaded)
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["inputs"] == [str(tmp_path / "caf\\udce9.txt")]
+    (line,) = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["input"] == path.name
+    assert run(path, tmp_path / "out", loaded).resumed == 1
 
 
 def test_a_shard_has_room_for_the_reasons_of_all_its_rows(tmp_path, monkeypatch, loaded):
@@ -576,6 +605,11 @@ def test_a_long_first_line_of_standard_input(monkeypatch, tmp_path):
     content = json.dumps({"text": "a" * 3_000_000}).encode() + b'\n{"text": "b"}\n'
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert [len(text) for text in texts_of(read("-"))] == [3_000_000, 1]
+    monkeypatch.setattr(sources, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    (work,) = read("-")
+    assert [reject.row for reject in work.rejects] == [0]
+    assert texts_of([work]) == ['{"text": "b"}']  # plain text: the first line says nothing
 
 
 def test_a_packed_line_without_end(tmp_path, monkeypatch):

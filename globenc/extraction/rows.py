@@ -44,8 +44,8 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row that cannot be attributed: its number from 0, the input and line it comes from, and the reason; both texts
-    are made printable and cut to 200 characters."""
+    """A row that cannot be attributed: its number from 0, the input and line it comes from, and the reason, in one line
+    that can be printed; input and reason are cut to 200 characters."""
 
     row: int
     input: str
@@ -53,7 +53,8 @@ class Reject:
     reason: str
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input", short(self.input))
+        if len(self.input) > 200:
+            object.__setattr__(self, "input", f"{self.input[:197]}...")
         object.__setattr__(self, "reason", short(self.reason))
 
     def __str__(self) -> str:

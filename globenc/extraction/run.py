@@ -213,7 +213,7 @@ def extract(
             "complete": False,
             **made_by,
             "identity": identity,
-            "inputs": [source.name.encode(errors="backslashreplace").decode() for source in sources],
+            "inputs": [source.name for source in sources],
             "engine": engine,
             "started": now(),
         }
@@ -235,7 +235,7 @@ def extract(
         for source, version in zip(sources, versions, strict=True):
             if source.on_disk() != version:
                 warnings.warn(
-                    f"input {source.name!r} was changed or replaced after it was read: the output is of what it was",
+                    f"input {source.name!r} was changed or replaced during the run: the output is of what was opened",
                     stacklevel=2,
                 )
         return ExtractSummary(store.folder, **counted, resumed=resumed, seconds=time.monotonic() - start)

@@ -243,9 +243,15 @@ class Input:
 
     def _sniffed(self, stream: IO[bytes]) -> tuple[Any, str]:
         """Standard input and its format: JSONL where the first line is a JSON object, else plain text."""
-        first = bytes(_read_line(stream) or b"")
-        found, _ = _json(bytearray(first).removeprefix(_MARK), [])
-        return _Chained(first, stream), "jsonl" if isinstance(found, dict) else "text"
+        first = bytearray(stream.readline(min(PIECE, LONGEST_LINE)))
+        while len(first) < LONGEST_LINE and not first.endswith(b"\n"):
+            piece = stream.readline(min(PIECE, LONGEST_LINE - len(first)))
+            if not piece:
+                break
+            first += piece
+        chained = _Chained(first, stream)
+        found, _ = _json(first.removeprefix(_MARK), [])
+        return chained, "jsonl" if isinstance(found, dict) else "text"
 
     def _csv(self, stream: IO[bytes], columns: Sequence[str]) -> Iterator[Raw]:
         longest = _allow_long_fields()
@@ -480,11 +486,15 @@ def stdin_stream() -> Any:
 class _Chained(io.RawIOBase):
     """A stream from which a line has been read already."""
 
-    def __init__(self, first: bytes, rest: IO[bytes]):
+    def __init__(self, first: bytes | bytearray, rest: IO[bytes]):
         self._first, self._rest = io.BytesIO(first), rest
 
     def readline(self, size: int | None = -1) -> bytes:
-        return self._first.readline(size) or self._rest.readline(-1 if size is None else size)
+        line = self._first.readline(size)
+        if line:
+            return line
+        self._first = io.BytesIO()  # it may have been long
+        return self._rest.readline(-1 if size is None else size)
 
 
 class _Lines:
@@ -738,11 +748,23 @@ def _scalars(array: Any) -> Iterator[Any]:
     for scalar in array:
         try:
             yield scalar.as_py()
-        except Exception:  # bytes in it that are no UTF-8, or what Python has no value for, such as nanoseconds
+        except UnicodeDecodeError as error:
+            yield _Unreadable(f"<{scalar.type}>") if pa.types.is_nested(scalar.type) else bytes(error.object)
+        except Exception:  # what Python has no value for, such as nanoseconds
             try:
-                yield scalar.cast(pa.string()).as_py()
-            except (pa.ArrowException, UnicodeDecodeError):
-                yield f"<{scalar.type}>"
+                yield _Unreadable(scalar.cast(pa.string()).as_py())
+            except pa.ArrowException:
+                yield _Unreadable(f"<{scalar.type}>")
+
+
+class _Unreadable:
+    """What Python has no value for, in Arrow's words: it can be passed through, and is no text."""
+
+    def __init__(self, words: str):
+        self._words = words
+
+    def __str__(self) -> str:
+        return self._words
 
 
 def _made_by(value: Any, library: str, *names: str) -> bool:

@@ -283,7 +283,10 @@ class Worker:
             {
                 IDENTITY_KEY: self.settings.identity,
                 SHARD_KEY: json.dumps(asdict(info)),
-                REJECTS_KEY: json.dumps([asdict(reject) for reject in rejects], ensure_ascii=False),
+                # a name of an input may hold half a surrogate pair, which JSON writes so too
+                REJECTS_KEY: json.dumps([asdict(reject) for reject in rejects], ensure_ascii=False).encode(
+                    errors="backslashreplace"
+                ),
             }
         )
         for name, (values, kind) in passed.items():
