@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from .tokenization import Encoding, by_length, encode, pad
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 DEFAULT_NAME = "globenc-sst2-small"
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 HEADS = (
     "ForSequenceClassification",
@@ -211,7 +214,7 @@ class GlobEnc:
         for i, (encoding, text) in enumerate(zip(encodings, firsts, strict=True)):
             if encoding.empty:
                 where = "text" if single else f"text {i}"
-                raise ValueError(f"{where} has no token: the tokenizer finds nothing in {text!r}")
+                raise ValueError(f"{where} has no token: the tokenizer finds nothing in {text[:80]!r}")
             if encoding.unknown:
                 where = "the text" if single else f"text {i}"
                 warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=2)
@@ -392,9 +395,9 @@ def _check_texts(
                 got = "None" if text is None else type(text).__name__
                 pairs = "; second texts of pairs go to text_pair" if isinstance(text, list | tuple) else ""
                 raise TypeError(f"{where} must be a string, got {got}{pairs}")
-            if any("\ud800" <= character <= "\udfff" for character in text):
+            if _SURROGATE.search(text):
                 raise ValueError(f"{where} is no valid text: it holds half of a surrogate pair")
-            if not text.strip():
+            if not text or text.isspace():
                 raise ValueError(f"{where} is empty: there is no token to attribute to")
         return values
 

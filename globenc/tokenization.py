@@ -457,11 +457,11 @@ def _cuts(text: str, piece: int) -> tuple[list[int], list[bool]]:
     begins, torn = [0], [False]
     while len(text) - begins[-1] > piece:
         low, high = begins[-1] + piece // 2, begins[-1] + piece
-        found = max(text.rfind(" ", low, high), text.rfind("\n", low, high))
+        found = next((k for k in (text.rfind(blank, low, high) for blank in " \n") if k >= 0), -1)
         if found < 0:
             found = max((blank.start() for blank in _BLANK.finditer(text, low, high)), default=-1)
         torn.append(found < 0)
-        while found > low and text[found - 1].isspace():
+        while found > low and text[found - 1] == text[found]:
             found -= 1
         begins.append(high if found < 0 else found)
     return begins, torn

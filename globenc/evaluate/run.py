@@ -699,7 +699,7 @@ def _compare_with_marks(
     """Fill in the plausibility."""
     explainer = runner.explainer
     encodings = encode(explainer.tokenizer, [m.text for m in marked], None, explainer.limit(max_length))
-    if encodings[0].spans is None:
+    if any(encoding.spans is None for encoding in encodings):
         raise ValueError("plausibility needs a tokenizer that knows where its tokens stand (a fast one)")
     names = [*found.methods, SALIENCY, RANDOM]
     table = np.full((len(names), len(marked), 3), np.nan)
