@@ -182,7 +182,7 @@ class GlobEnc:
         for i, (encoding, text) in enumerate(zip(encodings, firsts, strict=True)):
             if encoding.empty:
                 where = "text" if single else f"text {i}"
-                raise ValueError(f"{where} has no token: the tokenizer finds nothing in {text!r}")
+                raise ValueError(f"{where} has no token: the tokenizer finds nothing in {text[:80]!r}")
             if encoding.unknown:
                 where = "the text" if single else f"text {i}"
                 warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=2)

@@ -72,6 +72,14 @@ class _Reading:
     parts: np.ndarray | None = None
     beyond: int = 0
 
+    def narrowed(self, spans: np.ndarray, room: int, left: bool) -> _Reading:
+        """Its first `room` tokens, or the last ones; `spans` are those of all of them."""
+        if len(spans) <= room:
+            return self
+        begin, end = (int(spans[-room:, 0].min()), len(self.text)) if left else (0, int(spans[:room, 1].max()))
+        here, there = np.zeros((2, 1), np.int64) if self.parts is None else self.parts
+        return _Reading(self.text[begin:end], np.array([here - begin, there]), self.beyond)
+
     def in_whole_text(self, spans: np.ndarray) -> np.ndarray:
         """Spans of characters of the whole text."""
         if self.parts is None:
@@ -154,7 +162,9 @@ def _tokens(own: Any, readings: list[list[_Reading]], limit: int | None) -> list
     longer = [i for i, n in enumerate(full) if limit is not None and n > limit]
     if longer:
         _check_room(own, limit, len(columns))
-        chosen = [[column[i] for i in longer] for column in columns]
+        for i in longer:
+            readings[i] = _narrowed(readings[i], encoded[i], limit or 0, own.truncation_side == "left")
+        chosen = [[readings[i][k].text for i in longer] for k in range(len(columns))]
         cut = own(*chosen, truncation=True, max_length=limit, **options)
         for i, e in zip(longer, cut.encodings, strict=True):
             encoded[i] = e
@@ -173,6 +183,18 @@ def _tokens(own: Any, readings: list[list[_Reading]], limit: int | None) -> list
         )
         for e, n in zip(encoded, full, strict=True)
     ]
+
+
+def _narrowed(pair: list[_Reading], encoded: Any, limit: int, left: bool) -> list[_Reading]:
+    """What is tokenized again to be cut: the backend makes tokens of all that is cut off, of pairs of all in pairs."""
+    sources = np.array([-1 if s is None else s for s in encoded.sequence_ids])
+    spans = np.array(encoded.offsets).reshape(-1, 2)
+    counts = [int((sources == k).sum()) for k in range(len(pair))]
+    if max(counts) <= limit + 2 * MARGIN:
+        return pair
+    longer = int(len(pair) > 1 and counts[0] <= counts[1])  # it keeps one token more and must stay the longer one
+    rooms = [limit + MARGIN * (1 + (k == longer)) for k in range(len(pair))]
+    return [reading.narrowed(spans[sources == k], rooms[k], left) for k, reading in enumerate(pair)]
 
 
 def _tokens_in_python(own: Any, readings: list[list[_Reading]], limit: int | None) -> list[_Tokens]:
@@ -435,11 +457,11 @@ def _cuts(text: str, piece: int) -> tuple[list[int], list[bool]]:
     begins, torn = [0], [False]
     while len(text) - begins[-1] > piece:
         low, high = begins[-1] + piece // 2, begins[-1] + piece
-        found = max(text.rfind(" ", low, high), text.rfind("\n", low, high))
+        found = next((k for k in (text.rfind(blank, low, high) for blank in " \n") if k >= 0), -1)
         if found < 0:
             found = max((blank.start() for blank in _BLANK.finditer(text, low, high)), default=-1)
         torn.append(found < 0)
-        while found > low and text[found - 1].isspace():
+        while found > low and text[found - 1] == text[found]:
             found -= 1
         begins.append(high if found < 0 else found)
     return begins, torn
