@@ -24,7 +24,7 @@ LAYERS = [
     ["rollouts"],
     ["functional"],
     ["render"],
-    ["attribution", "pictures", "tokenization"],
+    ["attribution", "pictures", "tokenization", "loading"],
     ["explainer"],
     ["extraction"],
     ["evaluate"],
