@@ -168,11 +168,14 @@ new_switches = pytest.mark.skipif(
 
 @pytest.fixture
 def precision():
-    """torch's switches for products of float32, to be set; off again at the end."""
+    """torch's switches for products of float32, none of them set; as they were again at the end."""
     parts = [torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
-    yield parts
+    before = [part.fp32_precision for part in parts]
     for part in parts:
         part.fp32_precision = "none"
+    yield parts
+    for part, setting in zip(parts, before, strict=True):
+        part.fp32_precision = setting
 
 
 @new_switches
