@@ -38,7 +38,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 class GlobEnc:
     """Attribution by GlobEnc: which tokens of a text, or patches of a picture, an encoder's answer came from.
 
-    `.model` is the model.
+    `.model` is the model. Whether all of its weights were loaded cannot be seen in a model that is already made, and
+    those that were not are random numbers: `from_pretrained` looks.
 
     Args:
         model: a transformers encoder of a known family with any head (`globenc.supported_encoders()`).
@@ -79,7 +80,11 @@ class GlobEnc:
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> GlobEnc:
-        """Load a model with its head, and its tokenizer, from a folder or the Hugging Face hub (safetensors only).
+        """Load a model with its head, and its tokenizer, from a folder or the Hugging Face hub.
+
+        Weights are read from safetensors files of the model's own and from nothing else, and all that the answer
+        depends on must be there. A part that is left out, such as a head for several texts at once, is said in a
+        warning.
 
         Args:
             name_or_path: folder or hub name; None is the small sentiment classifier that ships with globenc.
@@ -91,7 +96,8 @@ class GlobEnc:
             trust_remote_code: allow code that comes with the model to run.
 
         Raises:
-            OSError: there is no such model, or it has no safetensors file or no tokenizer.
+            OSError: there is no such model, it has no safetensors file or no tokenizer, a file cannot be used, or
+                weights are missing, of other sizes, or more than its config.json has a place for.
             TypeError: the name is neither a string nor a path.
             ValueError: it is no supported encoder, or the dtype or the device is unknown.
             RuntimeError: there is no such device here.
