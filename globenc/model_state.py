@@ -47,9 +47,9 @@ class _Borrowed:
         with _lock:
             for thing in things:
                 if id(thing) not in self._taken:
-                    self._taken[id(thing)] = thing, self._what_goes_back(thing), set()
+                    self._taken[id(thing)] = thing, getattr(thing, self.attribute), set()
                 self._taken[id(thing)][2].add(borrower)
-                setattr(thing, self.attribute, self.value)
+                self._change(thing)
 
     def give_back(self, borrower: Any) -> None:
         """Give back all that a borrower has; where that was cut short, once more."""
@@ -62,21 +62,20 @@ class _Borrowed:
                     setattr(thing, self.attribute, own)
                     del self._taken[key]
 
-    def _what_goes_back(self, thing: Any) -> Any:
-        return getattr(thing, self.attribute)
+    def _change(self, thing: Any) -> None:
+        setattr(thing, self.attribute, self.value)
 
 
 class _BorrowedPrecision(_Borrowed):
-    def _what_goes_back(self, thing: Any) -> Any:
-        """The setting; "none" where it was none of its own but what a more general one says."""
-        set_to = getattr(thing, self.attribute)
-        if self.attribute != "fp32_precision":
-            return set_to
-        setattr(thing, self.attribute, "none")
-        if getattr(thing, self.attribute) == set_to:
-            return "none"
-        setattr(thing, self.attribute, set_to)
-        return set_to
+    def _change(self, thing: Any) -> None:
+        """Set it; where it was no setting of its own but what a more general one says, "none" is to go back."""
+        _, own, borrowers = self._taken[id(thing)]
+        unchanged = getattr(thing, self.attribute) == own
+        if self.attribute == "fp32_precision" and unchanged and own not in ("none", self.value):
+            setattr(thing, self.attribute, "none")
+            if getattr(thing, self.attribute) == own:
+                self._taken[id(thing)] = thing, "none", borrowers
+        setattr(thing, self.attribute, self.value)
 
 
 _evaluating = _Borrowed("training", False)

@@ -304,14 +304,14 @@ def test_a_linked_shard_is_read_and_the_link_replaced(finished, out, corpus, loa
 
 
 def test_a_shard_that_may_not_be_read(out, corpus, loaded, monkeypatch):
-    read = Path.read_bytes
+    opened = Path.open
 
-    def denied(path):
+    def denied(path, *mode, **options):
         if path.name == "part-00002.parquet":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        return read(path)
+        return opened(path, *mode, **options)
 
-    monkeypatch.setattr(Path, "read_bytes", denied)
+    monkeypatch.setattr(Path, "open", denied)
     for use in (lambda: run(corpus, out, loaded), lambda: globenc.load_extract(out)):
         with pytest.raises(OSError, match=r"part-00002.parquet' cannot be read: Permission denied"):
             use()

@@ -221,6 +221,41 @@ def test_a_lowered_projection_is_no_patched_one(bert, precision, monkeypatch):
     assert bool(torch.isfinite(globenc.attribute(model, **inputs).scores).all())
 
 
+@new_switches
+@pytest.mark.parametrize("part", [0, 1], ids=["all", "cuda.matmul"])
+def test_an_interrupt_leaves_the_switches(bert, precision, part):
+    model, inputs = bert.float(), token_batch((5, 3))
+    globenc.attribute(model, **inputs)
+    precision[part].fp32_precision = "tf32"
+    before = [p.fp32_precision for p in precision]
+    lines = [0]
+
+    def run():
+        with precise(torch.device("cpu")):
+            pass
+
+    steps = lines_of(lambda: Loan().run(run))
+    for step in range(1, steps + 1):
+        lines[0] += interrupted_at(lambda: Loan().run(run), step)
+        assert [p.fp32_precision for p in precision] == before, step
+    assert lines[0] > 20
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_vmap_that_was_left_open_is_closed(bert):
+    """As an interrupt in the midst of torch's own lines leaves it."""
+
+    def interrupted(*_):
+        torch._C._vmapmode_increment_nesting()
+        raise Interrupt
+
+    handle = bert.encoder.layer[1].register_forward_pre_hook(interrupted)
+    with pytest.raises(Interrupt):
+        globenc.evaluate.hta_maps(bert, **token_batch((5,)))
+    handle.remove()
+    assert torch.rand(2).shape == (2,)
+
+
 def test_autocast_is_as_before(bert):
     inputs = token_batch((7, 4))
     expected = globenc.attribute(bert, **inputs).scores

@@ -182,6 +182,7 @@ def hta_maps(model: nn.Module, *, times_input: bool = True, **model_inputs: Any)
     def run() -> None:
         loan.evaluation_mode(list(eager.modules()))
         loan.no_parameter_gradients(eager)
+        loan.change(lambda: None, _leave_vmap)
         for block in {id(b): b for b in blocks}.values():
             loan.hook(block.register_forward_pre_hook, enter, with_kwargs=True)
         with torch.no_grad():
@@ -189,6 +190,17 @@ def hta_maps(model: nn.Module, *, times_input: bool = True, **model_inputs: Any)
 
     loan.run(run)
     return torch.stack(maps)
+
+
+def _leave_vmap() -> None:
+    """Batched gradients run inside of torch's vmap, which an interrupt can leave open: random numbers fail then."""
+    enter = getattr(torch._C, "_vmapmode_increment_nesting", None)
+    if enter is None:
+        return
+    while enter() > 1:
+        torch._C._vmapmode_decrement_nesting()
+        torch._C._vmapmode_decrement_nesting()
+    torch._C._vmapmode_decrement_nesting()
 
 
 def _jacobian_norms(layer: Callable[[Tensor], Tensor], states: Tensor, mask: Tensor, times_input: bool) -> Tensor:

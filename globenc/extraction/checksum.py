@@ -37,17 +37,18 @@ def parquet_bytes(table: pa.Table, described: Sequence[str] | bool = True) -> by
     return b"".join([whole[:place], _hash_without(content, place), whole[place + _DIGITS :]])
 
 
-def parquet_hash(content: bytes) -> str:
+def parquet_hash(content: bytes | memoryview) -> str:
     """The hash that a file of `parquet_bytes` carries, once it is that of the file.
 
     Raises:
         ValueError: the file carries none, or is not what it was.
     """
-    place = len(content)
-    # from the end, where the footer is; texts in the file may look like the field too
-    while (place := content.rfind(_FIELD, 0, place)) >= 0:
-        start = place + len(_FIELD)
-        written = content[start : start + _DIGITS]
+    footer = int.from_bytes(content[-8:-4], "little")  # its length stands before the last four bytes
+    tail = bytes(content[-8 - footer :]) if footer <= len(content) - 8 else b""
+    place = len(tail)
+    while (place := tail.rfind(_FIELD, 0, place)) >= 0:  # texts in the footer may look like the field too
+        start = len(content) - len(tail) + place + len(_FIELD)
+        written = bytes(content[start : start + _DIGITS])
         if written == _hash_without(content, start):
             return written.decode()
     raise ValueError("is damaged")
@@ -71,7 +72,7 @@ def checked_json(content: dict[str, Any]) -> dict[str, Any]:
     return rest
 
 
-def _hash_without(content: bytes, place: int) -> bytes:
+def _hash_without(content: bytes | memoryview, place: int) -> bytes:
     """Of all bytes but those of the hash itself."""
     whole = memoryview(content)
     found = hashlib.sha256(whole[:place])

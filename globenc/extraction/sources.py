@@ -326,7 +326,7 @@ class Input:
             groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
             row = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
             at_once = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(row, 1))))
-            batches = file.iter_batches(batch_size=at_once, columns=list(columns))
+            batches = file.iter_batches(batch_size=at_once, columns=list(columns), use_threads=False)
             while True:
                 try:
                     batch = next(batches, None)

@@ -597,13 +597,13 @@ def _read_shard(
         OSError: it cannot be read, for a reason that may pass.
     """
     try:
-        content = path.read_bytes()
+        content = _arrow_bytes(path)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.EIO):
             raise OSError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
         raise _WrongShardError("is missing or damaged") from None
     try:
-        found = parquet_hash(content)
+        found = parquet_hash(memoryview(content))
         file = parquet.ParquetFile(pa.BufferReader(content))
         metadata = file.metadata.metadata
         info, made_by = ShardInfo(**json.loads(metadata[SHARD_KEY])), json.loads(metadata[IDENTITY_KEY])
@@ -619,6 +619,14 @@ def _read_shard(
     if hashes is not None and [found] != list(hashes[index : index + 1]):
         raise _WrongShardError("is not what the run wrote")
     return shard
+
+
+def _arrow_bytes(path: Path) -> pa.Buffer:
+    """A file in Arrow's own memory: Arrow's threads may free it while Python ends, which no bytes of Python's survive."""
+    with path.open("rb") as file:
+        content = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
+        read = file.readinto(memoryview(content))
+    return content.slice(0, read)
 
 
 def _of_other_inputs(shards: Mapping[int, ShardInfo]) -> list[int]:
