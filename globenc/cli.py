@@ -97,7 +97,7 @@ def _root(
 ) -> None:
     """Which words of a text did a transformer encoder's answer come from?
 
-    globenc runs your classifier (or any other post-LayerNorm encoder) once and follows every word's contribution
+    globenc runs your classifier (or any other encoder that it knows) once and follows every word's contribution
     through attention, residual connections and LayerNorms of all layers, exactly, by the method GlobEnc.
 
     **Start here**

@@ -10,6 +10,8 @@ contribution is what a token adds to the residual stream, and N-Enc is N-Res.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -748,6 +750,28 @@ def find_layers(base_model: nn.Module, family: EncoderFamily) -> list[LayerModul
     if not resolved:
         raise ValueError(f"model must have at least one encoder layer, got {type(base_model).__name__} with none")
     return resolved
+
+
+def accepted_inputs(model: nn.Module) -> tuple[str, ...]:
+    """Names of the inputs that a model's forward takes; one that hands all keyword arguments on takes those of the
+    class it is derived from. Empty where nothing tells."""
+    names: list[str] = []
+    for forward in [model.forward, *(vars(kind)["forward"] for kind in type(model).__mro__ if "forward" in vars(kind))]:
+        found, hands_on = _parameters(getattr(forward, "__func__", forward))
+        names += found
+        if not hands_on or forward.__module__.startswith("transformers."):
+            break
+    known = tuple(dict.fromkeys(names))
+    return known if {"input_ids", "inputs_embeds", "pixel_values"} & set(known) else ()
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(forward: Callable) -> tuple[list[str], bool]:
+    """The names of its parameters, and whether it takes any others."""
+    parameters = inspect.signature(forward).parameters
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    named = [name for name, parameter in parameters.items() if name != "self" and parameter.kind not in several]
+    return named, any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
 
 
 def max_length(model: nn.Module) -> int | None:

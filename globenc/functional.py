@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
-import inspect
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from .answers import by_name, head_of, returning_tuples
 from .backends import layer_maps
 from .capture import Attend, Begin, Finish, LayerTrace, capture, unwrap
 from .contributions import LayerMap, MakeLayer, normalize_rows
-from .encoders import EncoderFamily, find_family, find_layers, max_length, takes_any_length
+from .encoders import EncoderFamily, accepted_inputs, find_family, find_layers, max_length, takes_any_length
 from .methods import METHODS, Method, Stage, get_method, get_stage
 from .model_state import Loan, precise
 from .rollouts import Target, TargetRows, full_map, multiply, target_rows, top_down
@@ -77,13 +75,12 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         raise ValueError(
             "output_attentions must not be set: attention weights of a layer are contribution_maps(..., method='W')"
         )
-    accepted = _parameters(getattr(model.forward, "__func__", model.forward))
-    unknown = [name for name in inputs if name not in accepted and name not in ("output_hidden_states", "return_dict")]
+    accepted = accepted_inputs(model)
+    unknown = [name for name in inputs if accepted and name not in (*accepted, "output_hidden_states", "return_dict")]
     if unknown:
-        taken = [name for name in accepted if name not in ("kwargs", "args")]
-        near = difflib.get_close_matches(unknown[0], [*OPTIONS, *taken], n=1)
+        near = difflib.get_close_matches(unknown[0], [*OPTIONS, *accepted], n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
-        raise TypeError(f"{type(model).__name__} takes no input {unknown[0]!r}{hint}; it takes {', '.join(taken)}")
+        raise TypeError(f"{type(model).__name__} takes no input {unknown[0]!r}{hint}; it takes {', '.join(accepted)}")
     family = find_family(model)
     if family.patches is not None:
         return _check_pixels(model, family, inputs)
@@ -137,7 +134,7 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         raise ValueError(
             f"attention_mask is all zero for text {empty[0]} of the batch: it has no token to attribute to"
         )
-    shifts = "position_ids" in accepted and inputs.get("position_ids") is None
+    shifts = (not accepted or "position_ids" in accepted) and inputs.get("position_ids") is None
     if shifts and family.positions_after_padding and tokens is not None:
         shifts = bool(
             (tokens[~real] != getattr(model.config, "pad_token_id", None)).any()
@@ -202,12 +199,6 @@ def patch_grid(model: Any, pixels: Tensor) -> tuple[int, int]:
 
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-@functools.lru_cache(maxsize=256)
-def _parameters(forward: Callable) -> dict[str, inspect.Parameter]:
-    """Its parameters by name, less `self`."""
-    return {name: p for name, p in inspect.signature(forward).parameters.items() if name != "self"}
 
 
 def _check_ids(name: str, inputs: dict[str, Any], shape: tuple[int, int], rows: int | None) -> None:

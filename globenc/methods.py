@@ -50,7 +50,7 @@ class Method:
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
-        Method("N-Enc", "GlobEnc: norms through attention, residual and the norms behind it", "11", STAGES["N-Enc"]),
+        Method("N-Enc", "GlobEnc: norms through attention, residual and any norms behind it", "11", STAGES["N-Enc"]),
         Method("N-ResLN", "norms through attention, residual and the first LayerNorm", "6", STAGES["N-ResLN"]),
         Method("N-Res", "norms through attention and residual", "5", STAGES["N-Res"]),
         Method("N", "norms through attention alone", "4", STAGES["N"]),

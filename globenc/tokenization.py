@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 import weakref
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ import numpy as np
 import tokenizers
 import torch
 
+from .encoders import accepted_inputs
 from .passages import divide_words
 
 TEXTS_AT_ONCE = 256  # encoded by one call: enough for the tokenizer's threads, and few enough to hold as Python lists
@@ -494,9 +494,9 @@ def pad(encodings: Sequence[Encoding], tokenizer: Any, model: Any) -> dict[str, 
     lengths = np.array([len(e) for e in encodings])
     real = np.arange(lengths.max()) < lengths[:, None]
     columns = {"input_ids": ([e.ids for e in encodings], tokenizer.pad_token_id or 0)}
-    taken = set(tokenizer.model_input_names) & set(inspect.signature(model.forward).parameters)
+    accepted = accepted_inputs(model)
     types = [e.type_ids for e in encodings if e.type_ids is not None]
-    if types and "token_type_ids" in taken:
+    if types and "token_type_ids" in tokenizer.model_input_names and (not accepted or "token_type_ids" in accepted):
         columns["token_type_ids"] = (types, 0)
     inputs = {}
     for name, (rows, filler) in columns.items():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import CONFIGS, randomize, tiny_model, token_batch
+from helpers import CONFIGS, randomize, save_letter_model, tiny_model, token_batch
 from rich.console import Console
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
@@ -386,3 +386,23 @@ def test_answers_of_another_kind_than_the_configuration_says_end_a_run(wordpiece
         ValueError, match=r"BertForSequenceClassification answers 'value .* is not what its configuration"
     ):
         extracted(model, wordpiece, tmp_path / "out")
+
+
+class HandsOn(transformers.BertForSequenceClassification):
+    """A class of the user's own, which hands everything on."""
+
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_a_forward_that_hands_everything_on(tmp_path):
+    plain = globenc.GlobEnc.from_pretrained(save_letter_model(tmp_path))
+    own = HandsOn(plain.model.config).eval()
+    own.load_state_dict(plain.model.state_dict())
+    explainer = globenc.GlobEnc(own, plain.tokenizer)
+    for pair in (None, "c d"):
+        found, expected = explainer("a b", pair), plain("a b", pair)
+        np.testing.assert_array_equal(found.scores, expected.scores)  # token types are passed on too
+        assert (found.label, found.probability) == (expected.label, expected.probability)
+    with pytest.raises(TypeError, match="HandsOn takes no input 'input_idz', did you mean 'input_ids'"):
+        globenc.attribute(own, input_idz=torch.ones(1, 3, dtype=torch.long))

@@ -622,7 +622,7 @@ def _read_shard(
 
 
 def _arrow_bytes(path: Path) -> pa.Buffer:
-    """A file in Arrow's own memory: Arrow's threads may free it while Python ends, which no bytes of Python's survive."""
+    """A file in Arrow's own memory, which its threads may free while Python ends; Python's own must not be."""
     with path.open("rb") as file:
         content = pa.allocate_buffer(os.fstat(file.fileno()).st_size)
         read = file.readinto(memoryview(content))
