@@ -148,7 +148,7 @@ _Target = Annotated[
         metavar="WHICH",
         callback=_target,
         rich_help_panel=_QUESTION,
-        help="What is traced back: cls (the first token, which classifiers read), mean (of all tokens), all, a "
+        help="What is traced back: cls (the first token, which most classifiers read), mean (of all tokens), all, a "
         "token position such as 3 or -2, or several: 0,3,-2.",
     ),
 ]
@@ -249,9 +249,9 @@ def attribute(
     """Score every word of a text by its share in the model's answer.
 
     The model reads the text once. A word's score is the share of the attribution that flows from it through all layers
-    to the target: normally the first token, [CLS], from which a classifier reads its answer. All scores, those of the
-    special tokens included, add up to 100%. They say how much a word went into the answer, not whether it spoke for or
-    against it.
+    to the target: normally the first token, [CLS], from which most classifiers read their answer. All scores, those of
+    the special tokens included, add up to 100%. They say how much a word went into the answer, not whether it spoke for
+    or against it.
 
     **Examples**
 
