@@ -24,6 +24,7 @@ LAYERS = [
     ["functional"],
     ["render"],
     ["attribution", "pictures", "tokenization"],
+    ["loading"],
     ["explainer"],
     ["extraction"],
     ["evaluate"],
