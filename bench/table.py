@@ -1,4 +1,4 @@
-"""Put the tables of bench/results, and that of the families, between their markers in README and docs."""
+"""Put the tables of bench/results, of the families and of the paper between their markers in README and docs."""
 
 from __future__ import annotations
 
@@ -118,6 +118,29 @@ def evaluate_table() -> str:
     return "\n".join(lines)
 
 
+def published_table() -> str:
+    """The paper's numbers and the notes on them, of globenc/evaluate/published.json."""
+    found = json.loads((ROOT / "globenc" / "evaluate" / "published.json").read_text(encoding="utf-8"))
+
+    def cell(mean: float, std: float) -> str:
+        return f"{mean:.2f} ± {std:.2f}"
+
+    tables = found["correlation"]
+    methods = list(next(iter(tables.values())))
+    lines = [f"| preset | {' | '.join(methods)} |", f"|---|{'---:|' * len(methods)}"]
+    for preset, numbers in tables.items():
+        lines.append(f"| `{preset}` | {' | '.join(cell(**numbers[method]) for method in methods)} |")
+    lines += ["", f"{found['quantity']}. {found['source']}.", ""]
+    single = found["table2_bert_base_sst2"]
+    layers = list(next(iter(single["rollout"].values())))
+    heads = ["best layer" if layer == "max" else f"layer {layer}" for layer in layers]
+    lines += [f"| `paper-sst2`, Table 2 | {' | '.join(heads)} |", f"|---|{'---:|' * len(layers)}"]
+    for kind, title in (("rollout", "rollout up to the layer"), ("individual", "the layer alone")):
+        for method, numbers in single[kind].items():
+            lines.append(f"| {method}, {title} | {' | '.join(cell(*numbers[layer]) for layer in layers)} |")
+    return "\n".join([*lines, "", "What is to be known of them:", "", *(f"- {note}" for note in found["notes"])])
+
+
 def with_tables(page: str, tables: dict[str, str]) -> str:
     """A page with the present tables between their markers."""
     for name, content in tables.items():
@@ -131,7 +154,7 @@ def with_tables(page: str, tables: dict[str, str]) -> str:
 if __name__ == "__main__":
     pages = {
         "README.md": {"bench": table(), "bench-extract": extract_table(), "families": families_table()},
-        "docs/evaluation.md": {"evaluate": evaluate_table()},
+        "docs/evaluation.md": {"evaluate": evaluate_table(), "published": published_table()},
     }
     for name, tables in pages.items():
         path = ROOT / name
@@ -139,4 +162,4 @@ if __name__ == "__main__":
         if "--check" not in sys.argv:
             path.write_text(with_tables(page, tables))
         elif with_tables(page, tables) != page:
-            sys.exit(f"the tables of {name} are not those of bench/results: run bench/table.py")
+            sys.exit(f"the tables of {name} are not those of their sources: run bench/table.py")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bisect
 import json
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,20 +14,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .passages import paragraphs, sentences
+from .answers import in_code
+from .passages import paragraphs, sentences, trimmed, with_marks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_MARKS = re.compile(r"^##(?=.)|(?<=.)(?:@@|</w>)$", re.DOTALL)
+_BYTES, _NOT_HEX = re.compile(r"(?:<0x[0-9A-F]{2}>)+"), re.compile(r"<0x|>")
+# byte-level tokenizers write bytes that are no printable Latin-1 characters as those from U+0100 on
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTE_LEVEL = {chr(byte): byte for byte in _PRINTABLE} | {
+    chr(256 + k): byte for k, byte in enumerate(sorted({*range(256)} - {*_PRINTABLE}))
+}
 
 
 @dataclass(frozen=True)
 class Word:
     """One word of the text, or one special token.
 
+    Blanks divide words; so do punctuation marks and symbols, unless the tokenizer's own words hold them; of scripts
+    that are written without blanks (Chinese, Thai) every character is a word, but for those that one token holds.
+    Tokens that reach over such a border join the words on both sides. A token of blanks alone goes with the word behind
+    it, at the end with the last one. Where a tokenizer knows no offsets, its own words count.
+
     Attributes:
-        text: as it stands in the text; a special token's own name.
+        text: as it stands in the text, text[start:end], without blanks around it; a special token's own name.
         score: sum of its tokens' scores: a float, or [targets] where several targets were asked for.
-        start, end: characters text[start:end]; None for special tokens.
+        start, end: characters text[start:end]; None for special tokens, and for all words of a tokenizer that knows no
+            offsets.
         tokens: which tokens it is made of, as slice bounds first:stop.
         segment: 0 in the text, 1 in the pair; None for special tokens.
     """
@@ -71,6 +88,68 @@ def word_spans(segments: Sequence[int | None], word_ids: Sequence[int | None]) -
     return list(zip(starts, [*starts[1:], len(segments)], strict=True))
 
 
+@dataclass(frozen=True, slots=True)
+class TokenRun:
+    """The tokens of one word: slice bounds first:stop of the tokens, and where it stands in its text.
+
+    Attributes:
+        text: the word; a special token's own name.
+        start, end: characters of it in its text, without blanks around it; None where they are not known.
+        first, stop: which tokens.
+        segment: 0 in the text, 1 in the pair; None for special tokens.
+    """
+
+    text: str
+    start: int | None
+    end: int | None
+    first: int
+    stop: int
+    segment: int | None
+
+
+def find_words(
+    sources: Sequence[str | None],
+    tokens: Sequence[str],
+    spans: Sequence[Sequence[int] | None],
+    segments: Sequence[int | None],
+    word_ids: Sequence[int | None],
+) -> list[TokenRun]:
+    """The words of a text and its pair, special tokens among them; arguments as in `Attribution`, segment or span of
+    special tokens None or negative."""
+    found = []
+    for first, stop in word_spans(segments, word_ids):
+        segment = segments[first]
+        if segment is None or segment < 0:
+            found.append(TokenRun(tokens[first], None, None, first, stop, None))
+            continue
+        source = sources[segment] or ""
+        known = [(span[0], span[1]) for span in spans[first:stop] if span is not None and span[0] >= 0]
+        # where nothing shows, which is only so of a text that shows nothing at all, the word is what there is
+        shown = [span for span in (trimmed(source, span) for span in known) if span[0] < span[1]] or known
+        start, end = min((span[0] for span in shown), default=0), max((span[1] for span in shown), default=0)
+        if start < end:
+            end = with_marks(source, end)
+            found.append(TokenRun(source[start:end], start, end, first, stop, segment))
+        else:
+            found.append(TokenRun(joined(tokens[first:stop]), None, None, first, stop, segment))
+    return found
+
+
+def joined(pieces: Sequence[str]) -> str:
+    """Names of tokens as one word, without the marks that say how they go together.
+
+    Example:
+        >>> joined(["wonder@@", "ful"]), joined(["charm", "##ing"]), joined(["\u2581caf", "<0xC3>", "<0xA9>"])
+        ('wonderful', 'charming', 'caf\u00e9')
+    """
+    word = "".join(_MARKS.sub("", piece) for piece in pieces)
+    if word.startswith(("\u0120", "\u010a")) and all(character in _BYTE_LEVEL for character in word):
+        word = bytes(_BYTE_LEVEL[character] for character in word).decode(errors="replace")
+    word = _BYTES.sub(lambda run: bytes.fromhex(_NOT_HEX.sub("", run[0])).decode(errors="replace"), word)
+    word = word.replace("\u2581", " ")
+    return word.strip() or "".join(pieces)
+
+
 @dataclass(frozen=True, repr=False, eq=False)
 class Attribution:
     """Which tokens of a text an answer came from.
@@ -78,19 +157,24 @@ class Attribution:
     Attributes:
         text, text_pair: what was attributed; the pair may be None.
         tokens: word pieces as the tokenizer names them, special tokens included, n of them.
-        offsets: characters (start, end) of each token in its text; None for special tokens, and for all tokens of a
-            tokenizer that knows no offsets.
+        offsets: characters (start, end) of each token in its text, without blanks around it; None for special tokens,
+            and for all tokens of a tokenizer that knows no offsets.
         segments: 0 for tokens of the text, 1 of the pair, None for special tokens.
-        word_ids: number of the word a token belongs to within its segment; None for special tokens.
+        word_ids: number of the word (`Word`) a token belongs to within its segment; None for special tokens.
         scores: [n], or [targets, n] where several were asked for; each row sums to 1. float32, float64 for float64
             models.
         log2_scale: the rollout's own value is scores * 2**log2_scale; a float, or [targets].
         layer_scores: rollout up to every layer, [layers, n] or [layers, targets, n]; None unless asked for.
         layer_log2_scale: [layers] or [layers, targets]; None unless asked for.
-        label, probability: the model's answer where it classifies texts, else None.
+        label, probability: the class that the model answers, of a multi-label model its highest label; None for a
+            model that does not classify texts.
         method, target, row_normalize: as asked for.
         model: the model's name.
         truncated: how many tokens were cut off because the model takes no more.
+        value: the number that a regression model or a reranker answers, as the model gives it; a list where it gives
+            several; None for other models.
+        labels: of a multi-label model, (label, probability) of those above 0.5, highest first, which may be none;
+            None for other models.
     """
 
     text: str
@@ -110,9 +194,11 @@ class Attribution:
     row_normalize: bool
     model: str
     truncated: int = 0
+    value: float | list[float] | None = None
+    labels: list[tuple[str, float]] | None = None
 
     def __repr__(self) -> str:
-        answer = "" if self.label is None else f", label={self.label!r}, probability={self.probability:.3f}"
+        answer = in_code(self)
         if self.scores.ndim > 1:
             return f"Attribution({len(self.tokens)} tokens, {len(self.scores)} targets{answer})"
         best = sorted((w for w in self.words() if not w.special), key=lambda w: -w.score)[:3]
@@ -131,23 +217,19 @@ class Attribution:
             >>> [word.text for word in a.words()]
             ['[CLS]', 'unflinchingly', 'bleak', '[SEP]']
         """
+        sources = (self.text, self.text_pair)
         words: list[Word] = []
-        for first, stop in word_spans(self.segments, self.word_ids):
-            segment, begin, end = self.segments[first], self.offsets[first], self.offsets[stop - 1]
-            score: Any = self.scores[..., first:stop].sum(-1)
+        for run in find_words(sources, self.tokens, self.offsets, self.segments, self.word_ids):
+            score: Any = self.scores[..., run.first : run.stop].sum(-1)
             score = float(score) if self.scores.ndim == 1 else score
-            if segment is not None and begin is not None and end is not None:
-                source = self.text if segment == 0 else self.text_pair or ""
-                words.append(Word(source[begin[0] : end[1]], score, begin[0], end[1], (first, stop), segment))
-            else:
-                name = "".join(token.removeprefix("##") for token in self.tokens[first:stop])
-                words.append(Word(name, score, None, None, (first, stop), segment))
+            words.append(Word(run.text, score, run.start, run.end, (run.first, run.stop), run.segment))
         return words
 
     def sentences(self) -> list[Passage]:
         """The sentences with the sums of their words' scores; they and the special tokens sum to 1.
 
-        Sentences end at punctuation and at blank lines.
+        Sentences end at punctuation and at blank lines. What was cut off is in none of them; of a sentence that was cut
+        in two, the part that was read is there.
 
         Returns:
             Passages in order of the text; none for a tokenizer that knows no offsets.
@@ -165,22 +247,52 @@ class Attribution:
         return self._passages(paragraphs)
 
     def _passages(self, divide: Callable[[str], list[tuple[int, int]]]) -> list[Passage]:
-        found = []
+        found, words, unread = [], self.words(), self.unread()
         for segment, source in enumerate((self.text, self.text_pair)):
             spans = [] if source is None else divide(source)
+            whole = len(source or "")
+            gaps = [(start, end) for where, start, end in unread if where == segment]
+            first = max((end for _, end in gaps if end < whole), default=0)
+            last = min((start for start, end in gaps if end == whole), default=whole)
+            spans = [(max(start, first), min(end, last)) for start, end in spans if start < last and end > first]
             starts = [start for start, _ in spans]
             scores = np.zeros((*self.scores.shape[:-1], len(spans)), np.float64)
-            read = False
-            for token, (span, where) in enumerate(zip(self.offsets, self.segments, strict=True)):
-                if where == segment and span is not None and spans:
-                    # where it ends: some tokens begin with the space before them
-                    scores[..., max(0, bisect.bisect_right(starts, span[1] - 1) - 1)] += self.scores[..., token]
-                    read = True
+            read = [(word, word.end) for word in words if word.segment == segment and word.end is not None and spans]
+            for word, last in read:
+                scores[..., max(0, bisect.bisect_right(starts, last - 1) - 1)] += word.score
             if source is None or not read:
                 continue
             for k, (start, end) in enumerate(spans):
                 score = float(scores[k]) if scores.ndim == 1 else scores[..., k]
                 found.append(Passage(source[start:end], score, start, end, segment))
+        return found
+
+    def unread(self) -> list[tuple[int, int, int]]:
+        """What was cut off, as (segment, start, end): characters start:end of the text, or in segment 1 of the pair.
+
+        It is at the front or at the end, as the tokenizer cuts. Characters that have no token although nothing was cut
+        there, such as white space and control characters, are not among it.
+
+        Returns:
+            In order of the texts; none for a tokenizer that knows no offsets.
+
+        Example:
+            >>> import globenc
+            >>> a = globenc.GlobEnc.from_pretrained()("a charming journey")
+            >>> a.unread()
+            []
+        """
+        found: list[tuple[int, int, int]] = []
+        read = [self.segments.count(0), self.segments.count(1)]
+        for segment, source in enumerate((self.text, self.text_pair)):
+            # of a pair the longer text is cut, both only where they end up equally long
+            if not self.truncated or source is None or read[segment] + 1 < read[1 - segment]:
+                continue
+            spans = [span for span, where in zip(self.offsets, self.segments, strict=True) if where == segment and span]
+            if spans or not read[segment]:
+                first, last = min((s for s, _ in spans), default=0), max((e for _, e in spans), default=0)
+                gaps = ((0, first), (last, len(source)))
+                found += [(segment, start, end) for start, end in gaps if _has_text(source[start:end])]
         return found
 
     def raw_scores(self) -> np.ndarray:
@@ -207,6 +319,10 @@ class Attribution:
             "text_pair": self.text_pair,
             "label": self.label,
             "probability": self.probability,
+            "value": self.value,
+            "labels": None
+            if self.labels is None
+            else [{"label": label, "probability": probability} for label, probability in self.labels],
             "tokens": self.tokens,
             "scores": self.scores.tolist(),
             "words": [
@@ -231,6 +347,7 @@ class Attribution:
             "row_normalize": self.row_normalize,
             "model": self.model,
             "truncated": self.truncated,
+            "unread": [{"segment": segment, "start": start, "end": end} for segment, start, end in self.unread()],
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -272,6 +389,11 @@ class Attribution:
         if path is not None:
             save(drawn, path)
         return drawn
+
+
+def _has_text(characters: str) -> bool:
+    """Whether some character is none that tokenizers clean away: white space, control characters, bare accents."""
+    return any(unicodedata.category(c)[0] not in "ZCM" and c != "\ufffd" for c in characters)
 
 
 def _plain(passage: Passage) -> dict[str, Any]:

@@ -8,21 +8,18 @@ that its tensors need not outlive it. The model is left exactly as found, also a
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import flash_attention_mask
 
 from .encoders import LayerModules
-
-ATTENTION = "globenc_capture"
+from .model_state import ATTENTION, Loan, active_recorder
 
 
 @dataclass
@@ -144,32 +141,34 @@ class _Recorder:
         self.done = 0
         self.partial: _Partial | None = None
 
-    def hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
+    def hooks(self) -> Iterator[tuple[Callable[..., Any], Callable[..., Any], dict[str, bool]]]:
+        """What registers a hook, the hook, and options of the registration."""
+
         def each(name: str) -> list[Any]:
             # shared layers (ALBERT) run the same modules again: one hook a module
             modules = (getattr(layer, name) for layer in self.layers)
             return list({id(module): module for module in modules if module is not None}.values())
 
         for module in {id(m): m for layer in self.layers for m in [layer.block or layer.attention]}.values():
-            yield module.register_forward_pre_hook(self.enter_block, with_kwargs=True)
+            yield module.register_forward_pre_hook, self.enter_block, {"with_kwargs": True}
         for module in each("attention_norm"):
-            yield module.register_forward_pre_hook(self.enter_attention_norm)
+            yield module.register_forward_pre_hook, self.enter_attention_norm, {}
         for module in each("output_norm"):
-            yield module.register_forward_hook(self.leave_output_norm)
+            yield module.register_forward_hook, self.leave_output_norm, {}
         for module in each("block"):
-            yield module.register_forward_hook(self.leave_block)
+            yield module.register_forward_hook, self.leave_block, {}
         own = self.layers[0].own
         if own is None:
             return
         for module in each("value"):
-            yield module.register_forward_hook(self.leave_value)
+            yield module.register_forward_hook, self.leave_value, {}
         for module in each("weights"):
-            yield module.register_forward_pre_hook(self.enter_weights)
+            yield module.register_forward_pre_hook, self.enter_weights, {}
         if own.value is not None and own.weights is None:
             for module in each("attention"):
-                yield module.register_forward_hook(self.leave_attention)
+                yield module.register_forward_hook, self.leave_attention, {}
         for module in each("output_projection"):
-            yield module.register_forward_pre_hook(self.enter_output_projection)
+            yield module.register_forward_pre_hook, self.enter_output_projection, {}
 
     def current(self, piece: str) -> _Partial:
         if self.partial is None or self.done >= len(self.layers):
@@ -181,7 +180,7 @@ class _Recorder:
 
     def elsewhere(self) -> bool:
         """Whether a hook was called by another forward pass than ours: another thread's, or one started inside."""
-        return getattr(_active, "recorder", None) is not self
+        return active_recorder() is not self
 
     def enter_block(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self.elsewhere():
@@ -318,59 +317,6 @@ def _whole(pieces: Sequence[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces), 1)
 
 
-_active = threading.local()  # .recorder: the recorder of this thread's capture, if any
-
-
-class _Borrowed:
-    """Attributes of shared objects changed for a while: set by the first who asks, put back by the last who leaves.
-
-    Models share configurations and threads share models, so that saving and restoring by each capture on its own
-    would put back what another one has set.
-    """
-
-    def __init__(self, attribute: str, value: Any):
-        self.attribute, self.value = attribute, value
-        self.lock = threading.Lock()
-        self.kept: dict[int, tuple[Any, Any, int]] = {}  # id -> object, its own value, how many need the other
-
-    def take(self, things: list[Any]) -> None:
-        with self.lock:
-            for thing in things:
-                _, own, users = self.kept.get(id(thing), (thing, getattr(thing, self.attribute), 0))
-                self.kept[id(thing)] = thing, own, users + 1
-                setattr(thing, self.attribute, self.value)
-
-    def give_back(self, things: list[Any]) -> None:
-        with self.lock:
-            for thing in things:
-                _, own, users = self.kept.pop(id(thing))
-                if users > 1:
-                    self.kept[id(thing)] = thing, own, users - 1
-                else:
-                    setattr(thing, self.attribute, own)
-
-
-_evaluating = _Borrowed("training", False)
-_captured = _Borrowed("_attn_implementation_internal", ATTENTION)
-_products: list[Any] = [torch.backends.cuda.matmul]
-if hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-    _products += [torch.backends.mkldnn.matmul]  # type: ignore[attr-defined, unused-ignore]
-    _precise = _Borrowed("fp32_precision", "ieee")
-else:  # torch < 2.9
-    _precise = _Borrowed("allow_tf32", False)
-
-
-@contextlib.contextmanager
-def precise(device: torch.device) -> Iterator[None]:
-    """Numbers keep their own precision inside, whatever the caller's autocast and TF32 settings say."""
-    with contextlib.ExitStack() as stack:
-        if torch.is_autocast_enabled(device.type):
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-        _precise.take(_products)
-        stack.callback(_precise.give_back, _products)
-        yield
-
-
 def _capturing_attention(
     module: nn.Module,
     query: Tensor,
@@ -389,7 +335,7 @@ def _capturing_attention(
     that met a capture half-way may bring a 4-D one. `sliding_window` is flash attention's: one more than how far a
     query sees.
     """
-    recorder = getattr(_active, "recorder", None)
+    recorder = active_recorder()
     if attention_mask is not None and attention_mask.ndim == 2:
         attention_mask = attention_mask[:, None, None, :].bool()
     elif attention_mask is not None and recorder is not None:
@@ -484,28 +430,6 @@ def unwrap(model: Any) -> Any:
             return model
 
 
-@contextlib.contextmanager
-def _as_found(modules: list[nn.Module], by_interface: bool) -> Iterator[None]:
-    """Evaluation mode and the capturing attention inside, everything as it was outside."""
-    # layers may have a configuration of their own
-    owners = [getattr(module, "config", None) for module in modules] if by_interface else []
-    configs = list({id(config): config for config in owners if isinstance(config, PreTrainedConfig)}.values())
-    training = [module for module in modules if module.training or id(module) in _evaluating.kept]
-    with contextlib.ExitStack() as stack:
-        _evaluating.take(training)
-        stack.callback(_evaluating.give_back, training)
-        _captured.take(configs)
-        stack.callback(_captured.give_back, configs)
-        yield
-
-
-def _eager(modules: list[nn.Module]) -> contextlib.AbstractContextManager:
-    """Run modules compiled in place (`module.compile()`) eagerly, so that hooks see their tensors."""
-    if any(module._compiled_call_impl is not None for module in modules):
-        return torch.compiler.set_stance("force_eager")
-    return contextlib.nullcontext()
-
-
 def capture(
     model: PreTrainedModel,
     layers: list[LayerModules],
@@ -532,18 +456,20 @@ def capture(
     Raises:
         RuntimeError: the family's names do not fit the model.
     """
-    recorder = _Recorder(layers, mask, consume, attend, begin)
+    recorder, loan = _Recorder(layers, mask, consume, attend, begin), Loan()
     modules = list(model.modules())
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_eager(modules))
-        stack.enter_context(_as_found(modules, by_interface=layers[0].own is None))
-        for handle in recorder.hooks():
-            stack.callback(handle.remove)
-        previous = getattr(_active, "recorder", None)
-        _active.recorder = recorder
-        stack.callback(setattr, _active, "recorder", previous)
-        output = model(**model_inputs)
+
+    def run() -> Any:
+        loan.evaluation_mode(modules)
+        if layers[0].own is None:
+            loan.attention(modules)
+        for register, hook, options in recorder.hooks():
+            loan.hook(register, hook, **options)
+        loan.recorder(recorder)
+        with torch.no_grad():
+            return model(**model_inputs)
+
+    output = loan.run(run)
     if recorder.done != len(layers):
         raise RuntimeError(
             f"{type(model).__name__} ran {recorder.done} of its {len(layers)} encoder layers through the attention "

@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ._version import __version__
 from .methods import METHODS, get_method
+from .printing import escaped, printable, readable_streams, say
+from .render.console import Console
 
 if TYPE_CHECKING:
     from .attribution import Attribution
@@ -56,23 +57,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: instead of sys.argv[1:].
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))  # so that half-written files go away
+    with readable_streams():
+        sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """The exit code of a command."""
     try:
         if sys.stdout is None:
             raise _UsageError("standard output is closed: there is nowhere to print to")
-        code = typer.main.get_command(app).main(arguments, prog_name="globenc", standalone_mode=False)
+        code: int = typer.main.get_command(app).main(arguments, prog_name="globenc", standalone_mode=False)
         sys.stdout.flush()
+        return code
     except _UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "globenc"
         message = error.format_message().replace("Value error, ", "").rstrip(".")
         _say("error", f"{message} (see {command} --help)")
-        code = USAGE
+        return USAGE
     except (KeyboardInterrupt, typer.Abort):
-        code = INTERRUPTED
+        return INTERRUPTED
     except BrokenPipeError:
         # the reader has seen enough; nothing is left to flush into the closed pipe at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = FAILED
-    sys.exit(code)
+        return FAILED
 
 
 def _show_version(asked: bool) -> None:
@@ -351,7 +358,9 @@ def extract(
     row_normalize: _RowNormalize = False,
     words: Annotated[
         bool,
-        typer.Option("--words", rich_help_panel=_OUTPUT, help="Also words and word_scores, without special tokens."),
+        typer.Option(
+            "--words", rich_help_panel=_OUTPUT, help="Also words, word_scores, word_tokens; no special tokens."
+        ),
     ] = False,
     keep_text: Annotated[bool, typer.Option("--keep-text", rich_help_panel=_OUTPUT, help="Also the text.")] = False,
     shard_rows: Annotated[
@@ -668,9 +677,9 @@ def _names(written: str | None) -> list[str] | None:
 
 def _show_evaluation(found: Evaluation, preset: str | None) -> None:
     """The main tables on standard output, and where the rest is."""
-    from .evaluate.report import tables
+    from .evaluate.report import published_notes, tables
 
-    console = Console(highlight=False)
+    console = Console()
     for title, head, rows in tables(found.results):
         table = Table(
             box=None, pad_edge=False, header_style="dim", title=title, title_justify="left", title_style="bold"
@@ -681,9 +690,14 @@ def _show_evaluation(found: Evaluation, preset: str | None) -> None:
             table.add_row(*(Text(cell) for cell in row))
         console.print(table)
         console.print()
+    notes = published_notes(found.results) if "correlation" in found.results else []
+    for k, note in enumerate(notes):
+        console.print(Text(f"{'- ' if k else ''}{printable(note)}", "dim"))
+    if notes:
+        console.print()
     texts = found.results["texts"]
     if preset is not None and found.results["published"] is None:
-        _say("warning", "no published numbers to stand beside these are in the package; --published FILE adds them")
+        _say("warning", "no published numbers of this preset are there to stand beside these: see --published")
     for count, what in (
         (texts["rejected"], "rows were left out: results.json names the first"),
         (texts["truncated"], "texts were longer than the model takes, and cut"),
@@ -718,7 +732,7 @@ def models(
         if as_json:
             _print_json(json.dumps({"families": families, "default": default}, ensure_ascii=False))
             return
-        console = Console(highlight=False)
+        console = Console()
         table = Table(box=None, pad_edge=False, header_style="dim")
         columns = ["family", "for example", "layers", "kernels", "longest text", "notes"]
         if console.width < 110:
@@ -728,7 +742,7 @@ def models(
         for family in families:
             rule = family["longest_text"].replace("max_position_embeddings", "positions").replace("_token_id", " id")
             cells = [family["family"], family["examples"], family["layers"], family["kernels"], rule, family["notes"]]
-            table.add_row(*cells[: len(columns)])
+            table.add_row(*map(printable, cells[: len(columns)]))
         console.print(table)
         console.print()
         console.print(
@@ -804,7 +818,10 @@ def _checked_text(where: str, text: str) -> str:
     if not text.strip():
         raise _UsageError(f"{where} is empty: there is no word to score")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise _UsageError(f"{where} is not valid UTF-8")
+        try:
+            return os.fsencode(text).decode()  # an argument, taken to pieces by a locale that is not UTF-8
+        except UnicodeError:
+            raise _UsageError(f"{where} is not valid UTF-8") from None
     return text
 
 
@@ -890,17 +907,17 @@ def _print(result: Attribution | PictureAttribution, as_json: bool, top: int) ->
     if isinstance(result, PictureAttribution):
         from .render.picture import show as show_picture
 
-        show_picture(result, Console(highlight=False), top)
+        show_picture(result, Console(), top)
         return
     from .render.terminal import show
 
-    show(result, Console(highlight=False), top)
+    show(result, Console(), top)
 
 
 def _print_json(line: str) -> None:
     """JSON is UTF-8 whatever the terminal is."""
     sys.stdout.flush()
-    sys.stdout.buffer.write(f"{line}\n".encode())
+    sys.stdout.buffer.write(f"{escaped(line)}\n".encode())
     sys.stdout.buffer.flush()
 
 
@@ -959,9 +976,9 @@ def _status(doing: str) -> Iterator[None]:
     if not console.is_terminal:
         yield
         return
-    with console.status(Text(doing)):
+    with console.status(Text(printable(doing)), spinner="line" if console.options.ascii_only else "dots"):
         yield
 
 
 def _say(kind: str, sentence: str) -> None:
-    typer.echo(f"globenc: {kind}: {sentence}" if kind != "wrote" else f"globenc: wrote {sentence}", err=True)
+    say(f"globenc: {kind}: {sentence}" if kind != "wrote" else f"globenc: wrote {sentence}")

@@ -28,6 +28,7 @@ from . import equations
 from .capture import LayerTrace, in_reach
 from .encoders import LayerModules, norm_eps, norm_width
 from .methods import STAGES, Method, Stage
+from .model_state import lowers_float32
 
 SCORES_PER_BLOCK = 3 << 17  # attention weights held at once on a CPU, all heads together: the second-level cache
 SCORES_PER_GPU_BLOCK = 1 << 26
@@ -740,12 +741,10 @@ def completeness_gap(trace: LayerTrace) -> Tensor:
     return relative_gap(tokens + nobody, trace.output, trace.mask)
 
 
-def rounding(dtype: torch.dtype) -> float:
+def rounding(dtype: torch.dtype, device: torch.device) -> float:
     """What the model's own projection may be off by, relative: by its dtype, or by the products it is told to use."""
-    matmul = torch.backends.cuda.matmul
-    lowered = torch.get_float32_matmul_precision() != "highest"
-    lowered = lowered or getattr(matmul, "fp32_precision", "ieee") not in ("ieee", "none")
-    return ROUNDING[torch.bfloat16 if lowered and dtype == torch.float32 else dtype]
+    lowered = dtype == torch.float32 and lowers_float32(device)
+    return ROUNDING[torch.bfloat16 if lowered else dtype]
 
 
 def patched(trace: LayerTrace) -> Tensor:
@@ -761,7 +760,7 @@ def patched(trace: LayerTrace) -> Tensor:
     if bias is not None:
         expected = expected + bias.to(dtype) @ direction
     size = real.norm(dim=-1) + own.norm(dim=-1)
-    allowed = rounding(trace.context.dtype) * size * direction.norm() / len(direction) ** 0.5
+    allowed = rounding(trace.context.dtype, trace.context.device) * size * direction.norm() / len(direction) ** 0.5
     return (_divide((real @ direction - expected).abs(), allowed) * trace.mask).amax()
 
 

@@ -10,10 +10,8 @@ contribution is what a token adds to the residual stream, and N-Enc is N-Res.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,7 +79,8 @@ class EncoderFamily:
         pads: a text's numbers do not depend on the padding behind it.
         has_cls: the first token stands for the whole text or picture.
         patches: for vision encoders.
-        prepare: (base model, n) -> a context in which it is as its forward pass over n tokens will have it.
+        prepare: (base model, n) -> what makes it what its forward pass over n tokens will make of it, and what undoes
+            that, also half-way and twice; None where it stays as it is.
         refuse: config -> why a model of the family cannot be taken, without capital and full stop; or None.
         examples: a name or two a reader knows the family by.
         notes: what is particular about the family, for `globenc models`.
@@ -102,7 +101,7 @@ class EncoderFamily:
     pads: bool = True
     has_cls: bool = True
     patches: Patches | None = None
-    prepare: Callable[[Any, int], AbstractContextManager] | None = None
+    prepare: Callable[[Any, int], tuple[Callable[[], None], Callable[[], None]] | None] | None = None
     refuse: Callable[[Any], str | None] | None = None
     examples: str = ""
     notes: str = ""
@@ -223,16 +222,21 @@ def _bigbird_weights(attention: Any, weights: Tensor) -> Tensor:
     return weights
 
 
-@contextlib.contextmanager
-def _bigbird_kind(base_model: Any, n: int) -> Iterator[None]:
+def _bigbird_kind(base_model: Any, n: int) -> tuple[Callable[[], None], Callable[[], None]] | None:
     """BigBird turns to full attention, for good, where a text is too short for blocks; here only for a while."""
-    config, kind = base_model.config, base_model.attention_type
-    if kind == "block_sparse" and n <= (5 + 2 * config.num_random_blocks) * config.block_size:
-        base_model.set_attention_type("original_full")
-    try:
-        yield
-    finally:
-        base_model.set_attention_type(kind)
+    config, layers = base_model.config, list(base_model.encoder.layer)
+    if base_model.attention_type != "block_sparse" or n > (5 + 2 * config.num_random_blocks) * config.block_size:
+        return None
+    own = [(layer.attention, layer.attention.self) for layer in layers]
+    typed = [base_model, base_model.encoder, *layers, *(attention for attention, _ in own)]
+
+    def undo() -> None:
+        for attention, module in own:
+            attention.self = module
+        for module in typed:
+            module.attention_type = "block_sparse"
+
+    return lambda: base_model.set_attention_type("original_full"), undo
 
 
 def _deberta_refuse(config: Any) -> str | None:

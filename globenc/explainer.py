@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .answers import Answer, answers_of
 from .attribution import Attribution
 from .backends import check_backend
 from .capture import unwrap
@@ -21,12 +23,16 @@ from .encoders import (
     max_length,
     takes_any_length,
 )
+from .errors import blames_text, named, short
 from .functional import attribute, patch_grid, patch_size
 from .loading import load, load_processor
 from .methods import get_method
 from .pictures import PictureAttribution, open_picture, seen
 from .rollouts import Target, check_target, plain_target
 from .tokenization import Encoding, by_length, encode, pad
+
+SUSPECTS = 64  # texts tried alone, most, to find the one at fault
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class GlobEnc:
@@ -151,7 +157,7 @@ class GlobEnc:
             method, target, layers, row_normalize: as in `globenc.attribute`; positions count all tokens, [CLS] is 0.
                 A weight tensor goes with a single text.
             max_length: most tokens of a text, special ones included; None is the model's own limit. Longer texts are
-                cut, with a warning, and say so in `Attribution.truncated`.
+                cut, with a warning, and say so in `Attribution.truncated`. Not for pictures.
             batch_tokens: most tokens, padding included, in one forward pass; None goes by the free memory.
                 Texts are sorted by length inside and come back in the order given; their scores do not depend on it.
 
@@ -161,25 +167,28 @@ class GlobEnc:
         Raises:
             OSError: a picture's file cannot be read.
             TypeError: a text is not a string; it is named by its place.
-            ValueError: an empty text, no text, a target outside a text, an unknown method or target.
+            ValueError: an empty text, no text, a token beyond the model's embeddings, a target outside a text, an
+                unknown method or target. Of several texts the one at fault is named by its place.
             FloatingPointError: the model's activations are not finite.
         """
-        if self.reads_pictures:
-            return self._pictures(
-                texts, text_pair, method=method, target=target, layers=layers, row_normalize=row_normalize
-            )
-        single = isinstance(texts, str)
-        firsts, seconds = _check_texts(texts, text_pair)
-        get_method(method)
         for name, number in (("max_length", max_length), ("batch_tokens", batch_tokens)):
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
                 raise ValueError(f"{name} must be a positive whole number, got {number!r}")
+        if self.reads_pictures:
+            for name, value in (("text_pair", text_pair), ("max_length", max_length)):
+                if value is not None:
+                    raise ValueError(f"{name} has no meaning for {self._family.model_type!r}, which reads pictures")
+            options = {"method": method, "target": target, "layers": layers, "row_normalize": row_normalize}
+            return self._pictures(texts, batch_tokens, options)
+        single = isinstance(texts, str)
+        firsts, seconds = _check_texts(texts, text_pair)
+        get_method(method)
         limit = self.limit(max_length)
-        encodings = encode(self.tokenizer, firsts, seconds, limit)
+        encodings = self._encoded(firsts, seconds, limit)
         for i, (encoding, text) in enumerate(zip(encodings, firsts, strict=True)):
             if encoding.empty:
                 where = "text" if single else f"text {i}"
-                raise ValueError(f"{where} has no token: the tokenizer finds nothing in {text!r}")
+                raise ValueError(f"{where} has no token: the tokenizer finds nothing in {text[:80]!r}")
             if encoding.unknown:
                 where = "the text" if single else f"text {i}"
                 warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=2)
@@ -192,68 +201,148 @@ class GlobEnc:
         options = {"method": method, "target": plain_target(target), "layers": layers, "row_normalize": row_normalize}
         results: list[Attribution | None] = [None] * len(encodings)
         for batch in self.batches([len(e) for e in encodings], batch_tokens or self.budget()):
-            scored = self.score([encodings[i] for i in batch], **options)
+            try:
+                scored = self.score([encodings[i] for i in batch], **options)
+            except Exception as error:
+                if single or not blames_text(error):
+                    raise
+                raise self._of_one(error, encodings, batch, options) from error
             for row, i in enumerate(batch):
                 pair = None if seconds is None else seconds[i]
                 results[i] = self._result(scored, row, encodings[i], firsts[i], pair, options)
         return results[0] if single else results
 
-    def _pictures(self, pictures: Any, text_pair: Any, **options: Any) -> Any:
-        if text_pair is not None:
-            raise ValueError(f"text_pair has no meaning for {self._family.model_type!r}, which reads pictures")
+    def _encoded(self, firsts: list[str], seconds: list[str] | None, limit: int | None) -> list[Encoding]:
+        """The tokens of every text; raises as `encode_each` says, with the text's place where others are good."""
+        encodings = self.encode_each(firsts, seconds, limit)
+        bad = {i: error for i, error in enumerate(encodings) if isinstance(error, BaseException)}
+        for i, error in bad.items():
+            if len(bad) < len(encodings) or not isinstance(error, Exception):
+                raise named(error, f"text {i}" if len(encodings) > 1 else "the text") from error
+            raise error
+        return [encoding for encoding in encodings if isinstance(encoding, Encoding)]
+
+    def _of_one(
+        self, error: Exception, encodings: list[Encoding], batch: list[int], options: dict[str, Any]
+    ) -> Exception:
+        """The error of a batch with the place of the text that raises it; as it is where no text goes through."""
+        culprit: Exception | None = None
+        works = False
+        for i in [*batch, *(set(range(len(encodings))) - set(batch))][:SUSPECTS]:
+            try:
+                self.score([encodings[i]], **options)
+                works = True
+            except Exception as alone:
+                if not blames_text(alone):
+                    raise
+                culprit = culprit or named(alone, f"text {i}")
+            if works and culprit is not None:
+                return culprit
+        return error
+
+    def _pictures(self, pictures: Any, batch_tokens: int | None, options: dict[str, Any]) -> Any:
         single = not isinstance(pictures, list | tuple)
-        opened = [
-            open_picture(given, "the picture" if single else f"pictures[{k}]")
-            for k, given in enumerate([pictures] if single else pictures)
-        ]
-        if not opened:
+        given = [pictures] if single else pictures
+        if not given:
             raise ValueError("pictures is an empty list: give at least one picture")
         options["target"] = plain_target(options["target"])
-        results = [self._picture(picture, options) for picture in opened]
+        budget = batch_tokens or self.budget()
+        results: list[PictureAttribution] = []
+        waiting: list[torch.Tensor] = []
+        for k, picture in enumerate(given):
+            where = "the picture" if single else f"pictures[{k}]"
+            pixels = self.tokenizer(open_picture(picture, where), return_tensors="pt")["pixel_values"]
+            n = len(self._picture_tokens(pixels))
+            try:
+                check_target(options["target"], n, many=len(given) > 1)
+            except ValueError as error:
+                raise ValueError(str(error) if single else f"{where}: {error}") from None
+            if waiting and (pixels.shape != waiting[0].shape or (len(waiting) + 1) * n > budget):
+                results += self._scored_pictures(waiting, options)
+                waiting = []
+            waiting.append(pixels)
+        results += self._scored_pictures(waiting, options)
         return results[0] if single else results
 
-    def _picture(self, picture: Any, options: dict[str, Any]) -> PictureAttribution:
-        pixels = self.tokenizer(picture, return_tensors="pt")["pixel_values"]
-        inputs = pixels.to(self.device, self.model.dtype)
-        grid, names = patch_grid(self.model, inputs), []
-        if self._family.patches is not None:
-            names = self._family.patches.special(self.model.config)
-        out = attribute(self.model, backend=self.backend, pixel_values=inputs, **options)
-        labels, probabilities = _answers(self.model, out.model_output, 1)
-        scores, scale, layer_scores, layer_scale = (
-            None if tensor is None else tensor.cpu().numpy()
-            for tensor in (out.scores, out.log2_scale, out.layer_scores, out.layer_log2_scale)
-        )
-        assert scores is not None
-        assert scale is not None
-        return PictureAttribution(
-            picture=seen(pixels, self.tokenizer)[0],
-            tokens=[*names, *(f"{row},{column}" for row in range(grid[0]) for column in range(grid[1]))],
-            grid=grid,
-            patch=patch_size(self.model),
-            scores=scores[0],
-            log2_scale=scale[0] if scale[0].ndim else float(scale[0]),
-            layer_scores=None if layer_scores is None else layer_scores[:, 0],
-            layer_log2_scale=None if layer_scale is None else layer_scale[:, 0],
-            label=labels[0],
-            probability=probabilities[0],
-            method=options["method"],
-            target=options["target"],
-            row_normalize=options["row_normalize"],
-            model=self.model.config._name_or_path or type(self.model).__name__,
-        )
+    def _picture_tokens(self, pixels: torch.Tensor) -> list[str]:
+        """Names of the tokens of a picture [1, channels, height, width]: special ones, then the patches by place."""
+        assert self._family.patches is not None
+        rows, columns = patch_grid(self.model, pixels)
+        places = [f"{row},{column}" for row in range(rows) for column in range(columns)]
+        return [*self._family.patches.special(self.model.config), *places]
+
+    def _scored_pictures(self, pixels: list[torch.Tensor], options: dict[str, Any]) -> list[PictureAttribution]:
+        """Pictures of one size, each [1, channels, height, width], in one forward pass."""
+        inputs = torch.cat(pixels).to(self.device, self.model.dtype)
+        scored = self._run(len(pixels), options, {"pixel_values": inputs})
+        results = []
+        for row, (own, answer) in enumerate(zip(pixels, scored.answers, strict=True)):
+            tokens = self._picture_tokens(own)
+            scores, scale, layer_scores, layer_scale = scored.of(row, len(tokens), False)
+            results.append(
+                PictureAttribution(
+                    picture=seen(own, self.tokenizer)[0],
+                    tokens=tokens,
+                    grid=patch_grid(self.model, own),
+                    patch=patch_size(self.model),
+                    scores=scores,
+                    log2_scale=scale if scale.ndim else float(scale),
+                    layer_scores=layer_scores,
+                    layer_log2_scale=layer_scale,
+                    label=answer.label,
+                    probability=answer.probability,
+                    method=options["method"],
+                    target=options["target"],
+                    row_normalize=options["row_normalize"],
+                    model=self.model.config._name_or_path or type(self.model).__name__,
+                    value=answer.value,
+                    labels=answer.labels,
+                )
+            )
+        return results
+
+    def encode_each(
+        self, texts: Sequence[str], text_pair: Sequence[str] | None, limit: int | None
+    ) -> list[Encoding | BaseException]:
+        """As `tokenization.encode`, text by text where one of them fails: its error stands in its place, also where a
+        token of it is none of the model's."""
+        try:
+            encodings: list[Encoding | BaseException] = [*encode(self.tokenizer, texts, text_pair, limit)]
+        except BaseException as error:
+            if not blames_text(error):
+                raise
+            encodings = [error.with_traceback(None)]
+        if isinstance(encodings[0], BaseException) and len(texts) > 1:
+            middle = len(texts) // 2
+            return [
+                encoding
+                for half in (slice(middle), slice(middle, None))
+                for encoding in self.encode_each(texts[half], None if text_pair is None else text_pair[half], limit)
+            ]
+        known = self.model.get_input_embeddings().weight.shape[0]
+        for i, encoding in enumerate(encodings):
+            if isinstance(encoding, Encoding) and len(encoding) and encoding.ids.max() >= known:
+                number = int(encoding.ids[encoding.ids >= known][0])
+                token = short(str(self.tokenizer.convert_ids_to_tokens(number)), 40)
+                encodings[i] = ValueError(
+                    f"token id {number} ({token!r}) is beyond the model's {known} embeddings: resize the model's "
+                    "embeddings (is the tokenizer this model's?)"
+                )
+        return encodings
 
     def score(self, encodings: Sequence[Encoding], **options: Any) -> BatchScores:
         """One padded batch through the model: scores as arrays, answers; options as in `globenc.attribute`."""
-        out = attribute(self.model, backend=self.backend, **options, **pad(encodings, self.tokenizer, self.model))
-        labels, probabilities = _answers(self.model, out.model_output, len(encodings))
+        return self._run(len(encodings), options, pad(encodings, self.tokenizer, self.model))
+
+    def _run(self, count: int, options: dict[str, Any], inputs: dict[str, Any]) -> BatchScores:
+        """A batch of `count` texts or pictures through the model."""
+        out = attribute(self.model, backend=self.backend, **options, **inputs)
         return BatchScores(
             scores=out.scores.cpu().numpy(),
             log2_scale=out.log2_scale.cpu().numpy(),
             layer_scores=None if out.layer_scores is None else out.layer_scores.cpu().numpy(),
             layer_log2_scale=None if out.layer_log2_scale is None else out.layer_log2_scale.cpu().numpy(),
-            labels=labels,
-            probabilities=probabilities,
+            answers=answers_of(self.model, out.model_output, count),
         )
 
     def limit(self, max_length_: int | None = None) -> int | None:
@@ -295,6 +384,7 @@ class GlobEnc:
         n = len(encoding)
         whole = isinstance(options["target"], str) and options["target"] == "all"
         scores, scale, layer_scores, layer_scale = scored.of(row, n, whole)
+        answer = scored.answers[row]
         special, spans = (encoding.segments < 0).tolist(), None if encoding.spans is None else encoding.spans.tolist()
         return Attribution(
             text=first,
@@ -307,31 +397,32 @@ class GlobEnc:
             log2_scale=scale if scale.ndim else float(scale),
             layer_scores=layer_scores,
             layer_log2_scale=layer_scale,
-            label=scored.labels[row],
-            probability=scored.probabilities[row],
+            label=answer.label,
+            probability=answer.probability,
             method=options["method"],
             target=options["target"],
             row_normalize=options["row_normalize"],
             model=self.model.config._name_or_path or type(self.model).__name__,
             truncated=encoding.lost,
+            value=answer.value,
+            labels=answer.labels,
         )
 
 
 @dataclass(frozen=True)
 class BatchScores:
-    """What `globenc.attribute` gives for a batch, as arrays on the CPU, with the answers of a text classifier.
+    """What `globenc.attribute` gives for a batch, as arrays on the CPU, with the model's answers.
 
     Attributes:
         scores, log2_scale, layer_scores, layer_log2_scale: as in `globenc.AttributionOutput`.
-        labels, probabilities: one for each text; None for models that are no text classifiers.
+        answers: one for each text.
     """
 
     scores: np.ndarray
     log2_scale: np.ndarray
     layer_scores: np.ndarray | None
     layer_log2_scale: np.ndarray | None
-    labels: list[str | None]
-    probabilities: list[float | None]
+    answers: list[Answer]
 
     def of(self, row: int, n: int, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
         """The four arrays of one text of n tokens, without padding; `whole`: its targets are all of its tokens."""
@@ -350,9 +441,10 @@ def _check_texts(
 ) -> tuple[list[str], list[str] | None]:
     """Texts and pairs as lists of equal length, every one a string with something in it."""
 
-    def checked(name: str, value: str | Iterable[str]) -> list[str]:
-        if isinstance(value, bytes | Mapping) or not isinstance(value, Iterable):
-            raise TypeError(f"{name} must be a string or a list of strings, got {type(value).__name__}")
+    def checked(name: str, value: Any) -> list[str]:
+        if not isinstance(value, str):
+            _check_column(name, value)
+            value = value.to_pylist() if hasattr(value, "to_pylist") else value  # an Arrow column
         values = [value] if isinstance(value, str) else list(value)
         for i, text in enumerate(values):
             where = name if isinstance(value, str) else f"{name}[{i}]"
@@ -360,9 +452,9 @@ def _check_texts(
                 got = "None" if text is None else type(text).__name__
                 pairs = "; second texts of pairs go to text_pair" if isinstance(text, list | tuple) else ""
                 raise TypeError(f"{where} must be a string, got {got}{pairs}")
-            if any("\ud800" <= character <= "\udfff" for character in text):
+            if not text.isascii() and _SURROGATE.search(text):
                 raise ValueError(f"{where} is no valid text: it holds half of a surrogate pair")
-            if not text.strip():
+            if not text or text.isspace():
                 raise ValueError(f"{where} is empty: there is no token to attribute to")
         return values
 
@@ -379,6 +471,21 @@ def _check_texts(
     return firsts, seconds
 
 
+def _check_column(name: str, value: Any) -> None:
+    """Raises TypeError where something is no column of texts, in an order."""
+    wanted = f"{name} must be a string or a list of strings, got {type(value).__name__}"
+    columns = getattr(value, "column_names", None)
+    columns = getattr(value, "columns", None) if columns is None else columns
+    if isinstance(value, Mapping):
+        columns = value
+    if columns is not None:
+        names = [repr(column) for column in columns][:5]
+        choice = f": choose one, {name}[{short(names[0], 50)}]" if names else ""
+        raise TypeError(f"{wanted} of {short(', '.join(names)) or 'nothing'}{choice}")
+    if isinstance(value, bytes | set | frozenset) or not isinstance(value, Iterable):
+        raise TypeError(wanted)
+
+
 def _warn_truncated(encodings: list[Encoding], limit: int | None, single: bool) -> None:
     cut = [(i, e.lost, len(e) + e.lost) for i, e in enumerate(encodings) if e.lost]
     if not cut:
@@ -389,23 +496,6 @@ def _warn_truncated(encodings: list[Encoding], limit: int | None, single: bool) 
     )
     more = f"; and {len(cut) - 5} more" if len(cut) > 5 else ""
     warnings.warn(f"longer than the {limit} tokens that fit, so they were cut: {shown}{more}", stacklevel=3)
-
-
-def _answers(model: Any, output: Any, count: int) -> tuple[list[str | None], list[float | None]]:
-    """Labels and probabilities of a text classifier's answers; None for other heads and for regression."""
-    logits = getattr(output, "logits", None)
-    kind = model.config.problem_type
-    many = model.config.num_labels > 1 and kind != "regression"
-    classifies = type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
-    if not classifies or not many or logits is None:
-        return [None] * count, [None] * count
-    rows = logits.double()
-    several = kind == "multi_label_classification"
-    probabilities, indices = (rows.sigmoid() if several else rows.softmax(-1)).max(-1)
-    if not bool(torch.isfinite(probabilities).all()):
-        raise FloatingPointError("the model's logits are not finite: its classification head holds NaN or infinity")
-    names = model.config.id2label or {}
-    return [str(names.get(i, f"LABEL_{i}")) for i in indices.tolist()], probabilities.tolist()
 
 
 def _free_memory() -> int | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
 import inspect
@@ -15,11 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from . import contributions, equations
+from .answers import by_name, head_of, returning_tuples
 from .backends import layer_maps
-from .capture import Attend, Begin, Finish, LayerTrace, capture, precise, unwrap
+from .capture import Attend, Begin, Finish, LayerTrace, capture, unwrap
 from .contributions import LayerMap, MakeLayer, normalize_rows
 from .encoders import EncoderFamily, find_family, find_layers, max_length, takes_any_length
 from .methods import METHODS, Method, Stage, get_method, get_stage
+from .model_state import Loan, precise
 from .rollouts import Target, TargetRows, full_map, multiply, target_rows, top_down
 
 OPTIONS = ("method", "target", "layers", "row_normalize", "backend")  # what is ours among the keyword arguments
@@ -67,7 +68,7 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
     Raises:
         TypeError, ValueError: an input this model cannot take, named, with what to do.
     """
-    if type(model).__name__.endswith("ForMultipleChoice"):
+    if head_of(model) == "MultipleChoice":
         raise ValueError(
             f"{type(model).__name__} reads several texts as one example: pass its encoder, model.base_model, and the "
             "choices as a batch of texts [batch, n]"
@@ -235,7 +236,7 @@ class _Run:
         self.model: Any = unwrap(model)
         self.family = find_family(self.model)
         self.layers = find_layers(self.model.base_model, self.family)
-        self.inputs = inputs
+        self.inputs = by_name(self.model, inputs)
         self.mask = check_inputs(self.model, inputs)
         self.attend: Attend | None = None
         self.gaps: list[Tensor] = []
@@ -310,20 +311,25 @@ class _Run:
             return observe_end
 
         self.gaps, self.doubts = [], []
-        with contextlib.ExitStack() as stack:
-            if self.family.prepare is not None:
-                base_model = self.model.base_model
-                stack.enter_context(self.family.prepare(base_model, self.mask.shape[1]))
-                self.layers = find_layers(base_model, self.family)
-            return capture(
-                self.model,
-                self.layers,
-                self.inputs,
-                self.mask,
-                observe,
-                self.attend,
-                None if begin is None else observe_begin,
-            )
+        begun = None if begin is None else observe_begin
+
+        def captured() -> Any:
+            with returning_tuples(self.model):
+                return capture(self.model, self.layers, self.inputs, self.mask, observe, self.attend, begun)
+
+        if self.family.prepare is None:
+            return captured()
+        loan, base_model = Loan(), self.model.base_model
+
+        def prepared() -> Any:
+            loan.one_at_a_time(base_model)
+            change = self.family.prepare(base_model, self.mask.shape[1])  # type: ignore[misc]
+            if change is not None:
+                loan.change(*change)
+            self.layers = find_layers(base_model, self.family)
+            return captured()
+
+        return loan.run(prepared)
 
     def checked(self, compute: Callable[[], T], check: bool = True) -> T:
         """compute(), which calls `forward`; its answers are looked at when all the work is on its way.
@@ -335,7 +341,7 @@ class _Run:
         """
         try:
             for _ in range(3):
-                result = compute()
+                result = Loan().run(compute)
                 if not self.doubts or not bool(torch.stack(self.doubts).any()):
                     break
                 for layer in self.layers:  # the weights have changed since the last call

@@ -89,7 +89,7 @@ class FusedAttention:
 
     def patched(self, trace: LayerTrace) -> Tensor:
         """As `contributions.patched`."""
-        return self.layer_scales(trace).gap.amax() / rounding(trace.context.dtype)
+        return self.layer_scales(trace).gap.amax() / rounding(trace.context.dtype, trace.context.device)
 
     def row_scale(self, trace: LayerTrace, stage: Stage) -> Tensor:
         """1 / (s1_i s2_i) as far as the stage goes, [B, n]."""

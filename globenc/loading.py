@@ -33,6 +33,7 @@ from transformers.utils import hub
 from transformers.utils import logging as transformers_logging
 
 from .encoders import family_of_config, find_family, layer_list, supported_encoders
+from .model_state import Loan
 
 DEFAULT_MODEL = Path(__file__).parent / "default_model"
 DEFAULT_NAME = "globenc-sst2-small"
@@ -555,10 +556,18 @@ def _unused(model: Any, missing: list[str]) -> set[str]:
         family = find_family(model)
         held = {id(p) for layer in layer_list(model.base_model, family) for p in layer.parameters()}
         free = {name: p for name, p in parameters.items() if id(p) not in held}
-        with family.prepare(model.base_model, 4) if family.prepare else contextlib.nullcontext(), torch.enable_grad():
-            answer = model.eval()(**_smallest_input(model, family.patches is not None), return_dict=True)
-            total: Any = sum(value.double().sum() for value in _tensors(answer) if value.requires_grad)
-            slopes = torch.autograd.grad(total, list(free.values()), allow_unused=True)
+        loan = Loan()
+
+        def run() -> Any:
+            change = family.prepare(model.base_model, 4) if family.prepare else None
+            if change is not None:
+                loan.change(*change)
+            with torch.enable_grad():
+                answer = model.eval()(**_smallest_input(model, family.patches is not None), return_dict=True)
+                total: Any = sum(value.double().sum() for value in _tensors(answer) if value.requires_grad)
+                return torch.autograd.grad(total, list(free.values()), allow_unused=True)
+
+        slopes = loan.run(run)
     except Exception:  # a model that does not run is somebody else's to explain; nothing is known to be unused
         return set()
     return {name for name, slope in zip(free, slopes, strict=True) if slope is None}

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from .answers import in_code
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -25,7 +27,9 @@ class PictureAttribution:
         patch: height and width of a patch in pixels of `picture`.
         scores: [n], or [targets, n] where several were asked for; each row sums to 1, special tokens included.
         log2_scale, layer_scores, layer_log2_scale, method, target, row_normalize, model: as in `globenc.Attribution`.
-        label, probability: the model's answer where it classifies pictures, else None.
+        label, probability: the class that the model answers, of a multi-label model its highest label; None for a
+            model that does not classify pictures.
+        value, labels: as in `globenc.Attribution`.
     """
 
     picture: np.ndarray
@@ -42,9 +46,11 @@ class PictureAttribution:
     target: Any
     row_normalize: bool
     model: str
+    value: float | list[float] | None = None
+    labels: list[tuple[str, float]] | None = None
 
     def __repr__(self) -> str:
-        answer = "" if self.label is None else f", label={self.label!r}, probability={self.probability:.3f}"
+        answer = in_code(self)
         return f"PictureAttribution({self.grid[0]} x {self.grid[1]} patches{answer})"
 
     def patches(self) -> np.ndarray:
@@ -80,6 +86,10 @@ class PictureAttribution:
             "patch": list(self.patch),
             "label": self.label,
             "probability": self.probability,
+            "value": self.value,
+            "labels": None
+            if self.labels is None
+            else [{"label": label, "probability": probability} for label, probability in self.labels],
             "tokens": self.tokens,
             "scores": self.scores.tolist(),
             "log2_scale": np.asarray(self.log2_scale).tolist(),

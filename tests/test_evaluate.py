@@ -285,3 +285,12 @@ def test_flow_refuses(maps, target, message):
 
 def test_evaluate_is_part_of_the_package():
     assert globenc.evaluate.saliency is saliency
+
+
+@pytest.mark.parametrize("family", ["longformer", "big_bird"])
+def test_hta_of_models_that_pad_inside(family):
+    inputs = token_batch((5, 3))
+    maps = globenc.evaluate.hta_maps(tiny_model(family), **inputs)
+    assert maps.shape[1:] == (2, 5, 5)
+    assert bool((maps[:, 1, 3:] == 0).all())
+    assert bool((maps[:, 0].sum(-1) > 0).all())

@@ -370,6 +370,55 @@ def test_unknown_preset(tmp_path):
         evaluate_preset("paper-qqp", tmp_path)
 
 
+def test_the_package_has_the_paper_s_numbers():
+    """Spot checks against the paper's tables, and which preset which note belongs to."""
+    content = json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    assert set(content["correlation"]) == set(PRESETS)
+    means = {preset: published_numbers(preset)["correlation"]["N-Enc"]["mean"] for preset in PRESETS}
+    assert (means["paper-sst2"], means["paper-mnli-large"], means["paper-hatexplain-electra"]) == (0.77, 0.77, 0.47)
+    for preset in PRESETS:
+        numbers = published_numbers(preset)
+        assert set(numbers["correlation"]) == set(PAPER_ORDER)
+        named = [note for note in numbers["notes"] if "paper-" in note]
+        assert all(note.startswith((f"{preset}:", f"{preset},")) for note in named)
+        assert len(named) == (preset in ("paper-mnli-large", "paper-hatexplain", "paper-sst2-large"))
+        assert numbers["notes"][0].startswith("read from a text copy of the camera-ready paper")
+    layers = published_numbers("paper-sst2")["layers"]
+    assert layers["rollout"]["N-Enc"]["6"] == {"mean": 0.74, "std": 0.14}
+    assert layers["layer"]["N"]["max"] == {"mean": 0.41, "std": 0.21}
+    assert published_numbers("paper-mnli")["layers"] == {}
+
+
+def test_published_numbers_stand_beside_ours(letters, tmp_path):
+    """In the page, the JSON and the rows; a note of another preset does not."""
+    file = tmp_path / "published.json"
+    notes = ["digits <may> be wrong", "paper-sst2, N: its sign", "paper-sst2-large: another model's", "paper-mnli: no"]
+    table = {"N-Enc": {"mean": 0.25, "std": 0.125}, "N": {"mean": -0.5}}
+    layers = {"rollout": {"N": {"1": [-0.375, 0.25], "12": [0.0625, 0.5], "max": [0.0625, 0.5]}}}
+    content = {"source": "a paper", "notes": notes, "correlation": {"paper-sst2": table}}
+    file.write_text(json.dumps({**content, "table2_bert_base_sst2": layers}))
+    copy, options = str(local_copy("sst2", tmp_path)), {"metrics": ["correlation"], "progress": False}
+    found = evaluate_preset("paper-sst2", tmp_path / "out", inputs=copy, model=letters, published=file, **options)
+    assert found.results["published"]["notes"] == notes[:2]
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["published"] == found.results["published"]
+    with (tmp_path / "out" / "results.csv").open(newline="") as rows:
+        shown = {(row["setting"], row["method"], row["layer"]): row for row in csv.DictReader(rows) if row["published"]}
+    assert {key: (row["published"], row["published_std"]) for key, row in shown.items()} == {
+        ("rollout", "N-Enc", "3"): ("0.25", "0.125"),
+        ("rollout", "N", "3"): ("-0.5", ""),
+        ("rollout", "N", "1"): ("-0.375", "0.25"),
+    }
+    assert all(row["published_notes"] == "digits <may> be wrong; paper-sst2, N: its sign" for row in shown.values())
+    page = found.report.read_text(encoding="utf-8")
+    for expected in ("Published numbers: a paper", "TehranNLP-org/bert-base-uncased-cls-sst2 on SST-2", "0.25 ± 0.12"):
+        assert expected in page
+    assert page.count("<li>digits &lt;may&gt; be wrong</li>") == page.count("<li>paper-sst2, N: its sign</li>") == 1
+    assert "another model" not in page
+    assert re.search(r"N, published</td><td>-0.38 ± 0.25</td><td>0.06 ± 0.50</td><td>0.06 ± 0.50", page)
+    titles = [title for title, _, _ in report_module.tables(found.results)]
+    assert titles == ["Spearman correlation with saliency, mean ± std", "Rollout up to a layer, mean ± std"]
+
+
 def test_published_numbers(tmp_path):
     content = json.loads(PUBLISHED.read_text())
     assert "NAACL 2022" in content["source"]
@@ -383,8 +432,12 @@ def test_published_numbers(tmp_path):
         path.write_text(wrong)
         with pytest.raises(ValueError, match="must be JSON like"):
             published_numbers("paper-sst2", path)
-    path.write_text('{"source": "x", "correlation": {"paper-sst2": {"N": {"mean": 7}}}}')
-    with pytest.raises(ValueError, match="no correlation"):
+    for wrong in ('{"mean": 7}', '{"mean": NaN}', '{"mean": 0, "std": Infinity}', '{"mean": 0, "std": -1}'):
+        path.write_text(f'{{"source": "x", "correlation": {{"paper-sst2": {{"N": {wrong}}}}}}}')
+        with pytest.raises(ValueError, match="correlation"):
+            published_numbers("paper-sst2", path)
+    path.write_text('{"source": "x", "notes": "one", "correlation": {}}')
+    with pytest.raises(ValueError, match="notes must be a list"):
         published_numbers("paper-sst2", path)
 
 
@@ -413,9 +466,17 @@ def test_command(letters, tmp_path):
 
 def test_command_with_preset(letters, tmp_path):
     options = ("-m", letters, "--metrics", "correlation", "--methods", "W,N-Enc")
-    code, _, err = command(local_copy("sst2", tmp_path), "--preset", "paper-sst2", "-o", tmp_path / "out", *options)
+    code, out, err = command(local_copy("sst2", tmp_path), "--preset", "paper-sst2", "-o", tmp_path / "out", *options)
     assert code == 0, err
-    assert "no published numbers" in err
+    assert "no published numbers" not in err
+    assert "0.77 ± 0.12" in out
+    assert "they are of TehranNLP-org/bert-base-uncased-cls-sst2 on SST-2" in " ".join(out.split())
+    assert "in which a digit or a sign may have been misread" in " ".join(out.split())
+    shutil.rmtree(tmp_path / "out")
+    other = tmp_path / "other.json"
+    other.write_text('{"source": "x", "correlation": {}}')
+    arguments = (local_copy("sst2", tmp_path), "--preset", "paper-sst2", "-o", tmp_path / "out", "--published", other)
+    assert "no published numbers" in command(*arguments, *options)[2]
     shutil.rmtree(tmp_path / "out")
     assert command("-o", tmp_path / "out")[0] == 2
     assert command("data.jsonl")[0] == 2

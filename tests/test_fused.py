@@ -26,7 +26,7 @@ from helpers import (
 import globenc
 from globenc import contributions
 from globenc.backends import layer_maps
-from globenc.capture import precise
+from globenc.model_state import precise
 
 ROOT = Path(__file__).parents[1]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,7 +14,8 @@ PACKAGE, KERNELS = ROOT / "globenc", ROOT / "kernels" / "globenc_kernels"
 
 # A module may import those above it in this list of lists, never those on its own line or below.
 LAYERS = [
-    ["_version", "methods", "equations", "passages"],
+    ["_version", "methods", "equations", "passages", "model_state", "answers", "printing"],
+    ["errors"],
     ["encoders"],
     ["capture"],
     ["contributions"],
@@ -23,8 +24,7 @@ LAYERS = [
     ["rollouts"],
     ["functional"],
     ["render"],
-    ["attribution", "pictures", "tokenization"],
-    ["loading"],
+    ["attribution", "pictures", "tokenization", "loading"],
     ["explainer"],
     ["extraction"],
     ["evaluate"],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
+import warnings
 from dataclasses import replace
 from itertools import pairwise
 
@@ -173,3 +175,52 @@ def test_terminal_of_a_long_text(long_one):
 
 def test_pages_are_the_same_every_time(long_one):
     assert page(long_one) == page(long_one)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_was_cut_off_a_long_text_is_none_of_its_passages(long_one, side):
+    """The text has as much again, in front or behind, that was not read."""
+    more = "Nobody read this. " * 40 + "\n\n" + "Nor that, and"
+    front = f"{more} " if side == "left" else ""
+    moved = [None if span is None else (span[0] + len(front), span[1] + len(front)) for span in long_one.offsets]
+    text = f"{front}{long_one.text}" if front else f"{long_one.text} {more}"
+    a = replace(long_one, text=text, offsets=moved, truncated=300)
+    read = long_one.text
+    assert [p.text for p in a.sentences()] == [p.text for p in long_one.sentences()]
+    assert all(p.start >= len(front) and p.end <= len(front) + len(read) for p in a.paragraphs())
+    assert all(text[p.start : p.end] == p.text for p in [*a.sentences(), *a.paragraphs()])
+    found = document(a, views(a)[0])
+    cut = [stretch for stretch in found.strip if not stretch.read]
+    assert [stretch.place for stretch in cut] == [f"{len(more) + 1:,} characters were cut off"]
+    assert found.strip[0 if front else -1] is cut[0]
+    unread = [piece for group in found.groups for block in group.blocks for piece in block.pieces if not piece.read]
+    assert [piece.text for piece in unread] == [f"{more} " if front else f" {more}"]
+    html = page(a)
+    assert len(re.findall("<s ", html)) == 1
+    assert "Hatched is what was cut off" in html
+    assert "Nobody" not in html[: html.index("The text</h2>")]
+    assert json.loads(a.to_json())["unread"] == [
+        {"segment": 0, "start": 0 if front else len(read), "end": len(front) if front else len(text)}
+    ]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pair", [None, "short one", "A second text that is as long as the first is and longer by far"])
+def test_unread_text_is_what_the_tokenizer_cut(explainer, side, pair):
+    """Against the tokens of the whole texts, with control characters at the ends, for every length."""
+    tokenizer = copy.deepcopy(explainer.tokenizer)
+    tokenizer.truncation_side = side
+    text = "\x01 A charming, unflinchingly bleak and affecting journey. \x02"
+    whole = tokenizer(text, pair, return_offsets_mapping=True)
+    for limit in range(6, 24, 3):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            a = globenc.GlobEnc(explainer.model, tokenizer)(text, pair, max_length=limit)
+        expected = []
+        for segment, source in enumerate([text] if pair is None else [text, pair]):
+            spans = [s for s, k in zip(whole["offset_mapping"], whole.sequence_ids(0), strict=True) if k == segment]
+            lost = len(spans) - a.segments.count(segment)
+            if lost:
+                kept = spans[lost:] if side == "left" else spans[: len(spans) - lost]
+                expected.append((segment, 0, kept[0][0]) if side == "left" else (segment, kept[-1][1], len(source)))
+        assert a.unread() == expected

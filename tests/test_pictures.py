@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +13,12 @@ import torch
 import transformers
 from helpers import randomize, tiny_vision
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
 import globenc
 from globenc.cli import app
+from globenc.render import picture
 
 SIZES = {
     "hidden_size": 24,
@@ -192,3 +197,103 @@ def test_patches_that_do_not_fill_the_picture():
     assert a.grid == (3, 3)
     assert (a.heat_map()[12:] == 0).all()
     assert a.heat_map().sum() == pytest.approx(16 * a.patches().sum(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"num_labels": 1}, r"value -?[\d.]+$"),
+        (
+            {"problem_type": "multi_label_classification", "id2label": {0: "cat", 1: "dog"}},
+            r"(cat|dog|no label above) ",
+        ),
+    ],
+    ids=["number", "labels"],
+)
+def test_answers_of_other_kinds(config, said, photo):
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**SIZES, **config))
+    randomize(model)
+    processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
+    a = globenc.GlobEnc(model.eval(), processor)(photo)
+    with torch.no_grad():
+        logits = model(pixel_values=processor(Image.open(photo), return_tensors="pt")["pixel_values"]).logits[0]
+    if "num_labels" in config:
+        assert (a.value, a.label, a.labels) == (pytest.approx(float(logits[0]), rel=1e-4), None, None)
+    else:
+        expected = {config["id2label"][k]: float(share) for k, share in enumerate(logits.sigmoid()) if share > 0.5}
+        assert dict(a.labels) == pytest.approx(expected, rel=1e-4)
+    assert json.loads(a.to_json())["value"] == a.value
+    assert re.match(said, picture.title(a))
+    console = Console(file=io.StringIO(), width=100)
+    picture.show(a, console, 3)
+    assert re.match(said, console.file.getvalue().splitlines()[0])
+    assert re.search(f"<h1>{said.removesuffix('$')}", picture.page(a))
+
+
+def test_a_distilled_deit_has_an_answer(photo):
+    """Its class is called DeiTForImageClassificationWithTeacher."""
+    model = transformers.DeiTForImageClassificationWithTeacher(transformers.DeiTConfig(**SIZES))
+    randomize(model)
+    processor = transformers.ViTImageProcessor(size={"height": 16, "width": 16})
+    assert globenc.GlobEnc(model.eval(), processor)(photo).label in ("LABEL_0", "LABEL_1")
+
+
+def test_patches_set_the_scale(explainer, photo):
+    """[CLS], and what a patch keeps for itself, may have nearly everything."""
+    a = explainer(photo)
+    scores = np.full(17, 0.0001, np.float32)
+    scores[0], scores[7] = 1 - 0.0001 * 16, 0.0002
+    assert _scale(replace(a, scores=scores)) == (pytest.approx(0.0002), "share of a patch")
+    scores = np.full(17, 0.0001, np.float32)
+    scores[3], scores[7] = 1 - 0.0001 * 16, 0.0002
+    assert _scale(replace(a, scores=scores, target=3)) == (pytest.approx(0.0002), "share of a patch (up to 0.998)")
+    assert _scale(replace(a, scores=np.zeros(17, np.float32)))[0] == 1
+
+
+def _scale(a: globenc.PictureAttribution) -> tuple[float, str]:
+    axes = picture.figure(a).axes
+    return float(axes[1].images[1].get_clim()[1]), axes[2].get_ylabel()
+
+
+def test_pictures_go_in_batches(explainer, photo, monkeypatch):
+    """batch_tokens is obeyed, and no score depends on it."""
+    array = np.asarray(Image.open(photo))
+    pictures = [array, array[::-1].copy(), array[:, ::-1].copy(), array.transpose(1, 0, 2).copy(), 255 - array]
+    sizes = []
+    whole = globenc.explainer.attribute
+
+    def counted(model, **inputs):
+        sizes.append(len(inputs["pixel_values"]))
+        return whole(model, **inputs)
+
+    monkeypatch.setattr("globenc.explainer.attribute", counted)
+    alone = [explainer(picture, layers=True) for picture in pictures]
+    for batch_tokens, expected in ((17, [1, 1, 1, 1, 1]), (35, [2, 2, 1]), (None, [5]), (1, [1] * 5)):
+        sizes.clear()
+        found = explainer(pictures, layers=True, batch_tokens=batch_tokens)
+        assert sizes == expected
+        for ours, single in zip(found, alone, strict=True):
+            np.testing.assert_allclose(ours.scores, single.scores, rtol=1e-4, atol=1e-7)
+            np.testing.assert_allclose(ours.layer_scores, single.layer_scores, rtol=1e-4, atol=1e-7)
+            np.testing.assert_array_equal(ours.picture, single.picture)
+            assert ours.probability == pytest.approx(single.probability, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_length": 5}, "max_length has no meaning for 'vit', which reads pictures"),
+        ({"text_pair": "a"}, "text_pair has no meaning for 'vit', which reads pictures"),
+        ({"batch_tokens": 0}, "batch_tokens must be a positive whole number, got 0"),
+        ({"max_length": "5"}, "max_length must be a positive whole number, got '5'"),
+        ({"target": 99}, "target"),
+    ],
+)
+def test_options_of_pictures(explainer, photo, options, message):
+    with pytest.raises(ValueError, match=message):
+        explainer(photo, **options)
+
+
+def test_a_target_outside_names_the_picture(explainer, photo):
+    with pytest.raises(ValueError, match=r"pictures\[0\]: target"):
+        explainer([photo, photo], target=99)

@@ -20,7 +20,7 @@ from globenc import Attribution
 from globenc.render.figure import figure
 from globenc.render.html import fragment, page
 from globenc.render.terminal import show
-from globenc.render.view import pieces, printable, shown_tokens, target_names, token_labels, views
+from globenc.render.view import pieces, printable, shown_tokens, target_names, token_labels, views, visible
 
 VOID = {"meta", "col", "br"}
 
@@ -244,6 +244,65 @@ def test_truncated_text_says_so_and_marks_what_was_not_read():
     assert "cut off" not in page(attribution())
 
 
+def shifted(a: Attribution, front: str, segment: int = 0) -> Attribution:
+    """With text in front of the first token, which was not read."""
+    move = len(front)
+    spans = [
+        (span[0] + move, span[1] + move) if span is not None and where == segment else span
+        for span, where in zip(a.offsets, a.segments, strict=True)
+    ]
+    texts = {"text": f"{front}{a.text}"} if segment == 0 else {"text_pair": f"{front}{a.text_pair}"}
+    return replace(a, offsets=spans, truncated=5, **texts)
+
+
+def struck(source: str) -> list[str]:
+    return re.findall(r"<s [^>]*>(.*?)</s>", source, re.S)
+
+
+def test_a_text_cut_at_its_front_is_marked_there():
+    a = shifted(attribution("A charming film"), "An unread beginning. ")
+    assert a.unread() == [(0, 0, 21)]
+    source = page(a)
+    assert struck(source) == ["An unread beginning. "]
+    assert source.index("<s ") < source.index("charming</span>")
+    assert "cut off at the beginning." in source
+    assert "".join(piece.text for piece in pieces(a, a.words(), 0)) == a.text
+    assert "cut off at the beginning." in printed(a, width=100, color_system=None)
+    assert re.search(r"\x1b\[2;9mAn unread beginning. \x1b", printed(a, force_terminal=True, color_system="truecolor"))
+    assert "at the beginning" in figure(a)._suptitle.get_text().replace("\n", " ")  # type: ignore[union-attr]
+    assert a.to_dict()["unread"] == [{"segment": 0, "start": 0, "end": 21}]
+    assert [passage.text for passage in a.sentences()] == ["A charming film"]
+
+
+def test_the_part_of_what_was_not_read_that_is_shown_is_next_to_what_was():
+    front = shifted(attribution("film"), f"{'x' * 1000} near ")
+    end = replace(attribution("film"), text=f"film near {'x' * 1000}", truncated=5)
+    assert [re.sub("x+", "x", text) for text in struck(page(front)) + struck(page(end))] == [
+        "706 more characters … x near ",
+        " near x … 706 more characters",
+    ]
+
+
+@pytest.mark.parametrize("gap", ["\x00\x01 ", " \n\t", "\u200b", "\ufffd ", "\ufe0f"], ids=ascii)
+def test_characters_without_a_token_at_the_ends_are_not_unread(gap):
+    a = shifted(attribution("A film"), gap)
+    assert a.unread() == []
+    assert struck(page(replace(a, text=f"{a.text} and more"))) == [" and more"]
+    assert struck(page(replace(a, text=f"{a.text} and more", truncated=0))) == []
+
+
+def test_only_the_text_of_a_pair_that_was_cut_is_marked():
+    """The longer one is cut, down to the length of the other."""
+    a = shifted(attribution("emoji", pair="A much longer second text"), "Not read: ", 1)
+    a = replace(a, text="emoji \N{GRINNING FACE}")  # which the tokenizer drops
+    assert a.unread() == [(1, 0, 10)]
+    assert struck(page(a)) == ["Not read: "]
+    assert "cut off at the beginning of the second text." in page(a)
+    both = shifted(shifted(attribution("one two", pair="three four"), "Neither "), "nor ", 1)
+    assert struck(page(both)) == ["Neither ", "nor "]
+    assert "cut off at the beginning of both texts." in page(both)
+
+
 def test_words_that_share_characters_or_have_no_offsets_are_shown_once():
     a = attribution("A ½ film")
     shared = replace(a, tokens=["[CLS]", "a", "1", "2", "[SEP]"], offsets=[None, (0, 1), (2, 3), (2, 3), None])
@@ -287,6 +346,55 @@ def test_labels_are_the_text_and_steer_nothing():
     a = replace(attribution("naïve text"), tokens=["[CLS]", "naive", "##text", "[SEP]"])
     assert token_labels(a) == ["[CLS]", "naïve", "##text", "[SEP]"]
     assert printable("a\x1b[31m\u202eb\nc\x00") == "a\ufffd[31m\ufffdb c\ufffd"
+
+
+def named(tokens: list[str], text: str | None = None, spans: list[tuple[int, int]] | None = None) -> Attribution:
+    """An attribution of these tokens, with or without offsets."""
+    n = len(tokens)
+    return replace(
+        attribution("x"),
+        text=" ".join(tokens) if text is None else text,
+        tokens=["<s>", *tokens, "</s>"],
+        offsets=[None, *(spans or [None] * n), None],
+        segments=[None, *[0] * n, None],
+        word_ids=[None, *range(n), None],
+        scores=np.full(n + 2, 1 / (n + 2)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "labels"),
+    [
+        (["ĠcafÃ©", "Ġ", "Ċ", "ĊĊ", "ĉ"], ["café", "␣", "↵", "↵↵", "⇥"]),
+        (["Ã", "©", "Ġfilm"], ["é", "é", "film"]),
+        (["▁film", "▁", "▁▁", "<0x0A>", "<0xC3>", "<0xA9>"], ["film", "␣", "␣␣", "↵", "é", "é"]),
+        (["wonder@@", "ful", "@@"], ["wonder", "ful", "@@"]),
+        (["film</w>", "fi", "</w>"], ["film", "fi", "␣"]),
+        (["##ing", "naïve", "ñandú", "Ñ"], ["##ing", "naïve", "ñandú", "Ñ"]),
+        (["\u200b", "\n"], ["U+200B", "↵"]),
+    ],
+    ids=lambda value: value[0],
+)
+def test_names_of_tokens_are_shown_as_text(tokens, labels):
+    a = named(tokens)
+    assert token_labels(a) == ["<s>", *labels, "</s>"]
+    assert target_names(replace(a, target=1)) == [f"{labels[0]} (token 1)"]
+
+
+def test_blank_tokens_have_a_sign_and_a_colour():
+    a = named(["a", "Ġ", "Ċ", "Ġb"], text="a  \nb", spans=[(0, 1), (1, 2), (3, 4), (4, 5)])
+    assert token_labels(a)[1:-1] == ["a", "␣", "↵", "b"]
+    (axes,) = figure(a).axes
+    assert [label.get_text() for label in axes.get_xticklabels()][1:-1] == ["a", "␣", "↵", "b"]
+    spans = Parsed(page(a)).words
+    assert [(text, title.split(":")[0]) for text, title, _ in spans] == [
+        ("a", "a"),
+        (" ", "␣"),
+        ("\n", "↵"),
+        ("b", "b"),
+    ]
+    assert re.search(r"^␣ +16\.7%", printed(a, color_system=None), re.M)
+    assert [visible(text) for text in ("", " ", "\r\n", "a b", "ि")] == ["␣", "␣", "↵↵", "a b", "ि"]
 
 
 def test_long_texts_keep_their_highest_tokens_in_order():
@@ -369,6 +477,51 @@ def test_figure_has_a_bar_for_each_token():
     assert [bar.get_height() for bar in axes.patches] == pytest.approx(list(a.scores))
     assert [label.get_text() for label in axes.get_xticklabels()] == token_labels(a)
     assert axes.patches[0].get_facecolor() == axes.patches[-1].get_facecolor() != axes.patches[1].get_facecolor()
+
+
+def test_words_set_the_scale_of_bars_and_what_goes_beyond_is_cut_and_told():
+    a = attribution("low high", layers=3, scores=[0.99, 0.001, 0.008, 0.001])
+    bars, heat = figure(a).axes[:2]
+    assert 0.008 < bars.get_ylim()[1] < 0.01
+    assert [text.get_text() for text in bars.texts] == ["0.99"]
+    assert "cut where they go beyond" in bars.get_title()
+    assert heat.images[0].get_clim()[1] == pytest.approx(0.008)
+    (plain,) = figure(attribution("low high", scores=[0.2, 0.1, 0.6, 0.1])).axes
+    assert not plain.texts
+    assert "cut" not in plain.get_title()
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [[0.0] * 4, [1.0, 0, 0, 0], [1 - 1e-12, 1e-13, 9e-13, 0.0], [0, 1.0, 0, 0]],
+    ids=["all-zero", "words-zero", "skewed", "one-word"],
+)
+def test_extreme_scores_are_drawn(scores, tmp_path):
+    a = attribution("low high", layers=2, scores=scores)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        a.plot(tmp_path / "a.png")
+        source, out = page(a), printed(a, color_system=None)
+    assert len(Parsed(source).words) == 2
+    assert "low " in out
+    if 0 < scores[2] < 1e-9:
+        assert re.search(r"^high +9\.0e-11%", out, re.M)
+        assert "9.00e-13" in source
+
+
+def test_what_a_token_keeps_for_itself_does_not_hide_the_others():
+    """Targets that keep nearly everything, as in some pre-LN models: the scale is that of the others."""
+    n = len(attribution().tokens)
+    kept = np.full((n, n), 0.002) + (1 - 0.002 * n) * np.eye(n)
+    kept[1, 2] = 0.004
+    a = replace(whole(), scores=kept)
+    assert figure(a).axes[1].images[0].get_clim()[1] == pytest.approx(0.004)
+    assert "highest share of a token in another one, 0." in page(a)
+    one = replace(attribution("low high", scores=[0.001, 0.99, 0.008, 0.001]), target=1)
+    assert [round(alpha(style), 3) for _, _, style in Parsed(page(one)).words] == [0.6, 0.6]
+    assert "highest word besides the target, 0.80%" in page(one)
+    assert "width:100.0%" in page(one)
+    assert not re.search(r"width:\d{4,}", page(one))
 
 
 def test_figure_with_layers_has_the_heat_map():

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..answers import by_name, kind_of, logits_of, returning_tuples
 from ..capture import unwrap
 from ..encoders import find_family
 from ..functional import check_inputs
+from ..model_state import Loan
 from ..tokenization import by_length
-from .gradients import classes_of, evaluating
+from .gradients import classes_of
 
 AOPC_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 ERASER_SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -244,9 +246,15 @@ def removal_drops(
                 ]
                 for share in measure.shares
             ]
-    probabilities = _probabilities(
-        eager, model_inputs, real, removed, whole, removal, mask_token_id, label, batch_tokens, advance
-    )
+    loan = Loan()
+
+    def run() -> np.ndarray:
+        loan.evaluation_mode(list(eager.modules()))
+        return _probabilities(
+            eager, model_inputs, real, removed, whole, removal, mask_token_id, label, batch_tokens, advance
+        )
+
+    probabilities = loan.run(run)
     full = probabilities[whole]
     drops: dict[str, dict[str, np.ndarray]] = {name: {} for name in rows}
     for (name, kind), table in wanted.items():
@@ -271,7 +279,7 @@ def _check(model: Any, inputs: dict[str, Any], removal: str, mask_token_id: int 
             f"texts are changed token by token: give {', '.join(_COLUMNS)} alone, got "
             f"{', '.join(others or inputs) or 'nothing'}"
         )
-    if model.config.num_labels < 2 or model.config.problem_type == "regression":
+    if kind_of(model) == "value":
         raise ValueError(f"{type(model).__name__} does not choose between classes: there is no probability to drop")
 
 
@@ -316,14 +324,14 @@ def _probabilities(
     filler = getattr(model.config, "pad_token_id", None) or 0
     kept = [real[text] & ~gone if removal == "delete" else real[text] for text, gone in removed]
     lengths = [int(keep.sum()) for keep in kept]
-    several = model.config.problem_type == "multi_label_classification"
+    several = kind_of(model) == "labels"
     classes: np.ndarray | None = None
     found = np.full(len(removed), np.nan)
     # the whole texts first: what they are answered decides the class
     rest = sorted(set(range(len(removed))) - set(whole))
-    with evaluating(model), torch.inference_mode():
+    with torch.no_grad(), returning_tuples(model):
         for part in (whole, rest):
-            logits = np.zeros((len(part), model.config.num_labels))
+            rows: list[np.ndarray] = [np.empty(0)] * len(part)
             for batch in by_length([lengths[k] for k in part], batch_tokens, find_family(model).pads):
                 longest = max(lengths[part[k]] for k in batch)
                 columns = {
@@ -340,17 +348,19 @@ def _probabilities(
                     columns["attention_mask"][row, :length] = 1
                     if types is not None:
                         columns["token_type_ids"][row, :length] = types[text][keep]
-                answered = model(**{name: torch.from_numpy(column).to(device) for name, column in columns.items()})
-                if getattr(answered, "logits", None) is None or answered.logits.ndim != 2:
+                tensors = {name: torch.from_numpy(column).to(device) for name, column in columns.items()}
+                logits = logits_of(model, model(**by_name(model, tensors)))
+                if logits is None or logits.ndim != 2:
                     raise ValueError(f"{type(model).__name__} has no class logits: give a model that classifies texts")
-                logits[batch] = answered.logits.double().cpu().numpy()
+                for k, row in zip(batch, logits.double().cpu().numpy(), strict=True):
+                    rows[k] = row
                 if advance is not None:
                     advance(len(batch))
             if not len(part):
                 continue
-            if not bool(np.isfinite(logits).all()):
+            answers = torch.from_numpy(np.stack(rows))
+            if not bool(torch.isfinite(answers).all()):
                 raise FloatingPointError("the model's logits are not finite: its weights hold NaN or infinity")
-            answers = torch.from_numpy(logits)
             shares = (answers.sigmoid() if several else answers.softmax(-1)).numpy()
             if classes is None:
                 classes = classes_of(label, answers).numpy()

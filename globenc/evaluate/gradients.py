@@ -5,16 +5,17 @@ Equation numbers: Modarressi et al., NAACL 2022. HTA: Brunner et al., "On Identi
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..answers import by_name, kind_of, logits_of, returning_tuples
 from ..capture import unwrap
 from ..encoders import find_family, find_layers
 from ..functional import check_inputs
+from ..model_state import Loan
 from ..rollouts import multiply
 
 OUTPUTS = ("logit", "probability")
@@ -46,6 +47,7 @@ def saliency(
     Raises:
         TypeError, ValueError: a model without class logits, an unknown option, labels of another shape or beyond the
             classes, inputs as `globenc.attribute` refuses them.
+        FloatingPointError: the logits are not finite.
 
     Example:
         >>> import globenc
@@ -72,22 +74,37 @@ def saliency(
         return args, {**kwargs, "hidden_states": states}
 
     block = eager.base_model.get_submodule(_path_of_first_layer(eager.base_model, first))
-    with evaluating(eager), torch.enable_grad():
-        handle = block.register_forward_pre_hook(enter, with_kwargs=True)
-        try:
-            logits = eager(**model_inputs).logits
-        except AttributeError:
-            raise ValueError(f"{type(eager).__name__} has no logits: give a model that classifies") from None
-        finally:
-            handle.remove()
-        if logits.ndim != 2:
-            raise ValueError(
-                f"{type(eager).__name__} gives logits of shape {list(logits.shape)}: give a model that classifies "
-                "whole texts, [batch, classes]"
-            )
-        answers = logits if output == "logit" else logits.softmax(-1)
-        chosen = answers.gather(1, classes_of(label, logits)[:, None])
-        (gradient,) = torch.autograd.grad(chosen.sum(), entered[0])
+    loan = Loan()
+
+    def run() -> Tensor:
+        loan.evaluation_mode(list(eager.modules()))
+        loan.no_parameter_gradients(eager)
+        loan.hook(block.register_forward_pre_hook, enter, with_kwargs=True)
+        with torch.enable_grad(), returning_tuples(eager):
+            logits = logits_of(eager, eager(**by_name(eager, model_inputs)))
+            if logits is None:
+                raise ValueError(f"{type(eager).__name__} has no logits: give a model that classifies")
+            logits = logits[:, None] if logits.shape == mask.shape[:1] else logits
+            if logits.ndim != 2:
+                raise ValueError(
+                    f"{type(eager).__name__} gives logits of shape {list(logits.shape)}: give a model that classifies "
+                    "whole texts, [batch, classes]"
+                )
+            if not bool(torch.isfinite(logits).all()):
+                raise FloatingPointError("the model's logits are not finite: its weights hold NaN or infinity")
+            kind = kind_of(eager, logits.shape[1])
+            if kind == "value" and output == "probability":
+                raise ValueError(
+                    f"output must be 'logit' for {type(eager).__name__}: it answers with a number, which has no "
+                    "probability"
+                )
+            answers = logits
+            if output == "probability":
+                answers = logits.sigmoid() if kind == "labels" else logits.softmax(-1)
+            chosen = answers.gather(1, classes_of(label, logits)[:, None])
+            return torch.autograd.grad(chosen.sum(), entered[0])[0]
+
+    gradient = loan.run(run)
     dtype = torch.float64 if eager.dtype == torch.float64 else torch.float32
     return (gradient.to(dtype) * entered[0].detach().to(dtype)).norm(dim=-1)[:, : mask.shape[1]] * mask
 
@@ -117,24 +134,6 @@ def _path_of_first_layer(base_model: nn.Module, first: Any) -> str:
     while all(len(parts) > shared for parts in inside) and inside[0][shared] == inside[1][shared]:
         shared += 1
     return ".".join(inside[0][:shared])
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and no gradient for parameters, as long as it lasts."""
-    training = [module for module in model.modules() if module.training]
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for module in training:
-            module.training = False
-        for parameter in asking:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for module in training:
-            module.training = True
-        for parameter in asking:
-            parameter.requires_grad_(True)
 
 
 def hta_maps(model: nn.Module, *, times_input: bool = True, **model_inputs: Any) -> Tensor:
@@ -178,15 +177,17 @@ def hta_maps(model: nn.Module, *, times_input: bool = True, **model_inputs: Any)
         maps.append(_jacobian_norms(layer, states, mask, times_input))
 
     running: list[bool] = []
-    handles = [
-        block.register_forward_pre_hook(enter, with_kwargs=True) for block in {id(b): b for b in blocks}.values()
-    ]
-    try:
-        with evaluating(eager), torch.no_grad():
+    loan = Loan()
+
+    def run() -> None:
+        loan.evaluation_mode(list(eager.modules()))
+        loan.no_parameter_gradients(eager)
+        for block in {id(b): b for b in blocks}.values():
+            loan.hook(block.register_forward_pre_hook, enter, with_kwargs=True)
+        with torch.no_grad():
             eager(**model_inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+
+    loan.run(run)
     return torch.stack(maps)
 
 
@@ -207,7 +208,8 @@ def _jacobian_norms(layer: Callable[[Tensor], Tensor], states: Tensor, mask: Ten
             )
             part = jacobian * states if times_input else jacobian
             squares.index_add_(1, rows // d, part.square().sum(-1).transpose(0, 1))
-    return squares.sqrt() * (mask[:, :, None] & mask[:, None, :])
+    tokens = mask.shape[1]  # Longformer and BigBird may read some padding behind them
+    return squares[:, :tokens, :tokens].sqrt() * (mask[:, :, None] & mask[:, None, :])
 
 
 def hta(model: nn.Module, *, times_input: bool = True, **model_inputs: Any) -> tuple[Tensor, Tensor]:

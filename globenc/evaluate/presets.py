@@ -6,7 +6,8 @@ Sources: the checkpoints that the authors published (huggingface.co/TehranNLP-or
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from ..methods import get_method
 from .run import Evaluation, evaluate
 
 PUBLISHED = Path(__file__).parent / "published.json"
+_LAYERS = {"paper-sst2": "table2_bert_base_sst2"}  # preset -> key of the numbers of single layers
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,13 @@ def _joined(given: Any, task: Task, format_: str | None) -> Iterator[dict[str, A
 
 
 def published_numbers(preset: str, path: str | Path | None = None) -> dict[str, Any] | None:
-    """The published correlations of a preset with their source; None where the file has none.
+    """The published correlations of a preset, with their source and what is to be known of them; None where the file
+    has none.
+
+    Returns:
+        {"source", "quantity", "of": checkpoint and data, "notes": those that name this preset, or none at all,
+        "correlation": {method: {"mean", "std"}} of the whole rollout,
+        "layers": {"rollout" or "layer": {method: {layer or "max": {"mean", "std"}}}}, empty where there are none}.
 
     Raises:
         OSError, ValueError: the file cannot be read, or is not of the form of `published.json`.
@@ -133,16 +141,17 @@ def published_numbers(preset: str, path: str | Path | None = None) -> dict[str, 
     try:
         content = json.loads(place.read_text(encoding="utf-8"))
         source, tables = content["source"], content["correlation"]
-        numbers: Mapping[str, Any] = tables.get(preset, {})
-        made: dict[str, dict[str, Any]] = {
-            get_method(name).name: {
-                "mean": float(values["mean"]),
-                "std": None if values.get("std") is None else float(values["std"]),
+        made = {get_method(name).name: _mean_std(values) for name, values in tables.get(preset, {}).items()}
+        notes = content.get("notes", [])
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise ValueError("notes must be a list of sentences")
+        layers = {
+            kind: {
+                get_method(name).name: {layer: _mean_std(pair) for layer, pair in numbers.items()}
+                for name, numbers in content.get(_LAYERS.get(preset), {}).get(written, {}).items()
             }
-            for name, values in numbers.items()
+            for kind, written in (("rollout", "rollout"), ("layer", "individual"))
         }
-        if not all(-1 <= values["mean"] <= 1 for values in made.values()):
-            raise ValueError("a mean is no correlation")
     except OSError as error:
         raise OSError(f"published {str(place)!r} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -150,4 +159,29 @@ def published_numbers(preset: str, path: str | Path | None = None) -> dict[str, 
             f'published {str(place)!r} must be JSON like {{"source": "...", "correlation": {{"paper-sst2": '
             f'{{"N-Enc": {{"mean": 0.5, "std": 0.1}}}}}}}}; {error}'
         ) from None
-    return {"source": str(source), "correlation": made} if made else None
+    if not made:
+        return None
+    task, checkpoint = PRESETS[preset]
+    return {
+        "source": str(source),
+        "quantity": str(content.get("quantity", "")),
+        "of": f"{checkpoint} on {TASKS[task].name}",
+        "notes": [note for note in notes if preset in (named := _presets_in(note)) or not named],
+        "correlation": made,
+        "layers": {kind: table for kind, table in layers.items() if table},
+    }
+
+
+def _mean_std(values: Any) -> dict[str, float | None]:
+    """From {"mean": ..., "std": ...} or [mean, std]."""
+    mean, std = values if isinstance(values, list) else (values["mean"], values.get("std"))
+    if not -1 <= float(mean) <= 1:
+        raise ValueError("a mean is no correlation")
+    if std is not None and not 0 <= float(std) <= 1:
+        raise ValueError("a std is none of correlations")
+    return {"mean": float(mean), "std": None if std is None else float(std)}
+
+
+def _presets_in(note: str) -> list[str]:
+    """The presets that a note names."""
+    return [name for name in re.findall(r"[\w-]+", note) if name in PRESETS]

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
+import html
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from .run import EXTRAS, RANDOM, RANDOM_DRAWS, SALIENCY, Found
+from ..printing import printable
+from .run import EXTRAS, RANDOM, RANDOM_DRAWS, SALIENCY, Found, published_of
 
 # weights in warm, norms in cool colours, what is no method in greys; N-Enc is the darkest
 _COLOURS = {
@@ -71,6 +72,11 @@ details { margin: .8em 0; } summary { cursor: pointer; }
 @media (prefers-color-scheme: dark) { body { background: #14171c; color: #e6e8eb; } }
 @media (prefers-color-scheme: dark) { :root { --muted: rgba(150,158,168,1); } }
 """
+
+
+def escape(text: str) -> str:
+    """Text of the data's as HTML."""
+    return html.escape(printable(text))
 
 
 def write_figures(folder: Path, found: Found, results: Mapping[str, Any]) -> None:
@@ -168,9 +174,10 @@ def _table_picture(results: Mapping[str, Any]) -> Figure:
 
 
 def correlation_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
-    """Heading, cells and which are the best of their column: whole rollout, best layers, published numbers."""
+    """Heading, cells and which are the best of their column: whole rollout, best layers, published whole rollout."""
     correlation, published = results["correlation"], (results.get("published") or {}).get("correlation") or {}
-    head = ["method", "whole rollout", "best rollout", "best single layer"] + (["published"] if published else [])
+    head = ["method", "whole rollout", "best rollout (layer)", "best single (layer)"]
+    head += ["published"] if published else []
     rows: list[list[str]] = []
     values: list[list[float]] = []
     for name in correlation["rollout"]:
@@ -179,7 +186,7 @@ def correlation_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[s
         for layers in (rollout, alone):
             means = [_number(layer["mean"]) for layer in layers]
             top = int(np.argmax(means))
-            cells.append(f"{_mean_std(layers[top])} (layer {top + 1})")
+            cells.append(f"{_mean_std(layers[top])} ({top + 1})")
             numbers.append(means[top])
         if published:
             cells.append(_mean_std(published[name]) if name in published else "")
@@ -189,12 +196,34 @@ def correlation_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[s
     return head, rows, best
 
 
+def layer_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Title, heading and rows for the layers of which numbers are published: each method, and below it these."""
+    made = []
+    for kind, title in (("rollout", "Rollout up to a layer"), ("layer", "A layer alone")):
+        published = ((results.get("published") or {}).get("layers") or {}).get(kind) or {}
+        ours = {name: numbers for name, numbers in results["correlation"][kind].items() if name in published}
+        if not ours:
+            continue
+        layers = list(dict.fromkeys(layer for name in ours for layer in published[name]))
+        rows = []
+        for name, numbers in ours.items():
+            cells: dict[str, Any] = {str(layer): n for layer, n in enumerate(numbers, 1)}
+            cells["max"] = max(numbers, key=lambda n: _number(n["mean"]))
+            rows.append([name, *(_mean_std(cells[layer]) if layer in cells else "" for layer in layers)])
+            known = [published_of(results, kind, name, layer) for layer in layers]
+            rows.append([f"{name}, published", *("" if n is None else _mean_std(n) for n in known)])
+        head = ["method", *("best layer" if layer == "max" else f"layer {layer}" for layer in layers)]
+        made.append((f"{title}, mean ± std", head, rows))
+    return made
+
+
 def tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Title, heading and rows of the main tables, for a terminal."""
     made: list[tuple[str, list[str], list[list[str]]]] = []
     if "correlation" in results:
         head, rows, _ = correlation_rows(results)
         made.append(("Spearman correlation with saliency, mean ± std", head, rows))
+        made += layer_tables(results)
     for name, title, columns in (
         ("faithfulness", "Faithfulness, mean ± half of the 99 % interval", _REMOVAL_COLUMNS),
         ("plausibility", "Plausibility, mean ± half of the 99 % interval", _MARKS_COLUMNS),
@@ -203,6 +232,15 @@ def tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[s
             head, rows, _ = _measures(results[name], columns)
             made.append((title, head, rows))
     return made
+
+
+def published_notes(results: Mapping[str, Any]) -> list[str]:
+    """What is to be known of the published numbers: whose they are, from where, and what is doubtful in them."""
+    published = results.get("published")
+    if not published:
+        return []
+    of = [f"they are of {published['of']}"] if published.get("of") else []
+    return [f"Published numbers: {published['source']}", *of, *published.get("notes", ())]
 
 
 def _number(value: float | None) -> float:
@@ -375,7 +413,6 @@ def _correlation(found: Found, results: Mapping[str, Any], figures: Path) -> str
     head, rows, best = correlation_rows(results)
     undefined = {name: layers[-1]["undefined"] for name, layers in correlation["rollout"].items()}
     constant = ", ".join(f"{name} {count}" for name, count in undefined.items() if count)
-    source = (results.get("published") or {}).get("source")
     main, minus = results["main_method"], correlation["main_minus"]
     paired = "".join(
         f"<tr><td>{escape(name)}</td><td>{_signed(n['mean'])}</td><td>{_signed(n['low99'])} to {_signed(n['high99'])}"
@@ -390,7 +427,7 @@ def _correlation(found: Found, results: Mapping[str, Any], figures: Path) -> str
         f"saliency ({special}); Spearman's correlation of the two rankings is 1 where they agree, 0 where they have "
         "nothing to do with one another. Mean ± standard deviation over the texts.</p>"
         f"<div class='scroll'>{_table(head, rows, best)}</div>"
-        + (f"<p class='muted'>Published numbers: {escape(source)}</p>" if source else "")
+        + _published(results)
         + (
             f"<p class='muted'>Texts without a correlation (constant scores): {escape(constant)}.</p>"
             if constant
@@ -419,6 +456,20 @@ def _correlation(found: Found, results: Mapping[str, Any], figures: Path) -> str
             for kind, title in (("rollout", "Rollout up to the layer"), ("layer", "The layer alone"))
         )
         + "</details>"
+    )
+
+
+def _published(results: Mapping[str, Any]) -> str:
+    """The published numbers of single layers, and the notes on all that are published."""
+    first, *notes = published_notes(results) or [""]
+    listed = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    return (
+        "".join(
+            f"<h3>{escape(title)}</h3><div class='scroll'>{_table(head, rows, set())}</div>"
+            for title, head, rows in layer_tables(results)
+        )
+        + (f"<p class='muted'>{escape(first)}</p>" if first else "")
+        + (f"<p class='muted'>To be known of these numbers:</p><ul class='muted'>{listed}</ul>" if notes else "")
     )
 
 

@@ -6,8 +6,6 @@ import contextlib
 import csv
 import json
 import math
-import os
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,22 +14,26 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy import stats
 
+from ..answers import kind_of, logits_of
 from ..encoders import find_family
+from ..errors import in_a_line, short
 from ..explainer import GlobEnc
 from ..extraction.identity import about
 from ..extraction.rows import Columns, Example, Reader
 from ..extraction.sources import Input, inputs_of
 from ..functional import compare_methods, contribution_maps, methods_of
 from ..methods import METHODS, get_method
+from ..printing import escaped, say
+from ..render.console import Console
 from ..rollouts import Target, plain_target, rollout
-from ..tokenization import Encoding, encode, pad
+from ..tokenization import Encoding, pad
 from .correlation import rank_correlations
 from .faithfulness import MEASURES, removal_drops
 from .flow import attention_flow
+from .folder import EXAMPLES, FIGURES, REPORT, RESULTS, ROWS, OutputFolder
 from .gradients import OUTPUTS, hta_maps, saliency
 from .plausibility import align, plausibility
 
@@ -49,7 +51,6 @@ RANDOM_DRAWS = 5
 MARKS_COLUMNS = ("rationale", "rationale_mean", "rationales", "marks")
 _SHOWN_TOKENS = 40  # of an example in the report
 _EVERY = 10.0  # seconds between plain lines of progress
-_FILES = ("results.json", "results.csv", "examples.parquet", "report.html")
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Evaluation:
     @property
     def report(self) -> Path:
         """The web page."""
-        return self.output / "report.html"
+        return self.output / REPORT
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def evaluate(
         removal: "mask", "delete", or "auto": mask where the tokenizer has a mask token.
         removal_texts: how many texts faithfulness changes, chosen by the seed; each is read some 200 times.
         batch_tokens: most tokens of a batch, padding included.
-        published: numbers to stand beside these: {"source": ..., "correlation": {method: {"mean": ..., "std": ...}}}.
+        published: numbers to stand beside these, as `presets.published_numbers` returns them: {"source": ...,
+            "correlation": {method: {"mean": ..., "std": ...}}}, and if there are any "of", "notes" and "layers".
         title: of the report.
         overwrite: write into a folder that holds an evaluation.
         device, dtype, backend, revision, trust_remote_code: as for `GlobEnc.from_pretrained`.
@@ -197,6 +199,7 @@ def evaluate(
         >>> found.results["texts"]["read"], found.report.name
         (2, 'report.html')
     """
+    request = _request(**locals())
     from .report import write_figures, write_report
 
     start = time.monotonic()
@@ -215,106 +218,115 @@ def evaluate(
     if saliency_of == "gold" and label_column is None:
         raise ValueError("saliency_of 'gold' needs label_column: the column of the gold labels")
     names = None if methods is None else _checked_methods(methods)
-    folder = _prepared(Path(output), overwrite)
-    examples: list[Example] = []
-    rejected: list[Any] = []
-    if inputs is not None:
-        columns = Columns(text_column, pair_column, id_column, label_column)
-        examples, rejected = _examples(inputs_of(inputs, format), columns, limit)
-    marked, unmarked = _rationales(rationales, tokens_column, marks_column) if "plausibility" in asked else ([], 0)
-    explainer = (
-        model
-        if isinstance(model, GlobEnc)
-        else GlobEnc.from_pretrained(
-            model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
-        )
-    )
-    _check_model(explainer)
-    family = find_family(explainer.model)
-    names = names or [name for name in PAPER_ORDER if name in methods_of(family)]
-    runner = _Runner(
-        explainer, names, plain_target(target), saliency_output, batch_tokens or max(256, explainer.budget() // 8)
-    )
-    mask_token_id = explainer.tokenizer.mask_token_id
-    if removal == "mask" and mask_token_id is None:
-        raise ValueError("removal 'mask' needs a tokenizer with a mask token, and this one has none: take 'delete'")
-    removal = ("delete" if mask_token_id is None else "mask") if removal == "auto" else removal
-    found = Found(names)
-    rng = np.random.default_rng(seed)
-    timings: dict[str, float] = {}
-    with _Steps(progress) as steps:
-        texts, encodings, empty = runner.encoded(examples, max_length)
-        truncated = sum(encoding.lost > 0 for encoding in encodings)
-        rejected = [*rejected, *empty]
-        if inputs is not None and not texts:
-            raise ValueError(
-                f"there is no text to evaluate on: all {len(rejected)} rows are bad, the first because {rejected[0]}"
-                if rejected
-                else "there is no text to evaluate on: the input has no row"
+    with OutputFolder.opened(output, overwrite, request) as folder:
+        examples: list[Example] = []
+        rejected: list[Any] = []
+        if inputs is not None:
+            columns = Columns(text_column, pair_column, id_column, label_column)
+            examples, rejected = _examples(inputs_of(inputs, format), columns, limit)
+        marked, unmarked = _rationales(rationales, tokens_column, marks_column) if "plausibility" in asked else ([], 0)
+        explainer = (
+            model
+            if isinstance(model, GlobEnc)
+            else GlobEnc.from_pretrained(
+                model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
             )
-        golds = [_class_of(explainer.model, example) for example in texts] if label_column is not None else None
-        if "correlation" in asked or "faithfulness" in asked:
-            sample = sorted(rng.permutation(len(texts))[:removal_texts].tolist()) if "faithfulness" in asked else []
-            chosen = golds if saliency_of == "gold" else None
-            wanted = set(range(len(texts))) if "correlation" in asked else set(sample)
-            with _timed(timings, "attribution and correlation"):
-                kept = _correlate(
-                    runner, found, texts, encodings, wanted, set(sample), golds, chosen, drop_special, steps
+        )
+        _check_model(explainer, label_column is not None)
+        family = find_family(explainer.model)
+        names = names or [name for name in PAPER_ORDER if name in methods_of(family)]
+        runner = _Runner(
+            explainer, names, plain_target(target), saliency_output, batch_tokens or max(256, explainer.budget() // 8)
+        )
+        mask_token_id = explainer.tokenizer.mask_token_id
+        if removal == "mask" and mask_token_id is None:
+            raise ValueError("removal 'mask' needs a tokenizer with a mask token, and this one has none: take 'delete'")
+        removal = ("delete" if mask_token_id is None else "mask") if removal == "auto" else removal
+        found = Found(names)
+        rng = np.random.default_rng(seed)
+        timings: dict[str, float] = {}
+        with _Steps(progress) as steps:
+            texts, encodings, empty = runner.encoded(examples, max_length)
+            truncated = sum(encoding.lost > 0 for encoding in encodings)
+            rejected = [*rejected, *empty]
+            if inputs is not None and not texts:
+                raise ValueError(
+                    f"there is no text to evaluate on: all {len(rejected)} rows are bad, the first because "
+                    f"{rejected[0]}"
+                    if rejected
+                    else "there is no text to evaluate on: the input has no row"
                 )
-            if "correlation" not in asked:
-                found.correlations = {}
-            if sample:
-                with _timed(timings, "faithfulness"):
-                    _remove(runner, found, encodings, kept, sample, removal, rng, steps)
-        if marked:
-            with _timed(timings, "plausibility"):
-                _compare_with_marks(runner, found, marked, max_length, rng, steps)
-    summary = _summary(found, asked)
-    timings["in all"] = time.monotonic() - start
-    results: dict[str, Any] = {
-        "title": title or "Do these attributions tell the truth?",
-        **about(explainer, revision),
-        "model_class": type(explainer.model).__name__,
-        "model_layers": found.layers,
-        "data": [source.name for source in inputs_of(inputs, format)] if inputs is not None else [],
-        "rationales": str(rationales) if isinstance(rationales, str | Path) else rationales is not None,
-        "settings": {
-            "metrics": list(asked),
-            "methods": names,
-            "target": target if isinstance(target, str) else str(target),
-            "saliency_of": saliency_of,
-            "saliency_output": saliency_output,
-            "special_tokens": not drop_special,
-            "removal": removal,
-            "seed": seed,
-            "limit": limit,
-            "max_length": max_length,
-            "device": str(explainer.device),
-            "dtype": str(explainer.model.dtype).removeprefix("torch."),
-        },
-        "texts": {
-            "read": len(texts),
-            "rejected": len(rejected),
-            "first_rejects": [str(reject) for reject in rejected[:10]],
-            "truncated": truncated,
-            "changed_for_faithfulness": len(found.removed),
-            "with_rationales": len(marked),
-            "rationales_left_out": unmarked,
-            "accuracy": float(np.mean(found.right)) if found.right else None,
-        },
-        "seconds": {name: round(seconds, 2) for name, seconds in timings.items()},
-        **summary,
-        "published": published,
-        "examples": found.examples,
-    }
-    with _replacing_all(folder) as part:
-        (part / "figures").mkdir()
-        _write_json(part / "results.json", results)
-        _write_csv(part / "results.csv", results)
-        _write_examples(part / "examples.parquet", found)
-        write_figures(part / "figures", found, results)
-        write_report(part / "report.html", part / "figures", found, results)
-    return Evaluation(folder, results)
+            golds = [_class_of(explainer.model, example) for example in texts] if label_column is not None else None
+            if "correlation" in asked or "faithfulness" in asked:
+                sample = sorted(rng.permutation(len(texts))[:removal_texts].tolist()) if "faithfulness" in asked else []
+                chosen = golds if saliency_of == "gold" else None
+                wanted = set(range(len(texts))) if "correlation" in asked else set(sample)
+                with _timed(timings, "attribution and correlation"):
+                    kept = _correlate(
+                        runner, found, texts, encodings, wanted, set(sample), golds, chosen, drop_special, steps
+                    )
+                if "correlation" not in asked:
+                    found.correlations = {}
+                if sample:
+                    with _timed(timings, "faithfulness"):
+                        _remove(runner, found, encodings, kept, sample, removal, rng, steps)
+            if marked:
+                with _timed(timings, "plausibility"):
+                    _compare_with_marks(runner, found, marked, max_length, rng, steps)
+        summary = _summary(found, asked)
+        timings["in all"] = time.monotonic() - start
+        results: dict[str, Any] = {
+            "title": title or "Do these attributions tell the truth?",
+            **about(explainer, revision),
+            "model_class": type(explainer.model).__name__,
+            "model_layers": found.layers,
+            "data": [source.name for source in inputs_of(inputs, format)] if inputs is not None else [],
+            "rationales": str(rationales) if isinstance(rationales, str | Path) else rationales is not None,
+            "settings": {
+                "metrics": list(asked),
+                "methods": names,
+                "target": target if isinstance(target, str) else str(target),
+                "saliency_of": saliency_of,
+                "saliency_output": saliency_output,
+                "special_tokens": not drop_special,
+                "removal": removal,
+                "seed": seed,
+                "limit": limit,
+                "max_length": max_length,
+                "device": str(explainer.device),
+                "dtype": str(explainer.model.dtype).removeprefix("torch."),
+            },
+            "texts": {
+                "read": len(texts),
+                "rejected": len(rejected),
+                "first_rejects": [str(reject) for reject in rejected[:10]],
+                "truncated": truncated,
+                "changed_for_faithfulness": len(found.removed),
+                "with_rationales": len(marked),
+                "rationales_left_out": unmarked,
+                "accuracy": float(np.mean(found.right)) if found.right else None,
+            },
+            "seconds": {name: round(seconds, 2) for name, seconds in timings.items()},
+            **summary,
+            "published": published,
+            "examples": found.examples,
+        }
+        with folder.replacing() as part:
+            _write_json(part / RESULTS, results)
+            _write_csv(part / ROWS, results)
+            _write_examples(part / EXAMPLES, found)
+            write_figures(part / FIGURES, found, results)
+            write_report(part / REPORT, part / FIGURES, found, results)
+        return Evaluation(folder.folder, results)
+
+
+def _request(inputs: Any, output: Any, rationales: Any, format: str | None, progress: bool, **options: Any) -> str:
+    """What tells one call from another, as JSON; of objects their types."""
+    data = None if inputs is None else [source.name for source in inputs_of(inputs, format)]
+    marks = None if rationales is None else [source.name for source in inputs_of(rationales)]
+    request = {"inputs": data, "rationales": marks, "format": format, **options}
+    kinds = (Path, torch.device, torch.dtype)
+    return json.dumps(request, default=lambda value: str(value) if isinstance(value, kinds) else repr(type(value)))
 
 
 def _checked_metrics(metrics: Sequence[str] | None, data: bool, rationales: bool) -> tuple[str, ...]:
@@ -353,54 +365,26 @@ def _checked_methods(methods: Sequence[str]) -> list[str]:
     return sorted(set(methods), key=order.index)
 
 
-def _prepared(folder: Path, overwrite: bool) -> Path:
-    """The folder, made, and nothing of value in it."""
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise OSError(f"output {str(folder)!r} is a file: name a folder")
-        held = [name for name in _FILES if (folder / name).exists()]
-        if held and not overwrite:
-            raise ValueError(
-                f"output {str(folder)!r} holds an evaluation already: name another folder, or overwrite it"
-            )
-        if folder.is_dir() and not held and any(folder.iterdir()) and not overwrite:
-            raise ValueError(f"output {str(folder)!r} is not empty: name a new folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".part.{os.getpid()}"
-        probe.mkdir()
-        probe.rmdir()
-    except OSError as error:
-        raise OSError(f"cannot write to {str(folder)!r}: {error.strerror or error}") from None
-    return folder
-
-
-@contextlib.contextmanager
-def _replacing_all(folder: Path) -> Iterator[Path]:
-    """A folder inside to write to; its files take their places at the end, or go away if anything fails."""
-    part = folder / f".part.{os.getpid()}"
-    part.mkdir()
-    try:
-        yield part
-        old = folder / "figures"
-        if old.is_dir():
-            shutil.rmtree(old)
-        for path in sorted(part.iterdir()):
-            path.replace(folder / path.name)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _check_model(explainer: GlobEnc) -> None:
+def _check_model(explainer: GlobEnc, gold: bool) -> None:
     model = explainer.model
     if explainer.reads_pictures:
         raise ValueError("model must read texts to be evaluated; this one reads pictures")
-    if not type(model).__name__.endswith("ForSequenceClassification"):
+    kind = kind_of(model)
+    if kind is None:
         raise ValueError(
             f"model must be a text classifier to be evaluated, got {type(model).__name__}: saliency and faithfulness "
             "ask for its answers"
         )
-    if model.config.num_labels < 2 or model.config.problem_type == "regression":
-        raise ValueError("model must choose between classes; this one has a single output")
+    if kind == "value":
+        raise ValueError(
+            f"model must choose between classes to be evaluated; {type(model).__name__} answers with a number, whose "
+            "probability cannot drop"
+        )
+    if kind == "labels" and gold:
+        raise ValueError(
+            f"label_column must be left out for {type(model).__name__}: it gives each of its labels a probability of "
+            "its own (multi_label_classification), and a text may have several; its highest label is evaluated"
+        )
 
 
 def _examples(sources: list[Input], columns: Columns, limit: int | None) -> tuple[list[Example], list[Any]]:
@@ -509,10 +493,19 @@ class _Runner:
             return [], [], []
         firsts = [example.text for example in examples]
         seconds = [example.pair or "" for example in examples] if examples[0].pair is not None else None
-        encodings = encode(self.explainer.tokenizer, firsts, seconds, self.explainer.limit(max_length))
-        good = [(example, e) for example, e in zip(examples, encodings, strict=True) if not e.empty]
-        bad = [f"row {example.row}: no token" for example, e in zip(examples, encodings, strict=True) if e.empty]
-        return [example for example, _ in good], [encoding for _, encoding in good], bad
+        encodings = self.explainer.encode_each(firsts, seconds, self.explainer.limit(max_length))
+        good: list[Example] = []
+        found: list[Encoding] = []
+        bad: list[str] = []
+        for example, encoding in zip(examples, encodings, strict=True):
+            if isinstance(encoding, BaseException):
+                bad.append(f"row {example.row}: {short(in_a_line(encoding))}")
+            elif encoding.empty:
+                bad.append(f"row {example.row}: no token")
+            else:
+                good.append(example)
+                found.append(encoding)
+        return good, found, bad
 
     def rows(self, encodings: Sequence[Encoding], golds: Sequence[int] | None = None) -> Iterator[tuple[int, _Row]]:
         """Index and scores of every text, batch by batch."""
@@ -529,7 +522,9 @@ class _Runner:
         for name in self.extras:
             rollouts[name], layers[name] = self._extra(name, inputs)
         gradients = saliency(model, label=label, output=self.output, **inputs).cpu().double().numpy()
-        answers = out.model_output.logits.argmax(-1).tolist()
+        logits = logits_of(model, out.model_output)
+        assert logits is not None  # saliency has looked
+        answers = logits.argmax(-1).tolist()
         lengths = inputs["attention_mask"].sum(-1).tolist()
         return [
             _Row(
@@ -698,17 +693,21 @@ def _compare_with_marks(
 ) -> None:
     """Fill in the plausibility."""
     explainer = runner.explainer
-    encodings = encode(explainer.tokenizer, [m.text for m in marked], None, explainer.limit(max_length))
-    if encodings[0].spans is None:
+    encodings = explainer.encode_each([m.text for m in marked], None, explainer.limit(max_length))
+    good = {k: e for k, e in enumerate(encodings) if isinstance(e, Encoding) and not e.empty}
+    if not good:
+        error = next((e for e in encodings if isinstance(e, BaseException)), "the tokenizer finds no token in any")
+        raise ValueError(f"there is no sentence with marks that can be read: {short(str(error))}")
+    if any(encoding.spans is None for encoding in good.values()):
         raise ValueError("plausibility needs a tokenizer that knows where its tokens stand (a fast one)")
     names = [*found.methods, SALIENCY, RANDOM]
     table = np.full((len(names), len(marked), 3), np.nan)
-    noise = [rng.random((RANDOM_DRAWS, len(encoding))) for encoding in encodings]
-    steps.begin("plausibility: sentences", len(marked))
-    good = [k for k, encoding in enumerate(encodings) if not encoding.empty]
-    for place, row in runner.rows([encodings[k] for k in good]):
-        k = good[place]
-        encoding = encodings[k]
+    noise = [rng.random((RANDOM_DRAWS, len(e) if isinstance(e, Encoding) else 0)) for e in encodings]
+    steps.begin("plausibility: sentences", len(good))
+    numbers = [*good]
+    for place, row in runner.rows([*good.values()]):
+        k = numbers[place]
+        encoding = good[k]
         spans = [
             None if segment < 0 or encoding.spans is None else tuple(encoding.spans[token].tolist())
             for token, segment in enumerate(encoding.segments.tolist())
@@ -797,15 +796,31 @@ def _summary(found: Found, asked: Iterable[str]) -> dict[str, Any]:
     return made
 
 
+def published_of(
+    results: Mapping[str, Any], kind: str, method: str, layer: int | str
+) -> Mapping[str, float | None] | None:
+    """The published mean and deviation for a layer, or for "max", the best of them; None where there is none."""
+    published = results.get("published") or {}
+    if kind == "rollout" and layer == results["model_layers"] and method in published.get("correlation", {}):
+        return published["correlation"][method]
+    return published.get("layers", {}).get(kind, {}).get(method, {}).get(str(layer))
+
+
 def tidy(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """results.json's numbers as rows: metric, setting, method, layer, and what `describe` says."""
+    """results.json's numbers as rows: metric, setting, method, layer, what `describe` says, and what was published."""
     rows: list[dict[str, Any]] = []
     columns = ("count", "undefined", "mean", "std", "low99", "high99")
+    notes = "; ".join((results.get("published") or {}).get("notes", ()))
 
     def add(metric: str, setting: str, method: str, layer: int | str, numbers: Mapping[str, Any]) -> None:
+        known = published_of(results, setting, method, layer) if metric == "correlation" else None
+        there: dict[str, Any] = dict.fromkeys(("published", "published_std", "published_notes"))
+        if known is not None:
+            there = {"published": known["mean"], "published_std": known["std"], "published_notes": notes or None}
         rows.append(
             {"metric": metric, "setting": setting, "method": method, "layer": layer}
             | {name: numbers[name] for name in columns}
+            | there
         )
 
     for kind in ("rollout", "layer"):
@@ -822,7 +837,8 @@ def tidy(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _write_json(path: Path, results: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(results, ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    written = escaped(json.dumps(results, ensure_ascii=False, indent=1, allow_nan=False))
+    path.write_text(written + "\n", encoding="utf-8")
 
 
 def _write_csv(path: Path, results: Mapping[str, Any]) -> None:
@@ -842,7 +858,7 @@ def _write_examples(path: Path, found: Found) -> None:
         [(name, pa.string()) for name in ("id", "metric", "setting", "method")]
         + [("layer", pa.int32()), ("value", pa.float64())]
     )
-    with parquet.ParquetWriter(path, schema) as writer:
+    with path.open("wb") as file, parquet.ParquetWriter(file, schema) as writer:
 
         def add(ids: Sequence[Any], metric: str, setting: str, method: str, layer: int | None, values: Any) -> None:
             columns = {
@@ -871,8 +887,8 @@ class _Steps:
     """How far an evaluation is: a bar on a terminal, a plain line now and then elsewhere; on standard error."""
 
     def __init__(self, shown: bool):
-        console = Console(stderr=True, highlight=False)
-        self._shown, self._console = shown, console
+        console = Console(stderr=True)
+        self._shown = shown
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -905,9 +921,7 @@ class _Steps:
             self._bar.advance(self._task, count)
         elif self._shown and time.monotonic() - self._printed >= _EVERY:
             self._printed = time.monotonic()
-            self._console.print(
-                f"globenc: {self._doing} {self._done:,} of {self._total:,}", soft_wrap=True, markup=False
-            )
+            say(f"globenc: {self._doing} {self._done:,} of {self._total:,}")
 
 
 @contextlib.contextmanager

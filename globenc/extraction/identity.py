@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow
@@ -13,6 +14,8 @@ import transformers
 
 from .._version import __version__
 from ..explainer import GlobEnc
+
+_INFORMATION = ("model_name", "model_revision", "versions", "batch_tokens")
 
 
 def about(explainer: GlobEnc, revision: str | None) -> dict[str, Any]:
@@ -29,6 +32,11 @@ def about(explainer: GlobEnc, revision: str | None) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def identity_in(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies a run in what its shards say of it, without what is for information."""
+    return {name: value for name, value in made_by.items() if name not in _INFORMATION}
 
 
 def fingerprint(explainer: GlobEnc) -> dict[str, str]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+from ..printing import say
+from ..render.console import Console
 
 EVERY = 10.0  # seconds between plain lines
 
@@ -19,7 +21,7 @@ class Meter:
     """
 
     def __init__(self, shown: bool = True):
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._shown = shown
         self._start = self._printed = time.monotonic()
@@ -28,7 +30,8 @@ class Meter:
 
     def __enter__(self) -> Meter:
         if self._shown and self._console.is_terminal:
-            columns = (SpinnerColumn(), BarColumn(bar_width=24), TextColumn("{task.description}"))
+            spinner = SpinnerColumn("line" if self._console.options.ascii_only else "dots")
+            columns = (spinner, BarColumn(bar_width=24), TextColumn("{task.description}"))
             self._bar = Progress(*columns, console=self._console, transient=True)
             self._task = self._bar.add_task("reading", total=None)
             self._bar.start()
@@ -61,7 +64,7 @@ class Meter:
             self._bar.update(self._task, description=self.line(), total=self._total, completed=done)
         elif time.monotonic() - self._printed >= EVERY:
             self._printed = time.monotonic()
-            self._console.print(f"globenc: {self.line()}", soft_wrap=True, markup=False)
+            say(f"globenc: {self.line()}")
 
     def line(self) -> str:
         """Where the run is, in words."""

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..errors import short
 from .sources import Input, Raw
 
 CHARACTERS = 4_000_000  # most in a shard: about a million tokens, so that memory is bounded for long texts too
-KINDS = {bool: "bool", int: "int64", float: "float64", str: "string"}
+MOST_ROWS = 100_000  # of a shard: were all of them rejected, a Parquet file's metadata would still hold the reasons
+SLICE = 1 << 16  # characters hashed at once
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BadRowError(ValueError):
@@ -21,7 +26,11 @@ class BadRowError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A row to attribute: its number from 0, where it comes from, its id, its texts, the label that came with it."""
+    """A row to attribute: its number from 0, where it comes from, its id, its texts, the label that came with it.
+
+    Id and label are None, bool, int, float or str as they were written, whatever type their columns come to have.
+    `kept` are long texts as UTF-8 where they are to be written; `text` and `pair` are then their beginnings.
+    """
 
     row: int
     input: str
@@ -30,16 +39,23 @@ class Example:
     text: str
     pair: str | None
     gold: Any
+    kept: tuple[bytes, bytes | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A row that cannot be attributed: its number from 0, the input and line it comes from, and the reason."""
+    """A row that cannot be attributed: its number from 0, the input and line it comes from, and the reason, in one line
+    that can be printed; input and reason are cut to 200 characters."""
 
     row: int
     input: str
     line: int | None
     reason: str
+
+    def __post_init__(self) -> None:
+        if len(self.input) > 200:
+            object.__setattr__(self, "input", f"{self.input[:197]}...")
+        object.__setattr__(self, "reason", short(self.reason))
 
     def __str__(self) -> str:
         line = "" if self.line is None else f" line {self.line}"
@@ -54,7 +70,9 @@ class Work:
         index: number of the shard from 0.
         first_row, end_row: which rows of all inputs, first_row to end_row - 1.
         digest: of everything the shard depends on, to tell another input from the same.
-        id_type, gold_type: "bool", "int64", "float64" or "string".
+        input_digest: that of the first shard, to tell shards of another input from those of the same.
+        id_type, gold_type: "bool", "int64", "float64" or "string": the narrowest that holds the values of all rows so
+            far; a later shard's may be wider.
         fraction: how much of all inputs has been read behind these rows; None where that is not known.
     """
 
@@ -64,6 +82,7 @@ class Work:
     examples: list[Example] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     digest: str = ""
+    input_digest: str = ""
     id_type: str = "int64"
     gold_type: str = "string"
     fraction: float | None = None
@@ -87,31 +106,59 @@ class _WrongError(Exception):
     """What is wrong with a row."""
 
 
+class _ColumnType:
+    """The narrowest type of a column that holds every value that it has seen."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+
+    def see(self, value: bool | int | float | str | None) -> None:
+        if value is not None:
+            exact = not isinstance(value, int) or abs(value) <= 2**53
+            self._seen.add(type(value).__name__ if exact else "long")
+
+    @property
+    def name(self) -> str:
+        if not self._seen or "str" in self._seen or self._seen >= {"float", "long"}:
+            return "string"
+        if "float" in self._seen:
+            return "float64"
+        return "bool" if self._seen == {"bool"} else "int64"
+
+
+def typed(value: bool | int | float | str | None, kind: str) -> bool | int | float | str | None:
+    """A value that was passed through as one of its column's type, which is wide enough for it."""
+    makes: dict[str, Callable] = {"bool": bool, "int64": int, "float64": float, "string": str}
+    return None if value is None else makes[kind](value)
+
+
 class Reader:
     """The work for all shards, in the order of the rows.
 
     Args:
         inputs: where the rows come from.
         columns: which columns are read.
-        shard_rows: rows of a shard; it has fewer where its texts are long.
+        shard_rows: rows of a shard; it has fewer where its texts are long, and never more than 100,000.
         limit: rows to read; None is all.
         strict: raise at the first bad row.
     """
 
     def __init__(self, inputs: Sequence[Input], columns: Columns, shard_rows: int, limit: int | None, strict: bool):
         self.inputs, self.columns, self.shard_rows, self.limit, self.strict = inputs, columns, shard_rows, limit, strict
-        self._id_type: str | None = None if columns.id else "int64"
-        self._gold_type: str | None = None
+        self._id_type, self._gold_type = _ColumnType(), _ColumnType()
+        self._first_digest = ""
 
     def __iter__(self) -> Iterator[Work]:
         """One Work after another; of no rows at all one that is empty.
 
         Raises:
             BadRowError: a row is bad, and the run is strict.
-            OSError, ValueError: an input cannot be read on.
+            OSError, ValueError: an input cannot be read on, or was changed since it was opened.
         """
+        self._id_type, self._gold_type = _ColumnType(), _ColumnType()
         work, digest, characters = Work(0, 0, 0), hashlib.blake2b(digest_size=16), 0
-        for row, (name, raw) in enumerate(self._raw()):
+        for name, raw in self._raw():
+            row = work.end_row
             try:
                 example = self._example(row, name, raw)
             except _WrongError as error:
@@ -119,14 +166,17 @@ class Reader:
                 if self.strict:
                     raise BadRowError(str(reject)) from None
                 work.rejects.append(reject)
-                digest.update(f"{reject.reason}\0".encode(errors="surrogatepass"))
+                digest.update(f"{reject.reason}\0".encode())
+                characters += 100 + len(reject.input) + len(reject.reason)
             else:
                 work.examples.append(example)
-                fields = [example.id, example.text, example.pair, example.gold]
-                digest.update(json.dumps(fields, ensure_ascii=True).encode())
-                characters += len(example.text) + len(example.pair or "")
+                fields = (example.id, example.text, example.pair, example.gold)
+                for value in fields:
+                    _feed(digest, value)
+                characters += sum(len(value) for value in fields if isinstance(value, str))
+                del example, fields, value
             work.end_row = row + 1
-            if work.end_row - work.first_row >= self.shard_rows or characters >= CHARACTERS:
+            if work.end_row - work.first_row >= min(self.shard_rows, MOST_ROWS) or characters >= CHARACTERS:
                 yield self._closed(work, digest)
                 work = Work(work.index + 1, work.end_row, work.end_row)
                 digest, characters = hashlib.blake2b(digest_size=16), 0
@@ -143,12 +193,18 @@ class Reader:
                 yield name, raw
                 count += 1
                 if count == self.limit:
+                    source.check_unchanged()
                     return
 
     def _closed(self, work: Work, digest: Any) -> Work:
-        self._id_type, self._gold_type = self._id_type or "string", self._gold_type or "string"
-        work.digest, work.id_type, work.gold_type = digest.hexdigest(), self._id_type, self._gold_type
+        work.digest, work.gold_type = digest.hexdigest(), self._gold_type.name
+        work.id_type = "int64" if self.columns.id is None else self._id_type.name
+        if work.index == 0:
+            self._first_digest = work.digest
+        work.input_digest = self._first_digest
         work.fraction = self._fraction(work.end_row)
+        for source in self.inputs:
+            source.check_unchanged()
         return work
 
     def _fraction(self, rows: int) -> float | None:
@@ -166,19 +222,21 @@ class Reader:
         if raw.values is None:
             raise _WrongError(raw.reason)
         columns = self.columns
-        text = _text(columns.text, raw.values)
-        pair = None if columns.pair is None else _text(columns.pair, raw.values)
-        identity, gold = row, None
+        text = _text(columns.text, raw)
+        pair = None if columns.pair is None else _text(columns.pair, raw)
+        identity: Any = row
+        gold: Any = None
         if columns.id is not None:
-            identity, self._id_type = _scalar(columns.id, raw.values, self._id_type)
-            if identity is None:
-                raise _WrongError(f"id column {columns.id!r} is {'null' if columns.id in raw.values else 'missing'}")
+            identity = _as_written(raw.values.get(columns.id))
+            self._id_type.see(identity)
         if columns.label is not None:
-            gold, self._gold_type = _scalar(columns.label, raw.values, self._gold_type)
+            gold = _as_written(raw.values.get(columns.label))
+            self._gold_type.see(gold)
         return Example(row, name, raw.line, identity, text, pair, gold)
 
 
-def _text(column: str, values: Mapping[str, Any]) -> str:
+def _text(column: str, raw: Raw) -> str:
+    values = raw.values or {}
     if column not in values:
         raise _WrongError(f"text column {column!r} is missing")
     text = values[column]
@@ -193,38 +251,53 @@ def _text(column: str, values: Mapping[str, Any]) -> str:
             ) from None
     if not isinstance(text, str):
         raise _WrongError(f"text column {column!r} holds a value of type {type(text).__name__}, not text")
-    if not text.strip():
+    if not text or text.isspace():
         raise _WrongError(f"text column {column!r} is empty")
-    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        raise _WrongError(f"text column {column!r} is no valid text: it holds half of a surrogate pair")
-    return text
+    if not text.isascii() and SURROGATE.search(text):
+        raise _WrongError(raw.reason or f"text column {column!r} is no valid text: it holds half of a surrogate pair")
+    return text if type(text) is str else str.__str__(text)
 
 
-def _scalar(column: str, values: Mapping[str, Any], kind: str | None) -> tuple[Any, str | None]:
-    """A value to be passed through, and its column's type, which the first value decides."""
-    value = values.get(column)
-    if value is None:
-        return None, kind
-    item: Callable | None = getattr(value, "item", None)  # numpy's scalars
-    value = item() if item is not None else value
-    own = KINDS.get(type(value))
-    if own is None:
-        if kind is None or kind == "string":
-            return str(value), "string"  # dates, decimals, lists
-        raise _WrongError(
-            f"column {column!r} holds a value of type {type(value).__name__} where earlier rows have {kind}"
-        )
-    kind = kind or own
-    if own == kind:
-        fits = own != "int64" or -(2**63) <= value < 2**63
-    else:
-        fits = kind == "string" or (kind == "float64" and own == "int64" and abs(value) <= 2**53)
-        value = str(value) if kind == "string" else float(value) if fits else value
-    if fits and isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        fits = False
-    if not fits:
-        raise _WrongError(f"column {column!r} holds {value!r} where earlier rows have {kind}")
-    return value, kind
+def _as_written(value: Any) -> bool | int | float | str | None:
+    """A value to be passed through as what a column can hold: what is neither truth value nor number is text, and what
+    cannot be written as UTF-8 is escaped in it. No value is a reason to lose a row."""
+    if isinstance(value, np.generic) and value.dtype.kind not in "mM":
+        value = value.item()
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas' own nulls
+        return None
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, int):
+        return int(value) if -(2**63) <= value < 2**63 else _in_words(value)
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
+    text = str.__str__(value) if isinstance(value, str) else _in_words(value)
+    if text.isascii() or not SURROGATE.search(text):
+        return text
+    try:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")  # bytes that were not UTF-8
+    except UnicodeEncodeError:
+        return text.encode(errors="backslashreplace").decode()
+
+
+def _in_words(value: Any) -> str:
+    """str() of any value: dates, decimals, lists; of a number with more digits than Python writes, its hexadecimal."""
+    try:
+        return str(value)
+    except Exception:  # a stranger's __str__
+        return hex(value) if isinstance(value, int) else f"<{type(value).__name__}>"
+
+
+def _feed(digest: Any, value: bool | int | float | str | None) -> None:
+    """Hash a value with its own type; a long text slice by slice."""
+    if not isinstance(value, str):
+        digest.update(f"{value!r},".encode())
+        return
+    digest.update(f'"{len(value)}'.encode())
+    for begin in range(0, len(value), SLICE):
+        digest.update(value[begin : begin + SLICE].encode())
 
 
 class Plan:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,27 +93,29 @@ def extract(
     """Attribute every text of files or data sets, and write the results as Parquet shards.
 
     The folder can be interrupted at any moment: the same call goes on where the last finished shard ends, and every row
-    of the input comes out exactly once, in the input's order, or is named in `rejects.jsonl`.
+    of the input comes out exactly once, in the input's order, or is named in `rejects.jsonl`. Files of the folder that
+    are lost, damaged or of another run are made again, with a warning.
 
     Args:
         inputs: JSONL, CSV, TSV, Parquet or plain text (a text a line), gzip of those, "-" for standard input,
             "hf://OWNER/DATASET?split=train" for a Hugging Face data set (with &name= and &revision=, or a folder
-            instead of OWNER/DATASET); or from Python a data frame, an Arrow table, or rows as mappings, such as a
-            `datasets.Dataset`.
+            instead of OWNER/DATASET); or from Python a data frame, an Arrow table, a column of texts (a Series, an
+            array), or rows as mappings, such as a `datasets.Dataset`. Only the columns that are named are looked at.
         output: folder to write: data/part-*.parquet, manifest.json, rejects.jsonl.
         model: folder, hub name or a GlobEnc; None is the model in the package.
         text_column, pair_column: columns of the text and of the second text of pairs. Plain text has one, "text".
         id_column: column to be kept as `id`; None numbers the rows from 0 over all inputs.
-        label_column: column to be kept as `gold_label`.
+        label_column: column to be kept as `gold_label`. It and the id are passed through whatever they hold, as the
+            narrowest of bool, int64, float64 and string that takes every value; null where a row has none.
         format: "jsonl", "csv", "tsv", "parquet" or "text"; None goes by the file's ending. Standard input is JSONL if
             its first line is a JSON object, else plain text.
         limit: rows to read.
         method, target, layers, row_normalize, max_length: as for `GlobEnc`; no weight tensor. `layers` adds
             `layer_scores`.
-        words: add `words` and `word_scores`, without special tokens.
+        words: add `words`, `word_scores` and `word_tokens` (how many each has), without special tokens.
         keep_text: add `text` (and `text_pair`).
         batch_tokens: most tokens of a batch, padding included; None goes by the free memory. Halved when it runs out.
-        shard_rows: rows of a shard, 2,000 if None (100 for target "all"); fewer where texts are long.
+        shard_rows: rows of a shard, 2,000 if None (100 for target "all"); fewer where texts are long, at most 100,000.
         strict: stop at the first bad row instead of writing it to rejects.jsonl.
         overwrite: start anew where the folder holds an extraction.
         engine: "local", or "ray" for many GPUs or machines (`pip install "globenc[ray]"`).
@@ -125,10 +128,12 @@ def extract(
         Counts. `globenc.load_extract(output)` reads the rows.
 
     Raises:
-        OSError: an input or the output cannot be used; what is written stays, and the same call goes on.
+        OSError: an input or the output cannot be used, or an input was written to while it was read; what is written
+            stays, and the same call goes on.
         TypeError, ValueError: an option is wrong, an input lacks a column, the model is no supported encoder, the
             folder was begun with other options, another input or another model, or a row is bad and `strict` is set.
-        FloatingPointError: the model gives no finite numbers.
+        Exception: what the tokenizer or the model raises at every text, such as FloatingPointError where none gives
+            finite numbers; what it raises at one text alone is a reason to reject that row.
 
     Example:
         >>> import globenc, tempfile
@@ -151,11 +156,12 @@ def extract(
     check_target(target, n=2**31)
     columns = Columns(text_column, pair_column, id_column, label_column)
     sources = inputs_of(inputs, format)
+    versions = [source.on_disk() for source in sources]
     for source in sources:
         source.check(columns.names())
     gpus = False
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(Store.opened(output))
+        store = stack.enter_context(Store.opened(output, overwrite))
         if engine == "ray":
             from . import on_ray
 
@@ -185,7 +191,9 @@ def extract(
             "shard_rows": shard_rows,
             "input": [_known(source) for source in sources],
         }
-        earlier = (store.manifest or {}).get("batch_tokens")
+        earlier = None if overwrite else store.made_by.get("batch_tokens")
+        batch_tokens = batch_tokens or earlier or (None if gpus else explainer.budget())
+        made_by = {**about(explainer, revision), "batch_tokens": batch_tokens}
         settings = Settings(
             method=method,
             target=target,
@@ -196,17 +204,16 @@ def extract(
             keep_text=keep_text,
             pair=pair_column is not None,
             gold=label_column is not None,
-            batch_tokens=batch_tokens or earlier or (None if gpus else explainer.budget()),
+            batch_tokens=batch_tokens,
             strict=strict,
-            identity=json.dumps({**about(explainer, revision), **identity}, ensure_ascii=False),
+            identity=json.dumps({**made_by, **identity}),
         )
         manifest = {
             "format": FORMAT,
             "complete": False,
-            **about(explainer, revision),
+            **made_by,
             "identity": identity,
             "inputs": [source.name for source in sources],
-            "batch_tokens": settings.batch_tokens,
             "engine": engine,
             "started": now(),
         }
@@ -225,6 +232,12 @@ def extract(
             else:
                 local.run(plan, Worker(explainer, settings, meter.advance), store, meter)
         counted = store.finish(plan.end_row)
+        for source, version in zip(sources, versions, strict=True):
+            if source.on_disk() != version:
+                warnings.warn(
+                    f"input {source.name!r} was changed or replaced during the run: the output is of what was opened",
+                    stacklevel=2,
+                )
         return ExtractSummary(store.folder, **counted, resumed=resumed, seconds=time.monotonic() - start)
 
 

@@ -8,20 +8,31 @@ import gzip
 import io
 import itertools
 import json
+import os
+import re
 import shutil
+import stat
 import sys
 import tempfile
+import uuid
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
+import numpy as np
+
+from ..errors import short
+
 HUB = "hf://"
 LONGEST_LINE = 64 << 20  # bytes; what is longer is no text but a file without line ends
 LONGEST_FIELD = 16 << 20  # characters of a CSV field: where a quote is never closed, reading goes on behind this
-ROWS_PEEKED = 1000  # looked through for a column that JSON objects may lack
+PIECE = 1 << 20  # bytes read at once, and of a text in JSON that are decoded at once
+ROWS_PEEKED, CHARACTERS_PEEKED = 1000, 4_000_000  # looked through for a column that JSON objects may lack
+BATCH_ROWS, BATCH_BYTES = 256, 16 << 20  # most of a Parquet file in memory, but for a row that is longer
 ENDINGS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
@@ -35,12 +46,20 @@ ENDINGS = {
     ".text": "text",
     ".log": "text",
 }
+_MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark
+_BLANK = object()
+_CONTROL = re.compile(rb"[\x00-\x1f]")
+_ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, by "surrogateescape"
 _TOO_LONG = f"the line is longer than {LONGEST_LINE >> 20} MiB"
 FORMATS = tuple(dict.fromkeys(ENDINGS.values()))
 
 
 class Raw(NamedTuple):
-    """A row as it stands in an input: its values by column, or what is wrong with it; and its line where it has one."""
+    """A row as it stands in an input: its values by column, or what is wrong with it; and its line where it has one.
+
+    Where values come with a reason, some of them hold bytes that are no UTF-8, as the halves of surrogate pairs that
+    Python's "surrogateescape" makes of them; the reason is for where that matters.
+    """
 
     values: Mapping[str, Any] | None
     reason: str | None = None
@@ -52,11 +71,12 @@ class Input:
     """One input of an extraction.
 
     Attributes:
-        name: file, "-" for standard input, "hf://..." for a data set, "table" or "rows" for what
+        name: file, "-" for standard input, "hf://..." for a data set, "table", "texts" or "rows" for what
             comes from Python.
-        format: one of FORMATS, "hub", "table" or "rows"; None is to be found out from standard input's first line.
+        format: one of FORMATS, "hub", "table", "texts" or "rows"; None is to be found out from standard input's first
+            line.
         size: of the file in bytes; None where there is no file.
-        given: a table or rows from Python.
+        given: a table, a column of texts or rows from Python.
         fraction: how much of it has been read, 0 to 1; None where that is not known.
         path: the file with the bytes, if it is not that of the name.
     """
@@ -67,6 +87,7 @@ class Input:
     given: Any = field(default=None, repr=False)
     fraction: float | None = None
     path: str | None = None
+    _opened: tuple[IO[bytes], os.stat_result] | None = field(default=None, init=False, repr=False, compare=False)
 
     def check(self, columns: Sequence[str]) -> None:
         """Open it, and see whether it has the columns.
@@ -88,19 +109,52 @@ class Input:
             "parquet": self._parquet,
             "hub": self._hub,
             "table": self._table,
+            "texts": self._column,
             "rows": self._mappings,
         }
         try:
             with contextlib.ExitStack() as stack:
                 stream: Any = None
-                if self.format not in ("hub", "table", "rows"):
+                if self.format not in ("hub", "table", "texts", "rows"):
                     stream = stack.enter_context(self._open())
                     if self.format is None:
-                        stream, self.format = _sniffed(stream)
+                        stream, self.format = self._sniffed(stream)
                 yield from reader[str(self.format)](stream, columns)
+                self.check_unchanged()
             self.fraction = 1.0
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise OSError(f"input {self.name!r} is cut off or damaged: {error}") from error
+
+    def on_disk(self) -> tuple[int, int, int] | None:
+        """What tells one version of the file from another; None where there is no file."""
+        if self.name == "-" or self.format in ("hub", "table", "texts", "rows"):
+            return None
+        try:
+            status = os.stat(self.name)
+        except OSError:
+            return None
+        return (status.st_ino, status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+    def check_unchanged(self) -> None:
+        """See that an open file is still what it was when it was opened. One that another file was put in the place of
+        is: this one is read on.
+
+        Raises:
+            OSError: it was written to.
+        """
+        if self._opened is None:
+            return
+        stream, then = self._opened
+        now = os.fstat(stream.fileno())
+        # the status time tells of a writer who restores the time of writing; but taking away a name changes it too
+        renamed = now.st_nlink != then.st_nlink
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns) or (
+            now.st_ctime_ns != then.st_ctime_ns and not renamed
+        ):
+            raise OSError(
+                f"input {self.name!r} was changed while it was read, and rows of two versions are not to be mixed: run "
+                "again once it is at rest, which compares it with all rows that are done, or read a copy"
+            )
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:
@@ -115,6 +169,15 @@ class Input:
                     raw = stack.enter_context(open(self.path or self.name, "rb"))
                 except OSError as error:
                     raise OSError(f"input {self.name!r} cannot be read: {error.strerror}") from None
+                status = os.fstat(raw.fileno())
+                if stat.S_ISREG(status.st_mode):
+                    if self.size not in (None, status.st_size):
+                        raise OSError(
+                            f"input {self.name!r} was changed since the run began: it had {self.size} bytes and now "
+                            f"has {status.st_size}; run again once it is at rest"
+                        )
+                    self._opened = raw, status
+                    stack.callback(setattr, self, "_opened", None)
                 peeked = raw.read(2)
                 raw.seek(0)
             self._tell: Callable[[], int] = raw.tell
@@ -127,98 +190,99 @@ class Input:
                 raise ValueError(f"input {self.name!r} is UTF-16 text: save it as UTF-8")
             yield raw
 
-    def _lines(self, stream: IO[bytes], ends: bool = False) -> Iterator[tuple[int, bytes | None]]:
+    def _lines(self, stream: IO[bytes], ends: bool = False) -> Iterator[tuple[int, bytes | bytearray | None]]:
         """Lines with their numbers from 1, with or without line ends; None for one that is too long to be one."""
-        for number in itertools.count(1):
-            line = stream.readline(LONGEST_LINE)
-            if not line:
-                return
+
+        def look(number: int) -> None:
             if number % 64 == 1 and self.size:
                 self.fraction = min(1.0, self._tell() / self.size)
-            if len(line) == LONGEST_LINE and not line.endswith(b"\n"):
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(LONGEST_LINE)
-                yield number, None
-                continue
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
-            yield number, line if ends else line.removesuffix(b"\n").removesuffix(b"\r")
 
-    def _texts(self, stream: IO[bytes]) -> Iterator[tuple[int, str, str | None]]:
-        """Lines as text, and what is wrong with a line."""
-        for number, line in self._lines(stream):
-            if line is None:
-                yield number, "", _TOO_LONG
-                continue
-            try:
-                yield number, line.decode(), None
-            except UnicodeDecodeError as error:
-                yield number, "", _undecodable(error.object[error.start], error.start)
+        return _Lines(stream, ends, look)
 
     def _text(self, stream: IO[bytes], columns: Sequence[str]) -> Iterator[Raw]:
         self._has(columns, ["text"])
-        for number, text, reason in self._texts(stream):
-            yield Raw({"text": text} if reason is None else None, reason, number)
+        for number, line in self._lines(stream):
+            if line is None:
+                yield Raw(None, _TOO_LONG, number)
+                continue
+            text, reason = _decoded(line)
+            del line
+            yield Raw({"text": text}, reason, number)
 
     def _jsonl(self, stream: IO[bytes], columns: Sequence[str]) -> Iterator[Raw]:
-        return self._looked_through(self._objects(stream), columns)
+        return self._looked_through(self._objects(stream, columns), columns)
 
     def _looked_through(self, rows: Iterator[Raw], columns: Sequence[str]) -> Iterator[Raw]:
         """The same rows, once the columns have been seen in the first of them."""
-        first: list[Raw] = []
-        missing = list(columns)
-        for row in itertools.islice(rows, ROWS_PEEKED):
-            first.append(row)
-            missing = [name for name in missing if row.values is None or name not in row.values]
-            if not missing:
-                break
-        names = list(dict.fromkeys(name for row in first if row.values is not None for name in row.values))
+        first, names = _peeked(rows, columns)
         if names:
             self._has(columns, names)
-        yield from first
+        while first:
+            yield first.popleft()
         yield from rows
 
-    def _objects(self, stream: IO[bytes]) -> Iterator[Raw]:
-        for number, text, reason in self._texts(stream):
-            if reason is None and not text.strip():
+    def _objects(self, stream: IO[bytes], columns: Sequence[str]) -> Iterator[Raw]:
+        for number, line in self._lines(stream):
+            if line is None:
+                yield Raw(None, _TOO_LONG, number)
                 continue
-            if number == 1 and text.lstrip().startswith("["):
+            if number == 1 and re.match(rb"\s*\[", line):
                 raise ValueError(
                     f"input {self.name!r} is one JSON array: write one object a line (JSONL), such as jq -c '.[]' does"
                 )
-            values = None
-            if reason is None:
-                try:
-                    values = json.loads(text)
-                except (ValueError, RecursionError) as error:
-                    reason = f"malformed JSON: {_short(error)}"
-                else:
-                    if not isinstance(values, dict):
-                        reason = f"the line is a JSON {_kind(values)}, not an object"
-            yield Raw(values if reason is None else None, reason, number)
+            if not line:
+                continue
+            values, reason = _json(line, columns)
+            del line
+            if values is _BLANK:
+                continue
+            if isinstance(values, dict):
+                yield Raw(values, reason, number)
+            else:
+                yield Raw(None, reason or f"the line is a JSON {_kind(values)}, not an object", number)
+
+    def _sniffed(self, stream: IO[bytes]) -> tuple[Any, str]:
+        """Standard input and its format: JSONL where the first line is a JSON object, else plain text."""
+        first = bytearray(stream.readline(min(PIECE, LONGEST_LINE)))
+        while len(first) < LONGEST_LINE and not first.endswith(b"\n"):
+            piece = stream.readline(min(PIECE, LONGEST_LINE - len(first)))
+            if not piece:
+                break
+            first += piece
+        chained = _Chained(first, stream)
+        found, _ = _json(first.removeprefix(_MARK), [])
+        return chained, "jsonl" if isinstance(found, dict) else "text"
 
     def _csv(self, stream: IO[bytes], columns: Sequence[str]) -> Iterator[Raw]:
-        longest = max(csv.field_size_limit(), LONGEST_FIELD)
-        csv.field_size_limit(longest)
-        lines = (b"x" * (longest + 1) if line is None else line for _, line in self._lines(stream, ends=True))
-        records = csv.reader((line.decode(errors="surrogateescape") for line in lines), strict=True)
+        longest = _allow_long_fields()
+
+        def text(numbered: tuple[int, bytes | bytearray | None]) -> str:
+            _, line = numbered
+            return "x" * (longest + 1) if line is None else _decoded(line)[0]
+
+        records = csv.reader(map(text, self._lines(stream, ends=True)), strict=True)
         header = self._header(next((record for record in _records(records) if record[0]), None), columns)
         for record, reason, line in _records(records):
-            yield self._record(header, record, reason, line)
+            yield self._record(header, record, reason, line, columns)
 
     def _tsv(self, stream: IO[bytes], columns: Sequence[str]) -> Iterator[Raw]:
         """A record is a line; quotes count where they surround a whole field, and stand for themselves elsewhere."""
+        _allow_long_fields()
         header: list[str] | None = None
         for number, line in self._lines(stream):
-            text = "" if line is None else line.decode(errors="surrogateescape")
-            reason = _TOO_LONG if line is None else None
-            if reason is None and not text.strip("\r\n"):
-                continue
-            fields = _tab_separated(text)
+            if line is None:
+                fields, reason = [], _TOO_LONG
+            else:
+                text, reason = _decoded(line)[0], None
+                del line
+                if text[:1] in "\r\n" and not text.strip("\r\n"):
+                    continue
+                fields = _tab_separated(text)
+                del text
             if header is None:
                 header = self._header((fields, reason, number), columns)
             else:
-                yield self._record(header, fields, reason, number)
+                yield self._record(header, fields, reason, number, columns)
         if header is None:
             self._header(None, columns)
 
@@ -227,21 +291,21 @@ class Input:
             raise ValueError(f"input {self.name!r} has no header line with the names of its columns")
         header = record[0]
         self._has(columns, header)
-        twice = [name for name in columns if header.count(name) > 1]
-        if twice:
-            raise ValueError(f"input {self.name!r} has several columns {twice[0]!r}")
         return header
 
-    def _record(self, header: list[str], record: list[str], reason: str | None, line: int) -> Raw:
+    def _record(
+        self, header: list[str], record: list[str], reason: str | None, line: int, columns: Sequence[str]
+    ) -> Raw:
         if reason is None and len(record) != len(header):
             reason = f"the row has {len(record)} fields where the header has {len(header)}"
         if reason is not None:
             return Raw(None, reason, line)
-        for text in record:
-            bad = next((c for c in text if "\udc80" <= c <= "\udcff"), None) if not text.isascii() else None
+        values = {name: record[header.index(name)] for name in columns}
+        for text in values.values():
+            bad = None if text.isascii() else _ESCAPED.search(text)
             if bad is not None:
-                return Raw(None, _undecodable(ord(bad) - 0xDC00), line)
-        return Raw(dict(zip(header, record, strict=True)), None, line)
+                return Raw(values, _undecodable(ord(bad[0]) - 0xDC00), line)
+        return Raw(values, None, line)
 
     def _parquet(self, stream: Any, columns: Sequence[str]) -> Iterator[Raw]:
         import pyarrow as pa
@@ -259,7 +323,10 @@ class Input:
                 raise OSError(f"input {self.name!r} is no Parquet file: {_short(error)}") from None
             self._has(columns, file.schema_arrow.names)
             total, done = file.metadata.num_rows, 0
-            batches = file.iter_batches(batch_size=256, columns=list(columns))
+            groups = [file.metadata.row_group(k) for k in range(file.metadata.num_row_groups)]
+            row = max((group.total_byte_size / max(group.num_rows, 1) for group in groups), default=1)
+            at_once = max(1, min(BATCH_ROWS, int(BATCH_BYTES / max(row, 1))))
+            batches = file.iter_batches(batch_size=at_once, columns=list(columns))
             while True:
                 try:
                     batch = next(batches, None)
@@ -269,7 +336,10 @@ class Input:
                     return
                 done += batch.num_rows
                 self.fraction = done / total
+                if batch.nbytes > BATCH_BYTES:
+                    pa.default_memory_pool().release_unused()
                 yield from _arrow_rows(batch)
+                del batch
 
     def _hub(self, stream: None, columns: Sequence[str]) -> Iterator[Raw]:
         dataset, total = _hub_dataset(self.name)
@@ -292,22 +362,33 @@ class Input:
             yield Raw(row)
 
     def _table(self, stream: None, columns: Sequence[str]) -> Iterator[Raw]:
-        import pyarrow as pa
+        names, column, count = _table_columns(self.given)
+        self._has(columns, names)
+        values = {name: column(name) for name in columns}
+        for number, row in enumerate(zip(*values.values(), strict=True)):
+            if number % 256 == 0:
+                self.fraction = number / count
+            yield Raw(dict(zip(values, row, strict=True)))
 
-        table = pa.table(self.given)
-        self._has(columns, table.column_names)
-        done = 0
-        for batch in table.select(list(columns)).to_batches(max_chunksize=256):
-            done += batch.num_rows
-            self.fraction = done / table.num_rows
-            yield from _arrow_rows(batch)
+    def _column(self, stream: None, columns: Sequence[str]) -> Iterator[Raw]:
+        own = getattr(self.given, "name", None)
+        self._has(columns, ["text", own] if isinstance(own, str) and own != "text" else ["text"])
+        for text in _plain_values(self.given):
+            yield Raw(dict.fromkeys(columns, text))
 
     def _mappings(self, stream: None, columns: Sequence[str]) -> Iterator[Raw]:
-        return self._looked_through((self._mapping(row) for row in self.given), columns)
+        given = self.given
+        if isinstance(getattr(given, "column_names", None), list) and hasattr(given, "select_columns"):
+            self._has(columns, given.column_names)
+            given = given.select_columns(list(columns))  # a data set would decode pictures and sounds beside the text
+        return self._looked_through(map(self._mapping, given, itertools.count()), columns)
 
-    def _mapping(self, row: Any) -> Raw:
-        if isinstance(row, str | Path):
-            raise TypeError(f"inputs must be file names in a list, or rows as mappings; got {row!r} as a row")
+    def _mapping(self, row: Any, number: int) -> Raw:
+        if not number and isinstance(row, str | Path):
+            raise TypeError(
+                f"inputs must be file names in a list, or rows as mappings such as {{'text': ...}}; got "
+                f"{short(repr(row), 60)} as a row"
+            )
         if not isinstance(row, Mapping):
             return Raw(None, f"the row is a {type(row).__name__}, not a mapping from columns to values")
         return Raw(row)
@@ -315,8 +396,10 @@ class Input:
     def _has(self, columns: Sequence[str], present: Sequence[str]) -> None:
         for name in columns:
             if name not in present:
-                shown = ", ".join(present[:20]) + (", ..." if len(present) > 20 else "")
+                shown = ", ".join(map(str, present[:20])) + (", ..." if len(present) > 20 else "")
                 raise ValueError(f"input {self.name!r} has no column {name!r}; its columns are {shown or 'none'}")
+            if list(present).count(name) > 1:
+                raise ValueError(f"input {self.name!r} has several columns {name!r}")
 
 
 def inputs_of(inputs: Any, format_: str | None = None) -> list[Input]:
@@ -327,10 +410,22 @@ def inputs_of(inputs: Any, format_: str | None = None) -> list[Input]:
     """
     if format_ is not None and format_ not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}; got {format_!r}")
-    if hasattr(inputs, "__arrow_c_stream__"):
+    if isinstance(inputs, Mapping):
+        named = ", ".join(map(str, itertools.islice(inputs, 5)))
+        raise TypeError(
+            f"inputs must be file names, rows as mappings or a table, got a {type(inputs).__name__} of {short(named)}: "
+            "give one of its values, or make a data frame of its columns"
+        )
+    if _is_column(inputs):
+        return [Input("texts", "texts", given=inputs)]
+    if _is_frame(inputs):
         return [Input("table", "table", given=inputs)]
+    if hasattr(inputs, "__arrow_c_stream__"):
+        import pyarrow as pa
+
+        return [Input("table", "table", given=pa.table(inputs))]  # at once: it may come only once
     several = [inputs] if isinstance(inputs, str | Path) else inputs
-    if not isinstance(several, Iterable) or isinstance(several, bytes | Mapping):
+    if not isinstance(several, Iterable) or isinstance(several, bytes):
         raise TypeError(f"inputs must be a file name, a list of them or rows as mappings, got {type(inputs).__name__}")
     if isinstance(several, list | tuple) and not (several and isinstance(several[0], Mapping)):
         if not several:
@@ -353,10 +448,15 @@ def _input(name: Any, format_: str | None) -> Input:
     if "://" in written:
         raise ValueError(f"input {written!r}: only files and {HUB} data sets can be read; fetch it first")
     path = Path(written).expanduser()
-    if path.is_dir():
+    try:
+        there = path.exists()
+    except (OSError, ValueError):  # too long to be a name
+        there = False
+    if there and path.is_dir():
         raise OSError(f"input {written!r} is a folder: name the files in it")
-    if not path.exists():
-        raise OSError(f"there is no input {written!r}")
+    if not there:
+        texts = "; texts themselves are rows such as {'text': ...}" if " " in written else ""
+        raise OSError(f"there is no input {short(written)!r}{texts}")
     endings = [ending.lower() for ending in path.suffixes]
     ending = next((e for e in reversed(endings) if e not in (".gz", ".gzip")), "")
     chosen = format_ or ENDINGS.get(ending)
@@ -383,26 +483,201 @@ def stdin_stream() -> Any:
         return sys.stdin.buffer
 
 
-def _sniffed(stream: IO[bytes]) -> tuple[Any, str]:
-    """Standard input and its format: JSONL where the first line is a JSON object, else plain text."""
-    first = stream.readline(LONGEST_LINE)
-    try:
-        found = isinstance(json.loads(first.removeprefix(b"\xef\xbb\xbf")), dict)
-    except (ValueError, RecursionError):
-        found = False
-    return _Chained(first, stream), "jsonl" if found else "text"
-
-
 class _Chained(io.RawIOBase):
     """A stream from which a line has been read already."""
 
-    def __init__(self, first: bytes, rest: IO[bytes]):
-        self._first: bytes | None = first
-        self._rest = rest
+    def __init__(self, first: bytes | bytearray, rest: IO[bytes]):
+        self._first, self._rest = io.BytesIO(first), rest
 
     def readline(self, size: int | None = -1) -> bytes:
-        first, self._first = self._first, None
-        return self._rest.readline(-1 if size is None else size) if first is None else first
+        line = self._first.readline(size)
+        if line:
+            return line
+        self._first = io.BytesIO()  # it may have been long
+        return self._rest.readline(-1 if size is None else size)
+
+
+class _Lines:
+    """Lines of a stream with their numbers from 1. None of them is held here while the next one waits: it may be a
+    large part of the memory. `look` is told every number."""
+
+    def __init__(self, stream: IO[bytes], ends: bool, look: Callable[[int], None]):
+        self._stream, self._ends, self._look, self._number = stream, ends, look, 0
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> tuple[int, bytes | bytearray | None]:
+        line = _read_line(self._stream)
+        if line is not None and not line:
+            raise StopIteration
+        self._number += 1
+        self._look(self._number)
+        if line is not None and self._number == 1 and line.startswith(_MARK):
+            line = line[len(_MARK) :]
+        if line is not None and not self._ends:
+            line = _without_end(_without_end(line, b"\n"), b"\r")
+        return self._number, line
+
+
+def _without_end(line: bytes | bytearray, end: bytes) -> bytes | bytearray:
+    if not line.endswith(end):
+        return line
+    if isinstance(line, bytes):
+        return line[: -len(end)]
+    del line[-len(end) :]
+    return line
+
+
+def _read_line(stream: IO[bytes]) -> bytes | bytearray | None:
+    """The next line, a long one as a bytearray; empty at the end, None for one that is too long to be one."""
+    at_once = min(PIECE, LONGEST_LINE)
+    line = stream.readline(at_once)
+    if len(line) < at_once or line.endswith(b"\n"):
+        return line
+    whole = bytearray(line)
+    while len(whole) < LONGEST_LINE:
+        line = stream.readline(min(PIECE, LONGEST_LINE - len(whole)))
+        whole += line
+        if not line.endswith(b"\n") and len(line) == PIECE:
+            continue
+        if not line or line.endswith(b"\n"):
+            return whole
+    del whole
+    while line and not line.endswith(b"\n"):
+        line = stream.readline(PIECE)
+    return None
+
+
+def _decoded(line: bytes | bytearray) -> tuple[str, str | None]:
+    """A line as text, with "surrogateescape" for what is no UTF-8, and what is wrong with it. A long one is emptied."""
+    reason = None
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        reason = _undecodable(line[error.start], error.start)
+        text = line.decode(errors="surrogateescape")
+    if isinstance(line, bytearray):
+        line.clear()
+    return text, reason
+
+
+def _json(line: bytes | bytearray, columns: Sequence[str]) -> tuple[Any, str | None]:
+    """A line of JSON, _BLANK if there is nothing in it, and what is wrong with it; of an object only `columns` are sure
+    to be whole. A long line is emptied."""
+    reason: str | None = None
+    texts: dict[str, bytearray] = {}
+    try:
+        if isinstance(line, bytearray):
+            line, texts = _without_long_texts(line)
+        text, reason = _decoded(line)
+        if text.isspace():
+            return _BLANK, None
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError:
+            raise
+        except ValueError:  # a number of more digits than Python reads
+            values = json.loads(text, parse_int=_whole_number)
+        if texts and isinstance(values, dict):
+            values.update({name: _with_texts(values[name], texts) for name in columns if name in values})
+    except UnicodeDecodeError as error:
+        return None, _undecodable(error.object[error.start])
+    except json.JSONDecodeError as error:
+        # the places in a line that was taken apart are not those of the line
+        return None, reason or f"malformed JSON: {error.msg if texts else error}"
+    except (ValueError, RecursionError) as error:
+        return None, reason or f"malformed JSON: {_short(error)}"
+    return values, reason
+
+
+def _whole_number(digits: str) -> int | str:
+    try:
+        return int(digits)
+    except ValueError:
+        return digits
+
+
+def _without_long_texts(line: bytearray) -> tuple[bytes, dict[str, bytearray]]:
+    """JSON with a name for every long text in it, and these texts by name, still as JSON: Python's reader would copy
+    the whole line several times, at up to four bytes a character. The line is emptied."""
+    prefix, kept = uuid.uuid4().hex, 0
+    parts: list[bytes | bytearray] = []
+    texts: dict[str, bytearray] = {}
+    start = line.find(b'"')
+    while start >= 0:
+        end = line.find(b'"', start + 1)
+        while end >= 0 and _backslashes_before(line, end) % 2:
+            end = line.find(b'"', end + 1)
+        if end < 0:
+            break
+        if end - start > PIECE:
+            name = f"{prefix}{len(texts)}"
+            parts += [line[kept : start + 1], name.encode()]
+            texts[name] = line[start + 1 : end]
+            kept = end
+        start = line.find(b'"', end + 1)
+    rest = bytes(line[kept:])
+    line.clear()
+    return b"".join([*parts, rest]), texts
+
+
+def _backslashes_before(line: bytearray, end: int) -> int:
+    found, some = 0, 16
+    while True:
+        before = line[max(0, end - found - some) : end - found]
+        run = len(before) - len(before.rstrip(b"\\"))
+        found += run
+        if run < some:
+            return found
+        some = PIECE
+
+
+def _with_texts(value: Any, texts: dict[str, bytearray]) -> Any:
+    """A JSON value with its long texts in their places."""
+    if isinstance(value, str):
+        return _unescaped(texts.pop(value)) if value in texts else value
+    if isinstance(value, list):
+        return [_with_texts(item, texts) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_texts(item, texts) for name, item in value.items()}
+    return value
+
+
+def _unescaped(text: bytearray) -> str:
+    """What stands between the quotes of JSON as a text, piece by piece; it is emptied."""
+    if b"\\" not in text:
+        if _CONTROL.search(text):
+            raise ValueError("Invalid control character")
+        return _strict(text)
+    plain, begin = bytearray(), 0
+    while begin < len(text):
+        for end in range(begin + PIECE, begin + PIECE + 13):  # an escape, or two of a pair, may be at the cut
+            try:
+                piece = json.loads(b'"' + text[begin:end] + b'"')
+            except ValueError:
+                if end >= len(text) or end == begin + PIECE + 12:
+                    raise  # it is not the cut
+                continue
+            if end >= len(text) or not "\ud800" <= piece[-1] <= "\udbff":
+                break
+        plain += piece.encode(errors="surrogatepass")
+        begin = end
+    text.clear()
+    return _strict(plain)
+
+
+def _strict(text: bytearray) -> str:
+    decoded = text.decode(errors="surrogatepass")
+    text.clear()
+    return decoded
+
+
+def _allow_long_fields() -> int:
+    """Let Python's CSV reader take fields of LONGEST_FIELD characters."""
+    longest = max(csv.field_size_limit(), LONGEST_FIELD)
+    csv.field_size_limit(longest)
+    return longest
 
 
 def _records(reader: Any) -> Iterator[tuple[list[str], str | None, int]]:
@@ -430,17 +705,96 @@ def _tab_separated(line: str) -> list[str]:
 
 def _arrow_rows(batch: Any) -> Iterator[Raw]:
     names = batch.schema.names
-    try:
-        columns = [column.to_pylist() for column in batch.columns]
-    except UnicodeDecodeError:
-        for i in range(batch.num_rows):
-            try:
-                yield Raw({name: column[i].as_py() for name, column in zip(names, batch.columns, strict=True)})
-            except UnicodeDecodeError as error:
-                yield Raw(None, _undecodable(error.object[error.start], error.start))
+    for row in zip(*map(_plain_values, batch.columns), strict=True):
+        yield Raw(dict(zip(names, row, strict=True)))
+
+
+def _plain_values(column: Any) -> Iterator[Any]:
+    """The values of a column of pandas, Polars, Arrow or numpy, as Python has them, one at a time."""
+    import pyarrow as pa
+
+    if _made_by(column, "pandas"):
+        try:
+            column = pa.array(column, from_pandas=True)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):  # values of several types
+            for value in column:
+                yield None if isinstance(value, float) and value != value else value
+            return
+    if not _made_by(column, "pyarrow"):
+        yield from column
         return
-    for values in zip(*columns, strict=True):
-        yield Raw(dict(zip(names, values, strict=True)))
+    for array in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+        for begin in range(0, len(array), BATCH_ROWS):
+            part = array.slice(begin, BATCH_ROWS)
+            yield from (_strings if part.type in (pa.string(), pa.large_string()) else _scalars)(part)
+
+
+def _strings(array: Any) -> Iterator[str | bytes | None]:
+    """The texts of an Arrow array, without the copy that its scalars are; bytes where they are no UTF-8."""
+    _, places, content = array.buffers()
+    offsets = np.frombuffer(places, np.int32 if array.type == "string" else np.int64)
+    ends = offsets[array.offset : array.offset + len(array) + 1].tolist()
+    data = memoryview(content or b"")
+    for valid, begin, end in zip(array.is_valid().to_pylist(), ends, ends[1:], strict=False):
+        try:
+            yield str(data[begin:end], "utf-8") if valid else None
+        except UnicodeDecodeError:
+            yield bytes(data[begin:end])
+
+
+def _scalars(array: Any) -> Iterator[Any]:
+    import pyarrow as pa
+
+    for scalar in array:
+        try:
+            yield scalar.as_py()
+        except UnicodeDecodeError as error:
+            yield _Unreadable(f"<{scalar.type}>") if pa.types.is_nested(scalar.type) else bytes(error.object)
+        except Exception:  # what Python has no value for, such as nanoseconds
+            try:
+                yield _Unreadable(scalar.cast(pa.string()).as_py())
+            except pa.ArrowException:
+                yield _Unreadable(f"<{scalar.type}>")
+
+
+class _Unreadable:
+    """What Python has no value for, in Arrow's words: it can be passed through, and is no text."""
+
+    def __init__(self, words: str):
+        self._words = words
+
+    def __str__(self) -> str:
+        return self._words
+
+
+def _made_by(value: Any, library: str, *names: str) -> bool:
+    """Whether a value is of a class of a library, or derived from one of these names; the library need not be here."""
+    return any(
+        kind.__module__.partition(".")[0] == library and (not names or kind.__name__ in names)
+        for kind in type(value).__mro__
+    )
+
+
+def _is_frame(inputs: Any) -> bool:
+    return _made_by(inputs, "pandas", "DataFrame") or _made_by(inputs, "polars", "DataFrame")
+
+
+def _is_column(inputs: Any) -> bool:
+    """Whether something is a single column: of a data frame, a table, a data set, or a numpy array."""
+    series = _made_by(inputs, "pandas", "Series", "Index") or _made_by(inputs, "polars", "Series")
+    arrow = _made_by(inputs, "pyarrow", "Array", "ChunkedArray")
+    if not isinstance(inputs, np.ndarray):
+        return series or arrow or _made_by(inputs, "datasets", "Column", "IterableColumn")
+    if inputs.ndim != 1 or inputs.dtype.names:
+        raise TypeError(f"inputs must be a column of texts where it is an array, got one of shape {inputs.shape}")
+    return True
+
+
+def _table_columns(table: Any) -> tuple[list[Any], Callable[[str], Iterator[Any]], int]:
+    """The names of a table's columns, what gives the values of one, and the number of rows."""
+    if _made_by(table, "pyarrow"):
+        return table.column_names, lambda name: _plain_values(table.column(name)), table.num_rows
+    return list(table.columns), lambda name: _plain_values(table[name]), len(table)
 
 
 def _hub_parts(name: str) -> tuple[str, dict[str, str]]:
@@ -486,6 +840,22 @@ def _hub_dataset(name: str) -> tuple[Any, int | None]:
 def _undecodable(byte: int, place: int | None = None) -> str:
     where = "" if place is None else f" at byte {place}"
     return f"undecodable bytes: 0x{byte:02x}{where} is not UTF-8"
+
+
+def _peeked(rows: Iterator[Raw], columns: Sequence[str]) -> tuple[deque[Raw], list[str]]:
+    """The first rows, until every column has been seen, and the columns in them."""
+    first: deque[Raw] = deque()
+    names: dict[str, None] = {}
+    missing, characters = list(columns), 0
+    for row in itertools.islice(rows, ROWS_PEEKED):
+        first.append(row)
+        if row.values is not None:
+            names.update(dict.fromkeys(row.values))
+            missing = [name for name in missing if name not in names]
+            characters += sum(len(value) for value in row.values.values() if isinstance(value, str))
+        if not missing or characters >= CHARACTERS_PEEKED:
+            break
+    return first, list(names)
 
 
 def _kind(value: Any) -> str:

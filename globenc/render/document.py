@@ -22,13 +22,14 @@ _SHORT = 240  # characters of a sentence in a list
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of the strip; `relative` is its colour, 0 to 1, `length` its characters."""
+    """A part of the strip; `relative` is its colour, 0 to 1, `length` its characters; not `read` where it was cut."""
 
     anchor: str
     place: str
     score: float
     relative: float
     length: int
+    read: bool = True
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ def document(attribution: Attribution, view: View) -> Document:
     word_scores = sorted((word.score for word in view.words if not word.special), reverse=True)
     scale = float(word_scores[min(FULL_COLOURS, len(word_scores)) - 1]) if word_scores else 1.0
     top = [(replace(places[k], score=blocks[k].score), blocks[k].anchor) for k in ranked[:_TOP_PARAGRAPHS]]
-    return Document(_strip(blocks, places, scores), best, top, _groups(blocks, shown), scale or 1.0)
+    strip = _with_unread(attribution, _strip(blocks, places, scores), prefix)
+    return Document(strip, best, top, _groups(blocks, shown), scale or 1.0)
 
 
 def short(text: str) -> str:
@@ -188,3 +190,18 @@ def _strip(
         Stretch(anchor, place, score, share, length)
         for (anchor, place, score, length), share in zip(found, relative.tolist(), strict=True)
     ]
+
+
+def _with_unread(attribution: Attribution, strip: list[Stretch], prefix: str) -> list[Stretch]:
+    """The strip with what was cut off at its place; that is no longer than half of the text that was read."""
+    room = sum(stretch.length for stretch in strip) // 2
+    for segment, start, end in attribution.unread():
+        inside = [k for k, stretch in enumerate(strip) if stretch.anchor.startswith(f"{prefix}{segment}-")]
+        if inside:
+            front = end < len(attribution.text if segment == 0 else attribution.text_pair or "")
+            near = strip[inside[0 if front else -1]]
+            cut = Stretch(
+                near.anchor, f"{end - start:,} characters were cut off", 0.0, 0.0, min(end - start, room), False
+            )
+            strip.insert(inside[0] if front else inside[-1] + 1, cut)
+    return strip

@@ -17,19 +17,22 @@ from .view import (
     MOST_TOKENS,
     View,
     answer,
-    full_scale,
+    heat_scale,
     is_whole,
     model_name,
     shown_tokens,
     special_tokens,
     target_names,
     token_labels,
+    truncation,
     views,
+    wrapped,
 )
 
 _BLUE, _GREY = to_rgba("#2563eb"), to_rgba("#9aa0a8")
 _COLOURS = "Blues"
 _TOKEN_WIDTH = 0.24  # inches
+_HEADROOM = 1.1  # above the highest bar of the text
 _MOST_TARGETS = 6  # heat maps of layers below one another
 # matplotlib's own font first; the others have what it lacks, where they are installed
 _FONTS = (
@@ -76,7 +79,8 @@ def figure(attribution: Attribution) -> Figure:
     grid = made.add_gridspec(len(panels), 1, height_ratios=[height for height, _ in panels])
     for k, (_, draw) in enumerate(panels):
         draw(made.add_subplot(grid[k]))
-    _plain(made.suptitle(_title(attribution, len(shown), len(drawn)), fontsize=11))
+    title = "\n".join(wrapped(line, width) for line in _title(attribution, len(shown), len(drawn)))
+    _plain(made.suptitle(title, fontsize=11))
     return made
 
 
@@ -112,14 +116,13 @@ def save(drawn: Figure, path: str | Path) -> None:
         )
 
 
-def _title(attribution: Attribution, targets: int, drawn: int) -> str:
+def _title(attribution: Attribution, targets: int, drawn: int) -> list[str]:
     parts = [part for part in (answer(attribution), attribution.method, model_name(attribution)) if part]
     lines = [" · ".join(parts)]
     if 0 < drawn < targets:
         lines.append(f"layers of the first {drawn} of {targets} targets")
-    if attribution.truncated:
-        lines.append(f"{attribution.truncated:,} tokens were cut off")
-    return "\n".join(lines)
+    lost = truncation(attribution)
+    return lines if lost is None else [*lines, lost]
 
 
 def _choice(attribution: Attribution, tokens: np.ndarray) -> str:
@@ -132,14 +135,23 @@ def _rows_height(rows: int) -> float:
 
 
 def _bars(axes: Any, attribution: Attribution, view: View, tokens: np.ndarray) -> None:
-    special = special_tokens(attribution)[tokens]
-    axes.bar(range(len(tokens)), view.scores[tokens], width=0.8, color=[_GREY if grey else _BLUE for grey in special])
+    """Bars on the scale of the text's tokens; one that goes beyond, as [CLS] may, is cut and says how far it goes."""
+    special, shares = special_tokens(attribution)[tokens], view.scores[tokens]
+    axes.bar(range(len(tokens)), shares, width=0.8, color=[_GREY if grey else _BLUE for grey in special])
     axes.set_xlim(-0.6, len(tokens) - 0.4)
+    top = view.token_scale() * _HEADROOM
+    axes.set_ylim(0, top)
+    for place in np.flatnonzero(shares > top):
+        axes.plot([place - 0.5, place + 0.5], [0.86 * top, 0.9 * top], color="white", linewidth=3, clip_on=False)
+        axes.annotate(
+            f"{shares[place]:.3g}", (place, 0.82 * top), rotation=90, ha="center", va="top", fontsize=8, color="white"
+        )
     axes.set_ylabel("share")
     axes.spines[["top", "right"]].set_visible(False)
+    cut = ", cut where they go beyond" if (shares > top).any() else ""
     _plain(
         axes.set_title(
-            f"Share of each token in {view.target}{_choice(attribution, tokens)} (special ones grey)", fontsize=10
+            f"Share of each token in {view.target}{_choice(attribution, tokens)} (special ones grey{cut})", fontsize=10
         )
     )
     _label_tokens(axes, token_labels(attribution), tokens)
@@ -147,16 +159,15 @@ def _bars(axes: Any, attribution: Attribution, view: View, tokens: np.ndarray) -
 
 def _targets(axes: Any, attribution: Attribution, tokens: np.ndarray) -> None:
     """One row for each of several targets."""
-    special = special_tokens(attribution)
-    _heat_map(axes, attribution.scores[:, tokens], full_scale(attribution.scores[:, ~special].ravel()))
+    _heat_map(axes, attribution.scores[:, tokens], heat_scale(attribution))
     _label_rows(axes, target_names(attribution))
     _plain(axes.set_title(f"Share of each token in every target{_choice(attribution, tokens)}", fontsize=10))
     _label_tokens(axes, token_labels(attribution), tokens)
 
 
 def _matrix(axes: Any, attribution: Attribution) -> None:
-    labels, special = token_labels(attribution), special_tokens(attribution)
-    _heat_map(axes, attribution.scores, full_scale(attribution.scores[:, ~special].ravel()))
+    labels = token_labels(attribution)
+    _heat_map(axes, attribution.scores, heat_scale(attribution))
     _label_rows(axes, labels)
     _plain(axes.set_title("Share of each token (across) in every token (down)", fontsize=10))
     _label_tokens(axes, labels, np.arange(len(labels)))
@@ -167,8 +178,7 @@ def _layer_panel(attribution: Attribution, view: View, tokens: np.ndarray) -> An
 
     def draw(axes: Any) -> None:
         layers: np.ndarray = view.layer_scores  # type: ignore[assignment]
-        top = full_scale(view.scores[~special_tokens(attribution)])
-        _heat_map(axes, layers[:, tokens], top, origin="lower")
+        _heat_map(axes, layers[:, tokens], view.token_scale(), origin="lower")
         _label_rows(axes, [str(layer) for layer in range(1, len(layers) + 1)])
         axes.set_ylabel("rollout up to layer")
         _plain(
@@ -182,10 +192,12 @@ def _layer_panel(attribution: Attribution, view: View, tokens: np.ndarray) -> An
 
 
 def _heat_map(axes: Any, shares: np.ndarray, top: float, origin: str = "upper") -> None:
-    """Shares in one hue; full colour is the highest token of the text, special tokens can lie above it."""
+    """Shares in one hue; the colour bar says how far those above full colour go, such as special tokens'."""
+    highest = float(shares.max())
     image = axes.imshow(shares, cmap=_COLOURS, vmin=0, vmax=top, aspect="auto", origin=origin, interpolation="nearest")
-    over = "max" if float(shares.max()) > top * 1.0001 else "neither"
-    axes.figure.colorbar(image, ax=axes, extend=over, label="share", pad=0.01, fraction=0.05)
+    over = highest > top * 1.0001
+    label = f"share (up to {highest:.3g})" if over else "share"
+    axes.figure.colorbar(image, ax=axes, extend="max" if over else "neither", label=label, pad=0.01, fraction=0.05)
 
 
 def _label_tokens(axes: Any, labels: list[str], tokens: np.ndarray) -> None:

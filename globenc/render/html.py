@@ -19,7 +19,7 @@ from .view import (
     View,
     answer,
     circumstances,
-    full_scale,
+    heat_scale,
     is_whole,
     meaning,
     pieces,
@@ -29,6 +29,7 @@ from .view import (
     token_labels,
     truncation,
     views,
+    visible,
 )
 
 _HUE = "37,99,235"
@@ -39,6 +40,7 @@ _TOP_WORDS = 25
 _MOST_WORDS = 500
 _UNREAD_CHARACTERS = 300
 
+_HATCHED = f"background:repeating-linear-gradient(45deg,rgba({_GREY},.5) 0 2px,transparent 2px 7px)"
 _MUTED = "opacity:.72"
 _BLOCK = "margin:.7em 0"
 _NUMBER = "text-align:right;padding:0 .8em 0 .4em;font-variant-numeric:tabular-nums"
@@ -115,8 +117,9 @@ def _strip(attribution: Attribution, view: View) -> str:
     name = f'<p style="{_BLOCK};{_MUTED}">to <b><bdi>{escape(view.target)}</bdi></b></p>'
     plain = attribution.scores.ndim == 1
     note = (
-        f'<p style="{_BLOCK};{_MUTED};font-size:.88em">Full colour is the highest word, {view.percent(scale)}. '
-        f"All tokens add up to 100%; special tokens have {view.percent(view.special_share())} of it.</p>"
+        f'<p style="{_BLOCK};{_MUTED};font-size:.88em">Full colour is the highest word{view.aside()}, '
+        f"{view.percent(scale)}. All tokens add up to 100%; special tokens have {view.percent(view.special_share())} "
+        "of it.</p>"
     )
     return f"{'' if plain else name}{''.join(paragraphs)}{note}"
 
@@ -127,13 +130,15 @@ def _document(attribution: Attribution, view: View) -> str:
     several = attribution.scores.ndim > 1
     name = f'<p style="{_BLOCK};{_MUTED}">to <b><bdi>{escape(view.target)}</bdi></b></p>' if several else ""
     stretches = "".join(
-        f'<a href="#{stretch.anchor}" title="{escape(stretch.place)}: {view.percent(stretch.score)}" '
-        f'style="flex:{stretch.length} 0 0;{_colour(stretch.relative, _CELL_ALPHA)}"></a>'
+        f'<a href="#{stretch.anchor}" title="{escape(stretch.place)}'
+        f'{f": {view.percent(stretch.score)}" if stretch.read else ""}" '
+        f'style="flex:{stretch.length} 0 0;{_colour(stretch.relative, _CELL_ALPHA) if stretch.read else _HATCHED}"></a>'
         for stretch in sections.strip
     )
     strip = (
         f'<p style="{_BLOCK};{_MUTED};font-size:.88em">The text from beginning to end, pale where a stretch has '
-        "least of the attribution for its length, deep where it has most. A click leads to it.</p>"
+        "least of the attribution for its length, deep where it has most. A click leads to it."
+        f"{' Hatched is what was cut off.' if attribution.unread() else ''}</p>"
         f'<div style="display:flex;height:2.2em;border:1px solid rgba({_GREY},.5);border-radius:.2em;overflow:hidden">'
         f"{stretches}</div>"
     )
@@ -185,13 +190,12 @@ def _piece(piece: Piece, scale: float, plain_below: float = 0.0) -> str:
         colour = _colour(piece.score / scale, _TEXT_ALPHA)
         return (
             f'<span style="{colour};border-radius:.2em;padding:.08em 0" '
-            f'title="{escape(printable(piece.text))}: {_exact(piece.score)}">{escape(piece.text)}</span>'
+            f'title="{escape(visible(piece.text))}: {_exact(piece.score)}">{escape(piece.text)}</span>'
         )
     if piece.read:
         return escape(piece.text)
-    more = len(piece.text) - _UNREAD_CHARACTERS
-    rest = f"{piece.text[:_UNREAD_CHARACTERS]} … {more:,} more characters" if more > 0 else piece.text
-    return f'<s style="{_MUTED}" title="cut off: the model did not read this">{escape(rest)}</s>'
+    rest = escape(piece.short(_UNREAD_CHARACTERS))
+    return f'<s style="{_MUTED}" title="cut off: the model did not read this">{rest}</s>'
 
 
 def _chips(view: View, words: list[Word]) -> str:
@@ -220,9 +224,10 @@ def _ranking(view: View) -> str:
     ranked, scale = view.ranked(), view.full_scale()
     rows = [
         f'<tr style="background:none"><td style="{_NUMBER};{_MUTED}">{place}</td>'
-        f'<td style="text-align:start;padding:0 1em 0 0"><bdi>{escape(printable(word.text))}</bdi></td>'
+        f'<td style="text-align:start;padding:0 1em 0 0"><bdi>{escape(visible(word.text))}</bdi></td>'
         f'<td style="{_NUMBER}" title="{_exact(word.score)}">{view.percent(word.score)}</td>'
-        f'<td style="width:14em;padding:0;text-align:left"><div style="height:.75em;width:{word.score / scale:.1%};'
+        '<td style="width:14em;padding:0;text-align:left">'
+        f'<div style="height:.75em;width:{min(word.score / scale, 1.0):.1%};'
         f'background:rgba({_HUE},.75);border-radius:.15em"></div></td></tr>'
         for place, word in enumerate(ranked, 1)
     ]
@@ -241,7 +246,7 @@ def _layers(attribution: Attribution, view: View, layer_scores: np.ndarray) -> s
     """Tokens down, layers across: long texts scroll the way a page does."""
     special, labels = special_tokens(attribution), token_labels(attribution)
     shown = shown_tokens(attribution, view.scores)
-    top = full_scale(view.scores[~special])
+    top = view.token_scale()
     names = [str(layer) for layer in range(1, len(layer_scores) + 1)]
     body = "".join(
         _row(
@@ -266,7 +271,7 @@ def _matrix(attribution: Attribution, view: View) -> str:
     special, labels = special_tokens(attribution), token_labels(attribution)
     shown = shown_tokens(attribution, attribution.scores.mean(0))
     matrix = attribution.scores[np.ix_(shown, shown)]
-    top = full_scale(attribution.scores[:, ~special].ravel())
+    top = heat_scale(attribution)
     body = "".join(
         _row(
             labels[to],
@@ -285,7 +290,8 @@ def _matrix(attribution: Attribution, view: View) -> str:
         f"<tr><th></th>{head}</tr>{body}",
         len(shown),
         f"A row is a token that is attributed, a column one that it comes from; rows add up to 100%. "
-        f"{_scale_note(view, top)}{_choice_note(attribution)}",
+        f"Full colour is the highest share of a token in another one, {view.percent(top)}, or more; special tokens are "
+        f"grey. {_choice_note(attribution)}",
     )
 
 
@@ -311,7 +317,10 @@ def _row(name: str, shares: np.ndarray, titles: Sequence[str], grey: Sequence[bo
 
 
 def _scale_note(view: View, top: float) -> str:
-    return f"Full colour is the highest token of the text, {view.percent(top)}, or more; special tokens are grey. "
+    return (
+        f"Full colour is the highest token of the text{view.aside()}, {view.percent(top)}, or more; special tokens are "
+        "grey. "
+    )
 
 
 def _choice_note(attribution: Attribution) -> str:
@@ -330,4 +339,4 @@ def _colour(relative: float, alpha: float, hue: str = _HUE) -> str:
 
 
 def _exact(score: float) -> str:
-    return f"{score:.6f}"
+    return f"{score:.6f}" if score == 0 or score >= 1e-4 else f"{score:.2e}"

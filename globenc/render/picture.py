@@ -15,6 +15,8 @@ from rich.text import Text
 
 from ..methods import get_method
 from ..pictures import PictureAttribution
+from ..printing import printable
+from .view import answer, wrapped
 
 _COLOURS = "inferno"
 _SIDE = 3.6  # inches of a panel
@@ -27,29 +29,50 @@ def figure(attribution: PictureAttribution) -> Figure:
     made = Figure(figsize=(_SIDE * (count + 1) + 0.8, _SIDE * height / width + 0.9), layout="constrained")
     panels = made.subplots(1, count + 1, squeeze=False)[0]
     panels[0].imshow(attribution.picture)
-    panels[0].set_title(title(attribution), fontsize=10, parse_math=False)
+    panels[0].set_title(wrapped(title(attribution), _SIDE), fontsize=10, parse_math=False)
     for k in range(count):
-        axes, image = panels[k + 1], None
-        image = _overlay(axes, attribution, k)
+        axes = panels[k + 1]
+        image, over = _overlay(axes, attribution, k)
         axes.set_title(f"to {target_name(attribution, k)}", fontsize=10, parse_math=False)
-        made.colorbar(image, ax=axes, fraction=0.05, pad=0.02, label="share of a patch")
+        made.colorbar(
+            image,
+            ax=axes,
+            fraction=0.05,
+            pad=0.02,
+            extend="max" if over else "neither",
+            label=f"share of a patch{f' (up to {over:.3g})' if over else ''}",
+        )
     for axes in panels:
         axes.set_axis_off()
     return made
 
 
-def _overlay(axes: Any, attribution: PictureAttribution, target: int) -> Any:
+def _overlay(axes: Any, attribution: PictureAttribution, target: int) -> tuple[Any, float]:
+    """The heat map, and the highest share where it lies above full colour: what a patch keeps for itself may."""
     grey = attribution.picture.mean(-1) / 255
     heat = attribution.heat_map(target)
+    patches = (attribution.patches() if attribution.scores.ndim == 1 else attribution.patches()[target]).ravel()
+    own = _position(attribution, target)
+    others = patches if own is None else np.delete(patches, own)
+    top = float(others.max(initial=0)) or float(patches.max()) or 1.0
+    highest = float(patches.max())
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1)
-    return axes.imshow(heat, cmap=_COLOURS, alpha=0.65, vmin=0, vmax=float(heat.max()) or 1.0, interpolation="nearest")
+    image = axes.imshow(heat, cmap=_COLOURS, alpha=0.65, vmin=0, vmax=top, interpolation="nearest")
+    return image, highest if highest > top * 1.0001 else 0.0
+
+
+def _position(attribution: PictureAttribution, k: int) -> int | None:
+    """The patch that a target is; None where it is another token or several."""
+    target, n = attribution.target, len(attribution.tokens)
+    positions = list(range(n)) if isinstance(target, str) and target == "all" else target
+    positions = [positions] if isinstance(positions, int) else positions
+    patch = positions[k] % n - (n - attribution.grid[0] * attribution.grid[1]) if isinstance(positions, list) else -1
+    return patch if patch >= 0 else None
 
 
 def title(attribution: PictureAttribution) -> str:
-    """Label and probability where the model classifies, else the model."""
-    if attribution.label is None or attribution.probability is None:
-        return attribution.model
-    return f"{attribution.label} {attribution.probability:.1%}"
+    """What the model answers, else the model."""
+    return answer(attribution) or printable(attribution.model)
 
 
 def target_name(attribution: PictureAttribution, k: int) -> str:
@@ -98,8 +121,9 @@ def _png(attribution: PictureAttribution) -> str:
 
 def show(attribution: PictureAttribution, console: Console, top: int) -> None:
     """Print the answer and the `top` highest patches."""
-    if attribution.label is not None:
-        console.print(Text(title(attribution), "bold"))
+    said = answer(attribution)
+    if said is not None:
+        console.print(Text(said, "bold"))
     count = 1 if attribution.scores.ndim == 1 else len(attribution.scores)
     for k in range(count):
         table = Table(box=None, pad_edge=False, header_style="dim")

@@ -19,6 +19,7 @@ from .view import (
     printable,
     truncation,
     views,
+    visible,
 )
 
 # From grey to blue at one luminance, under black: the same order of emphasis on dark and on light terminals.
@@ -80,13 +81,13 @@ def _print_text(attribution: Attribution, view: View, console: Console) -> None:
     for segment in (0, 1) if attribution.text_pair is not None else (0,):
         text = Text()
         for piece in pieces(attribution, view.words, segment):
+            lines = "\n".join(printable(line) for line in piece.text.split("\n"))
             if piece.score is not None:
-                text.append(printable(piece.text), _style(piece.score / scale))
+                text.append(lines, _style(piece.score / scale))
             elif piece.read:
-                text.append("\n".join(printable(line) for line in piece.text.split("\n")))
+                text.append(lines)
             else:
-                rest = piece.text[:_UNREAD_CHARACTERS]
-                text.append(f"{printable(rest)}{'...' if len(piece.text) > len(rest) else ''}", "dim strike")
+                text.append(printable(piece.short(_UNREAD_CHARACTERS)), "dim strike")
         console.print()
         console.print(text)
 
@@ -109,7 +110,7 @@ def _ranking(view: View, top: int, console: Console) -> Table:
     scale = view.full_scale()
     for word in view.ranked()[:top]:
         bar = Text(_bar(word.score / scale, console.options.ascii_only), _BAR_COLOUR)
-        table.add_row(Text(printable(word.text)), view.percent(word.score), bar)
+        table.add_row(Text(visible(word.text)), view.percent(word.score), bar)
     return table
 
 
@@ -138,18 +139,19 @@ def _layers(view: View, top: int, console: Console) -> Table:
     layer_scores = view.layer_scores
     assert layer_scores is not None
     count = len(layer_scores)
-    room = max((console.width - _WORD_WIDTH) // _LAYER_WIDTH, 2)
+    scale = view.full_scale()
+    width = max(_LAYER_WIDTH, len(view.percent(1.0)) - 1, len(view.percent(scale)))
+    room = max((console.width - _WORD_WIDTH) // width, 2)
     chosen = range(count) if count <= room else sorted({round(k * (count - 1) / (room - 1)) for k in range(room)})
     table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left", title_style="dim", padding=0)
     table.title = "share up to each layer, %"
     table.add_column("word", max_width=_WORD_WIDTH - 2, no_wrap=True, overflow="ellipsis")
     for layer in chosen:
-        table.add_column(str(layer + 1), justify="right", width=_LAYER_WIDTH)
-    scale = view.full_scale()
+        table.add_column(str(layer + 1), justify="right", width=width)
     for word in view.ranked()[:top]:
         shares = [float(layer_scores[layer, slice(*word.tokens)].sum()) for layer in chosen]
         cells = [Text(view.percent(share)[:-1], _style(share / scale)) for share in shares]
-        table.add_row(Text(printable(word.text)), *cells)
+        table.add_row(Text(visible(word.text)), *cells)
     for name, rest in (
         ("other words", view.ranked()[top:]),
         ("special tokens", [word for word in view.words if word.special]),

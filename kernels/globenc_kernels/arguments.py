@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 import warnings
@@ -179,12 +180,31 @@ def _interpret(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict[st
         if isinstance(arg, Tensor) and arg.dtype == torch.bfloat16:
             memory = torch.empty(0, dtype=arg.dtype).set_(arg.untyped_storage()).float()
             given[i] = memory.as_strided(arg.shape, arg.stride(), arg.storage_offset())
+    _accept_new_numpy()
     with _interpreter, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # of what is computed and not used
         kernel[grid](*given, **options)
     for arg, computed in zip(args, given, strict=True):
         if arg is not computed and not torch.equal(arg.float().view(torch.int32), computed.view(torch.int32)):
             arg.copy_(computed)
+
+
+@functools.cache
+def _accept_new_numpy() -> None:
+    """Triton's interpreter before 3.7 takes arrays of one element for numbers, which NumPy 2.4 does no longer."""
+    import triton
+    from triton.runtime import interpreter
+
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7):
+        return
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def with_plain_index(tensor: Any, *scope: Any) -> None:  # a scope to undo it by: not before 3.6
+        patch_tensor(tensor, *scope)
+        set_attribute = scope[0].set_attr if scope else setattr
+        set_attribute(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = with_plain_index
 
 
 def _say_compiling(kernel: Any, options: dict[str, Any]) -> None:

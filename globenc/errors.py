@@ -1,0 +1,42 @@
+"""What goes wrong: whose fault an error is, one text's or that of machine and programme, and what it says in a line."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+_MACHINE = (OSError, MemoryError, ImportError, Warning, torch.OutOfMemoryError)
+_DEVICE = re.compile("CUDA|CUBLAS|CUDNN|cuDNN|HIP error|NCCL|DefaultCPUAllocator")
+_KINDS = (FloatingPointError, TypeError, IndexError, RuntimeError)
+
+
+def blames_text(error: BaseException) -> bool:
+    """Whether an error may be a text's: whatever a tokenizer or a model raises, but for interrupts, exhausted memory,
+    files, imports and the GPU."""
+    if type(error).__name__ == "PanicException":  # of tokenizers in Rust; it is no Exception
+        return True
+    if not isinstance(error, Exception) or isinstance(error, _MACHINE):
+        return False
+    return not (isinstance(error, RuntimeError) and _DEVICE.search(str(error)))
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines() or [""]
+    told = isinstance(error, ValueError | RuntimeError | FloatingPointError) and lines[0]
+    return lines[0] if told else f"{type(error).__name__}: {lines[0]}".rstrip(": ")
+
+
+def named(error: BaseException, text: str) -> Exception:
+    """An error of the same kind that says which text it is about."""
+    kind = next((kind for kind in _KINDS if isinstance(error, kind)), ValueError)
+    return kind(f"{text}: {in_a_line(error)}")
+
+
+def short(text: str, most: int = 200) -> str:
+    """A text of another's making in one line that can be printed, of so many characters at most."""
+    if len(text) <= most and text.isprintable():
+        return text
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."

@@ -1,0 +1,259 @@
+"""Whatever is borrowed goes back: interrupts at any moment, precision settings, threads that share a model."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from helpers import assert_rows_close, attention_state, tiny_model, token_batch
+
+import globenc
+from globenc import model_state
+from globenc.contributions import rounding
+from globenc.model_state import Loan, precise
+
+CALLS = {
+    "attribute": lambda model, inputs: globenc.attribute(model, **inputs),
+    "all": lambda model, inputs: globenc.attribute(model, target="all", **inputs),
+    "completeness_gap": lambda model, inputs: globenc.completeness_gap(model, **inputs),
+    "compare_methods": lambda model, inputs: globenc.evaluate.compare_methods(model, **inputs),
+    "saliency": lambda model, inputs: globenc.evaluate.saliency(model, **inputs),
+    "hta": lambda model, inputs: globenc.evaluate.hta_maps(model, **inputs),
+    "aopc": lambda model, inputs: globenc.evaluate.aopc(
+        model, torch.ones(inputs["input_ids"].shape), mask_token_id=4, **inputs
+    ),
+}
+
+
+def training_model(family="bert"):
+    head = "SequenceClassification" if family != "t5" else None
+    model = tiny_model(family, head=head) if head else tiny_model(family)
+    model.train()
+    next(iter(model.base_model.children())).eval()  # not all of it
+    return model
+
+
+def everything(model):
+    """What a call may not leave changed: the model, the thread's modes, the process's settings."""
+    return {
+        **attention_state(model),
+        "modules": [id(module) for module in model.modules()],
+        "grad mode": (torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()),
+        "precision": (torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision)
+        if hasattr(torch.backends.cuda.matmul, "fp32_precision")
+        else torch.backends.cuda.matmul.allow_tf32,
+        "recorder": model_state.active_recorder(),
+        "borrowed": [
+            len(borrowed._taken)
+            for borrowed in (
+                model_state._evaluating,
+                model_state._frozen,
+                model_state._captured,
+                model_state._eager,
+                model_state._precise,
+            )
+        ],
+    }
+
+
+class Interrupt(BaseException):
+    """What a signal's handler raises; no exception that any code expects."""
+
+
+def interrupted_at(call, step):
+    """Run call(), interrupted before the `step`-th line of globenc's own code; whether it came that far."""
+    left = [step]
+
+    def trace(frame, event, argument):
+        if "globenc" not in frame.f_code.co_filename:
+            return None
+        if event in ("line", "call"):
+            left[0] -= 1
+            if left[0] == 0:
+                raise Interrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    except Interrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return left[0] <= 0
+
+
+def lines_of(call):
+    """How many lines and calls of globenc's own code a call has."""
+    count = [0]
+
+    def trace(frame, event, argument):
+        if "globenc" not in frame.f_code.co_filename:
+            return None
+        count[0] += event in ("line", "call")
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(None)
+    return count[0]
+
+
+def check_interrupts(call, model, inputs, steps_tried):
+    CALLS[call](model, inputs)
+    before, steps = everything(model), lines_of(lambda: CALLS[call](model, inputs))
+    ends = [k for k in range(1, steps) if k < 300 or k > steps - 300]  # where things are taken and given back
+    chosen = {*ends[:: max(1, 2 * len(ends) // steps_tried)], *range(1, steps, max(1, 2 * steps // steps_tried))}
+    came = 0
+    for step in sorted(chosen):
+        came += interrupted_at(lambda: CALLS[call](model, inputs), step)
+        assert everything(model) == before, f"line {step} of {steps}"
+    assert came > len(chosen) / 2
+    CALLS[call](model, inputs)
+    assert everything(model) == before
+
+
+@pytest.mark.parametrize(("call", "family"), [("attribute", "bert"), ("saliency", "bert"), ("all", "big_bird")])
+def test_an_interrupt_before_any_line_changes_nothing(call, family):
+    check_interrupts(call, training_model(family), token_batch((5, 3)), 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["bert", "big_bird", "deberta-v2", "longformer"])
+@pytest.mark.parametrize("call", CALLS)
+def test_an_interrupt_before_many_lines_changes_nothing(call, family):
+    check_interrupts(call, training_model(family), token_batch((5, 3)), 300)
+
+
+@pytest.mark.slow
+def test_two_thousand_signals_in_training_mode_change_nothing():
+    model, inputs = training_model(), token_batch((7, 4))
+    before, expected = everything(model), globenc.attribute(model, **inputs).scores
+    random, came = torch.Generator().manual_seed(0), 0
+    start = time.perf_counter()
+    for _ in range(20):
+        globenc.attribute(model, **inputs)
+    duration = (time.perf_counter() - start) / 20
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        while came < 2000:
+            delay = float(torch.rand((), generator=random)) * 1.1 * duration + 1e-6
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                globenc.attribute(model, **inputs)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                came += 1
+            assert everything(model) == before, f"interrupt {came}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert torch.equal(globenc.attribute(model, **inputs).scores, expected)
+
+
+new_switches = pytest.mark.skipif(
+    not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="torch before 2.9 has no such switch"
+)
+
+
+@pytest.fixture
+def precision():
+    """torch's switches for products of float32, none of them set; as they were again at the end."""
+    parts = [torch.backends, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    before = [part.fp32_precision for part in parts]
+    for part in parts:
+        part.fp32_precision = "none"
+    yield parts
+    for part, setting in zip(parts, before, strict=True):
+        part.fp32_precision = setting
+
+
+@new_switches
+@pytest.mark.parametrize("setting", ["tf32", "ieee"])
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["all", "cuda.matmul", "mkldnn.matmul"])
+def test_a_sound_model_is_taken_under_every_precision_setting(bert, precision, part, setting):
+    model, inputs = bert.float(), token_batch((7, 4))
+    expected = globenc.attribute(model, **inputs).scores
+    precision[part].fp32_precision = setting
+    before = [p.fp32_precision for p in precision]
+    assert_rows_close(globenc.attribute(model, **inputs).scores, expected, 1e-5)
+    assert [p.fp32_precision for p in precision] == before
+    precision[part].fp32_precision = "none"  # what followed a general switch follows it still
+    assert [p.fp32_precision for p in precision] == ["none"] * 3
+
+
+@new_switches
+def test_rounding_goes_by_the_callers_switch_inside_too(precision):
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    exact = rounding(torch.float32, gpu)
+    precision[1].fp32_precision = "tf32"
+    assert rounding(torch.float32, gpu) > 100 * exact
+    with precise(cpu):
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert rounding(torch.float32, gpu) > 100 * exact
+        assert rounding(torch.float32, cpu) == exact  # that switch is of GPUs alone
+    assert rounding(torch.float64, gpu) < exact
+
+
+@new_switches
+def test_a_lowered_projection_is_no_patched_one(bert, precision, monkeypatch):
+    """As on a GPU in TF32: the model's own products have 10 bits, and the switch says so."""
+    model, inputs = bert.float(), token_batch((7, 4))
+    linear = torch.nn.functional.linear
+
+    def lowered(x, weight, bias=None):
+        return linear(x.bfloat16().float(), weight.bfloat16().float(), bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", lowered)
+    with pytest.raises(ValueError, match="residual plus the output projection"):
+        globenc.attribute(model, **inputs)
+    precision[2].fp32_precision = "tf32"
+    assert bool(torch.isfinite(globenc.attribute(model, **inputs).scores).all())
+
+
+def test_autocast_is_as_before(bert):
+    inputs = token_batch((7, 4))
+    expected = globenc.attribute(bert, **inputs).scores
+    with torch.autocast("cpu", torch.bfloat16):
+        assert_rows_close(globenc.attribute(bert, **inputs).scores, expected, 1e-12)
+        assert torch.is_autocast_enabled("cpu")
+        assert torch.ones(2, 2).matmul(torch.ones(2, 2)).dtype == torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_threads_share_a_model_that_changes_its_attention():
+    """BigBird's short texts turn it to full attention: its calls wait for each other."""
+    model = training_model("big_bird")
+    batches = [token_batch((n,), seed=n) for n in (5, 30, 7, 40)]
+    expected = [globenc.attribute(model, **inputs).scores for inputs in batches]
+    before = everything(model)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda k: globenc.attribute(model, **batches[k % 4]).scores, range(40)))
+    for k, scores in enumerate(found):
+        assert torch.equal(scores, expected[k % 4]), k
+    assert everything(model) == before
+
+
+def test_what_was_cut_short_is_given_back_the_second_time():
+    """The mechanism itself: an undo that is interrupted is called again."""
+    calls = []
+
+    def undo():
+        calls.append("undo")
+        if len(calls) == 2:
+            raise Interrupt
+
+    loan = Loan()
+    with pytest.raises(Interrupt):
+        loan.run(lambda: loan.change(lambda: calls.append("do"), undo))
+    assert calls == ["do", "undo", "undo"]
