@@ -44,8 +44,16 @@ _PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 
 
+# heads that say nothing of a whole text or picture, which an encoder often keeps in its config.json but not in its files
+_PRETRAINING = re.compile("For(Masked[A-Z]|PreTraining|CausalLM)|LMHead")
+
+
 class LoadingError(OSError):
     """Why a model cannot be loaded, in one sentence that names the model."""
+
+
+class _NoHead(LoadingError):
+    """All that is missing belongs to the head."""
 
 
 @dataclass(frozen=True)
@@ -324,8 +332,8 @@ def _encoder_of(config: Any) -> tuple[type, Any]:
     if config.model_type in _TOWERS:
         return getattr(transformers, _TOWERS[config.model_type]), config.vision_config
     auto: Any = transformers.AutoModel
-    if config.is_encoder_decoder and config.model_type in {family.model_type for family in supported_encoders()}:
-        config.is_encoder_decoder = False
+    if config.model_type in {family.model_type for family in supported_encoders()}:
+        config.is_encoder_decoder = False  # as T5's encoder writes it when it is saved alone
         if _has_decoders(config):
             auto = transformers.AutoModelForTextEncoding
     found = auto._model_mapping.get(type(config), PreTrainedModel)
@@ -433,7 +441,13 @@ class _Checkpoint:
         named = _named(source, self.whole, self.config)
         usable = named is not None and self._is_usable(named)
         chosen: Any = named if usable else self.encoder
-        model, left, absent = self.filled(chosen)
+        try:
+            model, left, absent = self.filled(chosen)
+        except _NoHead:
+            if not _PRETRAINING.search(chosen.__name__):
+                raise
+            chosen = named = self.encoder
+            model, left, absent = self.filled(chosen)
         plain = _classes(self.whole, transformers.AutoModel, transformers.AutoModelForSeq2SeqLM)
         if named is not None and not usable:
             said = f"model {source.name!r}: only the encoder of {name} is taken: there are scores, but no answer"
@@ -515,10 +529,11 @@ class _Checkpoint:
         unused = _unused(model, missing) if missing else set()
         missing = [key for key in missing if key not in unused]
         if missing:
-            raise self.source.refuse(
+            error = self.source.refuse(
                 f"{len(missing)} of the weights of {model_class.__name__} are missing, {_some(missing)}: "
                 f"{_why_missing(model, missing, left)}"
             )
+            raise _NoHead(*error.args) if _is_head(model, missing) else error
         for key, stored, wanted in sorted(info["mismatched_keys"]):
             head = _bare(key, model.base_model_prefix).split(".")[0] not in _body(model)
             raise self.source.refuse(
@@ -601,9 +616,12 @@ def _why_missing(model: Any, missing: list[str], left: list[str]) -> str:
     lacking = _renamed(missing, set(left), model.base_model_prefix)
     if lacking is not None:
         return f"names in its files lack {lacking!r}: only a part of the model was saved"
-    if not any(_bare(key, model.base_model_prefix).split(".")[0] in _body(model) for key in missing):
-        if left:
-            return f"they belong to its head, and its files hold another one, {_some(left)}"
+    if _is_head(model, missing):
+        # the encoder of a head is often made without the pooler that it has alone
+        alone = _Skeleton.of(type(model.base_model), model.config).shapes
+        others = [key for key in left if _bare(key, model.base_model_prefix) not in alone]
+        if others:
+            return f"they belong to its head, and its files hold another one, {_some(others)}"
         return (
             "they belong to its head, and its files hold an encoder without it: load a fine-tuned model, or write "
             f'"architectures": ["{type(model.base_model).__name__}"] into its config.json for scores without an answer'
@@ -615,6 +633,12 @@ def _why_missing(model: Any, missing: list[str], left: list[str]) -> str:
             f"its config.json is {model.config.num_hidden_layers}"
         )
     return "its files are not whole, or not of this config.json"
+
+
+def _is_head(model: Any, names: Iterable[str]) -> bool:
+    """Whether none of these weights belongs to the encoder's layers or embeddings."""
+    body = _body(model)
+    return not any(_bare(key, model.base_model_prefix).split(".")[0] in body for key in names)
 
 
 def _body(model: Any) -> set[str]:
@@ -666,10 +690,11 @@ _said_by_us: ContextVar[bool] = ContextVar("said_by_us", default=False)
 
 
 class _ReportFilter(logging.Filter):
-    """Without transformers' table of missing weights, where those are looked at here."""
+    """Without transformers' table of missing weights and its word on tied ones, where those are looked at here."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (_said_by_us.get() and "LOAD REPORT" in str(record.msg))
+        about = ("LOAD REPORT", "The tied weights mapping")
+        return not (_said_by_us.get() and any(words in str(record.msg) for words in about))
 
 
 _report_filter = _ReportFilter()

@@ -179,6 +179,39 @@ def test_weights_that_are_left_out_are_told(folder, change, words):
         globenc.GlobEnc.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [("mpnet", "MaskedLM"), ("roberta", "MaskedLM"), ("bert", "MaskedLM"), ("bert", "PreTraining")],
+)
+def test_an_encoder_that_names_the_class_it_was_pretrained_as(tmp_path, wordpiece, capfd, recwarn, family, head):
+    """The layout that sentence-transformers saves."""
+    model = tiny_model(family, torch.float32)
+    model.save_pretrained(tmp_path)
+    wordpiece.save_pretrained(tmp_path)
+    change_json(tmp_path, architectures=[type(model).__name__.replace("Model", f"For{head}")])
+    capfd.readouterr()
+    found = globenc.GlobEnc.from_pretrained(tmp_path).model
+    assert type(found) is type(model)
+    assert capfd.readouterr().err == ""
+    assert not recwarn.list
+    with_more(**{"classifier.weight": torch.zeros(2, 24)})(tmp_path)
+    with pytest.warns(UserWarning, match=r"no place for \(classifier.weight\), so they are left out"):
+        globenc.GlobEnc.from_pretrained(tmp_path)
+    without("layer.1.")(tmp_path)
+    with pytest.raises(OSError, match=rf"of the weights of \w+For{head} are missing, .*layer\.1\."):
+        globenc.GlobEnc.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_a_pooler_is_no_other_head(tmp_path, wordpiece, head):
+    tiny_model("roberta", torch.float32).save_pretrained(tmp_path)
+    wordpiece.save_pretrained(tmp_path)
+    change_json(tmp_path, architectures=[f"RobertaFor{head}"])
+    with pytest.raises(OSError, match=r'"architectures": \["RobertaModel"\]') as raised:
+        globenc.GlobEnc.from_pretrained(tmp_path)
+    assert "another" not in str(raised.value)
+
+
 INDEXES = {
     "pickle": ("weights.bin", "safetensors only"),
     "parent": ("../other.safetensors", "outside the model's folder"),
