@@ -202,6 +202,19 @@ def test_an_encoder_that_names_the_class_it_was_pretrained_as(tmp_path, wordpiec
         globenc.GlobEnc.from_pretrained(tmp_path)
 
 
+def test_an_encoder_without_its_decoder_and_without_a_class(tmp_path, wordpiece):
+    model = tiny_model("t5", torch.float32)
+    model.config.is_encoder_decoder = False
+    model.save_pretrained(tmp_path)
+    wordpiece.save_pretrained(tmp_path)
+    change_json(tmp_path, architectures=...)
+    assert type(globenc.GlobEnc.from_pretrained(tmp_path).model) is type(model)
+    whole = transformers.T5ForConditionalGeneration(model.config)
+    whole.config.is_encoder_decoder = False
+    with pytest.raises(ValueError, match="load its encoder, T5EncoderModel"):
+        globenc.GlobEnc(whole)
+
+
 @pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
 def test_a_pooler_is_no_other_head(tmp_path, wordpiece, head):
     tiny_model("roberta", torch.float32).save_pretrained(tmp_path)
