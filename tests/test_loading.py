@@ -331,6 +331,20 @@ BROKEN = {
     "heads": ("config.json", {"num_attention_heads": 0}, "num_attention_heads in its config.json cannot be 0"),
     "labels": ("config.json", {"id2label": ["a", "b"]}, "id2label"),
     "activation": ("config.json", {"hidden_act": "foo"}, "hidden_act in its config.json cannot be 'foo'"),
+    "heads-negative": ("config.json", {"num_attention_heads": -1}, "num_attention_heads in its config.json cannot be"),
+    "size-negative": ("config.json", {"hidden_size": -1}, "hidden_size in its config.json cannot be -1"),
+    "words-negative": ("config.json", {"vocab_size": -1}, "vocab_size in its config.json cannot be -1"),
+    "inner-negative": ("config.json", {"intermediate_size": -1}, "intermediate_size in its config.json cannot be -1"),
+    "words-many": ("config.json", {"vocab_size": 10**14}, "whose vocab_size is 100000000000000"),
+    "words-endless": ("config.json", {"vocab_size": 10**18}, "vocab_size in its config.json cannot be 1000"),
+    "chunks": ("config.json", {"chunk_size_feed_forward": "abc"}, "chunk_size_feed_forward in its config.json"),
+    "no-chunks": ("config.json", {"chunk_size_feed_forward": None}, "chunk_size_feed_forward in its config.json"),
+    "half-chunks": ("config.json", {"chunk_size_feed_forward": 1.5}, "a whole number of at least 0"),
+    "dtype": ("config.json", {"dtype": [1]}, "dtype in its config.json must be"),
+    "code": ("config.json", {"auto_map": 5}, "auto_map in its config.json must be an object, got 5"),
+    "quantising": ("config.json", {"quantization_config": "abc"}, "quantization_config in its config.json must be"),
+    "reader": ("config.json", {"tokenizer_class": 5}, "tokenizer_class in its config.json must be"),
+    "own-reader": ("tokenizer_config.json", {"tokenizer_class": 5}, "tokenizer_class in tokenizer_config.json must"),
     "type": ("config.json", {"model_type": ["bert"]}, "its config.json"),
     "quantised": ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "are quantised"),
     "regex": ("tokenizer.json", {"pre_tokenizer": SPLIT}, "its tokenizer"),
@@ -371,6 +385,24 @@ def test_half_precision_without_a_word_in_the_configuration(folder):
         folder, lambda weights: {k: v.to(torch.int8) if "query.weight" in k else v for k, v in weights.items()}
     )
     with pytest.raises(OSError, match=r"quantised \(bert.encoder.layer.0"):
+        globenc.GlobEnc.from_pretrained(folder)
+
+
+def test_whole_numbers_in_buffers_are_not_quantised(folder):
+    kinds = {"causal_bias": torch.bool, "window.weight": torch.int64, "bias_index": torch.int32}
+    with_more(**{f"bert.encoder.layer.0.attention.self.{k}": torch.ones(2).to(v) for k, v in kinds.items()})(folder)
+    assert globenc.GlobEnc.from_pretrained(folder)("a b").label in ("no", "yes")
+
+
+def test_files_that_are_missing(folder):
+    (folder / "tokenizer.json").rename(folder / "other.json")
+    with pytest.raises(OSError, match=r"it has no tokenizer\.json: save its tokenizer beside it"):
+        globenc.GlobEnc.from_pretrained(folder)
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    with pytest.raises(OSError, match=r"it has weights\.safetensors: rename it to model\.safetensors$"):
+        globenc.GlobEnc.from_pretrained(folder)
+    shutil.copy(folder / "weights.safetensors", folder / "more.safetensors")
+    with pytest.raises(OSError, match=r"it has more\.safetensors, weights\.safetensors: save the model once more"):
         globenc.GlobEnc.from_pretrained(folder)
 
 
