@@ -202,6 +202,16 @@ def test_an_encoder_that_names_the_class_it_was_pretrained_as(tmp_path, wordpiec
         globenc.GlobEnc.from_pretrained(tmp_path)
 
 
+def test_a_part_of_the_encoder_is_no_head(tmp_path, wordpiece):
+    tiny_model("modernbert", torch.float32).save_pretrained(tmp_path)
+    wordpiece.save_pretrained(tmp_path)
+    without("final_norm")(tmp_path)
+    for name in ("ModernBertModel", "ModernBertForMaskedLM"):
+        change_json(tmp_path, architectures=[name])
+        with pytest.raises(OSError, match=r"of ModernBert\w+ are missing, .*its files are not whole"):
+            globenc.GlobEnc.from_pretrained(tmp_path)
+
+
 def test_an_encoder_without_its_decoder_and_without_a_class(tmp_path, wordpiece):
     model = tiny_model("t5", torch.float32)
     model.config.is_encoder_decoder = False
