@@ -717,8 +717,8 @@ def _why_missing(model: Any, missing: list[str], left: list[str]) -> str:
 
 def _is_head(model: Any, names: Iterable[str]) -> bool:
     """Whether none of these weights belongs to the encoder's layers or embeddings."""
-    body = _body(model)
-    return model.base_model is not model and not any(_bare(key, model.base_model_prefix).split(".")[0] in body for key in names)
+    inside = (_bare(key, model.base_model_prefix).split(".")[0] for key in names)
+    return model.base_model is not model and _body(model).isdisjoint(inside)
 
 
 def _body(model: Any) -> set[str]:
