@@ -570,9 +570,10 @@ def find_family(model: nn.Module) -> EncoderFamily:
     if not isinstance(model, PreTrainedModel) or not isinstance(model.config, PreTrainedConfig):
         got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"model must be a transformers encoder (a PreTrainedModel), got {got}{_instead_of(model)}")
-    # UMT5's encoder alone keeps a config that says otherwise
-    alone = not any(hasattr(part, "decoder") for part in (model, getattr(model, "base_model", model)))
-    return family_of_config(model.config, type(model).__name__, alone)
+    # a config may say otherwise: UMT5's encoder alone keeps that of the whole, and T5's is told by hand
+    decoders = [part.decoder for part in (model, getattr(model, "base_model", model)) if hasattr(part, "decoder")]
+    decodes = any(isinstance(decoder, PreTrainedModel) for decoder in decoders) or (None if decoders else False)
+    return family_of_config(model.config, type(model).__name__, decodes)
 
 
 def _instead_of(model: Any) -> str:
@@ -614,13 +615,13 @@ def _encoder_inside(outer: Any) -> str | None:
     return None
 
 
-def family_of_config(config: PreTrainedConfig, name: str, alone: bool = False) -> EncoderFamily:
+def family_of_config(config: PreTrainedConfig, name: str, decodes: bool | None = None) -> EncoderFamily:
     """The family of a model `name` with this config; raises ValueError as `find_family` does.
 
-    `alone`: the model is known to have no decoder.
+    `decodes`: whether the model has a decoder; None where that is not known.
     """
     model_type, known = config.model_type, ", ".join(_FAMILIES)
-    if config.is_encoder_decoder and not (alone and model_type in _FAMILIES):
+    if decodes or (config.is_encoder_decoder and not (decodes is False and model_type in _FAMILIES)):
         encoder = f"; load its encoder, {model_type.upper()}EncoderModel" if model_type in _FAMILIES else ""
         raise ValueError(
             f"model must be an encoder, got {name} of type {model_type!r}, an encoder-decoder: GlobEnc "
@@ -671,6 +672,8 @@ def _full_name(module: nn.Module) -> str:
 
 
 def _kind(weight: Any) -> str:
+    if not isinstance(weight, Tensor):
+        return "packed integers"
     return str(weight.dtype) if type(weight) in (Tensor, nn.Parameter) else type(weight).__name__
 
 

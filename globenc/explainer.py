@@ -83,8 +83,9 @@ class GlobEnc:
         """Load a model with its head, and its tokenizer, from a folder or the Hugging Face hub.
 
         Weights are read from safetensors files of the model's own and from nothing else, and all that the answer
-        depends on must be there. A part that is left out, such as a head for several texts at once, is said in a
-        warning.
+        depends on must be there. The head of a class that the encoder was pretrained as (masked words and the like)
+        gives no answer: where it is missing, the bare encoder is taken. A part that is left out, such as a head for
+        several texts at once, is said in a warning.
 
         Args:
             name_or_path: folder or hub name; None is the small sentiment classifier that ships with globenc.

@@ -44,8 +44,16 @@ _PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 
 
+# heads that say nothing of a whole text or picture; saved alone, an encoder keeps their names in its config.json
+_PRETRAINING = re.compile("For(Masked[A-Z]|PreTraining|CausalLM)|LMHead")
+
+
 class LoadingError(OSError):
     """Why a model cannot be loaded, in one sentence that names the model."""
+
+
+class _HeadError(LoadingError):
+    """All that is missing belongs to the head."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,7 @@ def load(
     whole = _config(source)
     encoder, config = _encoder_of(whole)
     pictures = family_of_config(config, source.name).patches is not None
+    _check_sizes(source, config)
     with contextlib.ExitStack() as files:
         with _errors_of(source, "its weights"):
             weights = _open_weights(source, whole, files)
@@ -125,7 +134,18 @@ def load_processor(name: str, pictures: bool, revision: str = "main", trust_remo
     source = _Source(name, revision, trust_remote_code)
     with _errors_of(source, "its image processor" if pictures else "its tokenizer", _PROCESSOR_FILES):
         loader = AutoImageProcessor if pictures else AutoTokenizer
-        found = loader.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        try:
+            found = loader.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            file = "preprocessor_config.json" if pictures else "tokenizer_config.json"
+            path = source.optional_file(file)
+            if path is not None and _is_json_object(path):
+                _check_kinds(source, file, json.loads(path.read_text(encoding="utf-8")))
+            if "backend tokenizer" in str(error) and source.optional_file("tokenizer.json") is None:
+                raise source.refuse(
+                    "it has no tokenizer.json: save its tokenizer beside it, or use GlobEnc(model, tokenizer)"
+                ) from error
+            raise
         if pictures:
             return found
         if len(found) <= len(found.all_special_ids):
@@ -210,6 +230,16 @@ _ADAPTER = (
 )
 
 
+_KINDS: dict[str, tuple[Any, str]] = {
+    "auto_map": ((dict, list), "an object"),  # a list in old tokenizers
+    "quantization_config": (dict, "an object"),
+    "tokenizer_class": (str, "the name of a class"),
+    "image_processor_type": (str, "the name of a class"),
+    "dtype": ((str, torch.dtype), 'the name of a dtype, such as "float32"'),
+    "torch_dtype": ((str, torch.dtype), 'the name of a dtype, such as "float32"'),
+}
+
+
 def _config(source: _Source) -> Any:
     """What config.json says, checked as far as this package goes by it."""
     with _errors_of(source, "its config.json"):
@@ -217,9 +247,11 @@ def _config(source: _Source) -> Any:
             raise source.refuse(_ADAPTER)
         try:
             config = AutoConfig.from_pretrained(source.name, **source.options)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             fields, _ = transformers.PreTrainedConfig.get_config_dict(source.name, revision=source.revision)
+            _check_kinds(source, "its config.json", fields)
             raise _naming_field(source, error, fields, lambda rest: AutoConfig.for_model(**rest)) from error
+    _check_kinds(source, "its config.json", vars(config))
     if getattr(config, "quantization_config", None) is not None:
         raise source.refuse(
             "its weights are quantised (quantization_config in its config.json): take the model it was made from, or "
@@ -233,6 +265,33 @@ def _config(source: _Source) -> Any:
     # the attention is this package's own; a name in a file could also fetch code from the hub
     config._attn_implementation = None
     return config
+
+
+def _check_kinds(source: _Source, file: str, fields: Any) -> None:
+    """Refuse what transformers takes on trust."""
+    for name, (kinds, said) in _KINDS.items():
+        value = fields.get(name) if isinstance(fields, Mapping) else None
+        if value is not None and not isinstance(value, kinds):
+            raise source.refuse(f"{name} in {file} must be {said}, got {value!r:.80}")
+
+
+def _check_sizes(source: _Source, config: Any) -> None:
+    """Refuse sizes with which a model can be built but not run."""
+
+    def refuse(name: str, value: Any, must: str) -> LoadingError:
+        return source.refuse(f"{name} in its config.json cannot be {value!r:.80}: it must be {must}")
+
+    chunk = getattr(config, "chunk_size_feed_forward", 0)
+    if type(chunk) is not int or chunk < 0:
+        raise refuse("chunk_size_feed_forward", chunk, "a whole number of at least 0")
+    for name in ("hidden_size", "vocab_size", "num_attention_heads"):
+        value = getattr(config, name, None)
+        if isinstance(value, int) and value < 1:
+            raise refuse(name, value, "a positive whole number")
+    heads, size = getattr(config, "num_attention_heads", None), getattr(config, "hidden_size", None)
+    free = any(hasattr(config, name) for name in ("head_dim", "d_kv"))
+    if not free and isinstance(heads, int) and isinstance(size, int) and size % heads:
+        raise refuse("num_attention_heads", heads, f"a divisor of hidden_size, {size}")
 
 
 def _naming_field(source: _Source, error: Exception, fields: Any, build: Callable[[dict[str, Any]], Any]) -> Exception:
@@ -263,10 +322,16 @@ def _open_weights(source: _Source, config: Any, files: contextlib.ExitStack) -> 
         made, revision, _ = auto_conversion(source.name, revision=revision, **options)
         found = None if made is None else Path(made)
     if found is None:
-        other = [] if source.folder is None else sorted(path.name for path in source.folder.iterdir())
-        other = [name for name in other if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf"))]
+        lacking = f"it has no {' or '.join(named)}"
+        there = [] if source.folder is None else sorted(path.name for path in source.folder.iterdir())
+        readable = [name for name in there if name.endswith(".safetensors")]
+        if len(readable) == 1 and asked is None:
+            raise source.refuse(f"{lacking}; it has {readable[0]}: rename it to {_WEIGHTS}")
+        if readable:
+            raise source.refuse(f"{lacking}; it has {_some(readable)}: save the model once more with save_pretrained")
+        other = [name for name in there if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf"))]
         raise source.refuse(
-            f"it has no {' or '.join(named)}; weights are read from safetensors only"
+            f"{lacking}; weights are read from safetensors only"
             + (f", not from {other[0]}: save the model once more with save_pretrained" if other else "")
         )
     weights: dict[str, Any] = {}
@@ -274,11 +339,6 @@ def _open_weights(source: _Source, config: Any, files: contextlib.ExitStack) -> 
         with _errors_of(source, name):
             file = files.enter_context(safe_open(path, framework="pt"))
             weights.update((key, file.get_slice(key)) for key in file.keys())  # noqa: SIM118
-    for key, weight in weights.items():
-        if re.search("weight|bias", key) and weight.get_dtype() not in _FLOATS:
-            raise source.refuse(
-                f"its weights are quantised ({key} is {weight.get_dtype()}): take the model it was made from"
-            )
     return weights
 
 
@@ -324,8 +384,8 @@ def _encoder_of(config: Any) -> tuple[type, Any]:
     if config.model_type in _TOWERS:
         return getattr(transformers, _TOWERS[config.model_type]), config.vision_config
     auto: Any = transformers.AutoModel
-    if config.is_encoder_decoder and config.model_type in {family.model_type for family in supported_encoders()}:
-        config.is_encoder_decoder = False
+    if config.model_type in {family.model_type for family in supported_encoders()}:
+        config.is_encoder_decoder = False  # as T5's encoder writes it when it is saved alone
         if _has_decoders(config):
             auto = transformers.AutoModelForTextEncoding
     found = auto._model_mapping.get(type(config), PreTrainedModel)
@@ -433,7 +493,13 @@ class _Checkpoint:
         named = _named(source, self.whole, self.config)
         usable = named is not None and self._is_usable(named)
         chosen: Any = named if usable else self.encoder
-        model, left, absent = self.filled(chosen)
+        try:
+            model, left, absent = self.filled(chosen)
+        except _HeadError:
+            if not _PRETRAINING.search(chosen.__name__):
+                raise
+            chosen = named = self.encoder
+            model, left, absent = self.filled(chosen)
         plain = _classes(self.whole, transformers.AutoModel, transformers.AutoModelForSeq2SeqLM)
         if named is not None and not usable:
             said = f"model {source.name!r}: only the encoder of {name} is taken: there are scores, but no answer"
@@ -494,6 +560,7 @@ class _Checkpoint:
         those that it does without."""
         with _errors_of(self.source, f"{model_class.__name__} of its config.json"), _quiet():
             try:
+                self._refuse_quantised(model_class)
                 model, info = model_class.from_pretrained(
                     None,
                     config=self.config,
@@ -502,7 +569,10 @@ class _Checkpoint:
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # said below
                 )
-            except (AssertionError, LookupError, ArithmeticError, TypeError, ValueError) as error:
+            except (LoadingError, MemoryError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:
+                self._refuse_sizes(model_class)
                 fields = self.config.to_diff_dict()
                 kind = type(self.config)
                 raise _naming_field(
@@ -515,10 +585,11 @@ class _Checkpoint:
         unused = _unused(model, missing) if missing else set()
         missing = [key for key in missing if key not in unused]
         if missing:
-            raise self.source.refuse(
+            refusal = self.source.refuse(
                 f"{len(missing)} of the weights of {model_class.__name__} are missing, {_some(missing)}: "
                 f"{_why_missing(model, missing, left)}"
             )
+            raise _HeadError(*refusal.args) if _is_head(model, missing) else refusal
         for key, stored, wanted in sorted(info["mismatched_keys"]):
             head = _bare(key, model.base_model_prefix).split(".")[0] not in _body(model)
             raise self.source.refuse(
@@ -531,6 +602,30 @@ class _Checkpoint:
                 f"{_some(foreign)}: {_why_foreign(model, foreign)}"
             )
         return model, [_bare(key, model.base_model_prefix) for key in left], unused
+
+    def _refuse_sizes(self, model_class: Any) -> None:
+        """Sizes by config.json that are not those of the files, where a model of them is more than fits anywhere."""
+        shapes = _Skeleton.of(model_class, self.config).shapes
+        for key, weight in self.weights.items():
+            stored, wanted = weight.get_shape(), shapes.get(_bare(key, model_class.base_model_prefix))
+            if wanted is not None and list(wanted) != stored:
+                raise self.source.refuse(
+                    f"{key} is {stored} in its files, and {list(wanted)} by its config.json, whose "
+                    + _field(self.config, stored, wanted)
+                )
+
+    def _refuse_quantised(self, model_class: Any) -> None:
+        """Whole numbers in place of a parameter; a buffer may hold them."""
+        whole = {key: dtype for key, weight in self.weights.items() if (dtype := weight.get_dtype()) not in _FLOATS}
+        if not whole:
+            return
+        prefix = model_class.base_model_prefix
+        parameters = {_bare(name, prefix) for name, _ in _on_meta(model_class, self.config).named_parameters()}
+        for key, dtype in whole.items():
+            if _bare(key, prefix) in parameters or key.endswith(".qweight"):
+                raise self.source.refuse(
+                    f"its weights are quantised ({key} is {dtype}): take the model it was made from"
+                )
 
     def _is_weight(self, key: str, prefix: str) -> bool:
         """Whether it is more than ids of positions and the like, in the files under this name or without prefix."""
@@ -601,9 +696,12 @@ def _why_missing(model: Any, missing: list[str], left: list[str]) -> str:
     lacking = _renamed(missing, set(left), model.base_model_prefix)
     if lacking is not None:
         return f"names in its files lack {lacking!r}: only a part of the model was saved"
-    if not any(_bare(key, model.base_model_prefix).split(".")[0] in _body(model) for key in missing):
-        if left:
-            return f"they belong to its head, and its files hold another one, {_some(left)}"
+    if _is_head(model, missing):
+        # the encoder of a head is often made without the pooler that it has alone
+        alone = _Skeleton.of(type(model.base_model), model.config).shapes
+        others = [key for key in left if _bare(key, model.base_model_prefix) not in alone]
+        if others:
+            return f"they belong to its head, and its files hold another one, {_some(others)}"
         return (
             "they belong to its head, and its files hold an encoder without it: load a fine-tuned model, or write "
             f'"architectures": ["{type(model.base_model).__name__}"] into its config.json for scores without an answer'
@@ -615,6 +713,12 @@ def _why_missing(model: Any, missing: list[str], left: list[str]) -> str:
             f"its config.json is {model.config.num_hidden_layers}"
         )
     return "its files are not whole, or not of this config.json"
+
+
+def _is_head(model: Any, names: Iterable[str]) -> bool:
+    """Whether none of these weights belongs to the encoder's layers or embeddings."""
+    inside = (_bare(key, model.base_model_prefix).split(".")[0] for key in names)
+    return model.base_model is not model and _body(model).isdisjoint(inside)
 
 
 def _body(model: Any) -> set[str]:
@@ -666,10 +770,11 @@ _said_by_us: ContextVar[bool] = ContextVar("said_by_us", default=False)
 
 
 class _ReportFilter(logging.Filter):
-    """Without transformers' table of missing weights, where those are looked at here."""
+    """Without transformers' table of missing weights and its word on tied ones, where those are looked at here."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        return not (_said_by_us.get() and "LOAD REPORT" in str(record.msg))
+        about = ("LOAD REPORT", "The tied weights mapping")
+        return not (_said_by_us.get() and any(words in str(record.msg) for words in about))
 
 
 _report_filter = _ReportFilter()

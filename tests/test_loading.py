@@ -179,6 +179,62 @@ def test_weights_that_are_left_out_are_told(folder, change, words):
         globenc.GlobEnc.from_pretrained(folder)
 
 
+@pytest.mark.parametrize(
+    ("family", "head"),
+    [("mpnet", "MaskedLM"), ("roberta", "MaskedLM"), ("bert", "MaskedLM"), ("bert", "PreTraining")],
+)
+def test_an_encoder_that_names_the_class_it_was_pretrained_as(tmp_path, wordpiece, capfd, recwarn, family, head):
+    """The layout that sentence-transformers saves."""
+    model = tiny_model(family, torch.float32)
+    model.save_pretrained(tmp_path)
+    wordpiece.save_pretrained(tmp_path)
+    change_json(tmp_path, architectures=[type(model).__name__.replace("Model", f"For{head}")])
+    capfd.readouterr()
+    found = globenc.GlobEnc.from_pretrained(tmp_path).model
+    assert type(found) is type(model)
+    assert capfd.readouterr().err == ""
+    assert not recwarn.list
+    with_more(**{"classifier.weight": torch.zeros(2, 24)})(tmp_path)
+    with pytest.warns(UserWarning, match=r"no place for \(classifier.weight\), so they are left out"):
+        globenc.GlobEnc.from_pretrained(tmp_path)
+    without("layer.1.")(tmp_path)
+    with pytest.raises(OSError, match=rf"of the weights of \w+For{head} are missing, .*layer\.1\."):
+        globenc.GlobEnc.from_pretrained(tmp_path)
+
+
+def test_a_part_of_the_encoder_is_no_head(tmp_path, wordpiece):
+    tiny_model("modernbert", torch.float32).save_pretrained(tmp_path)
+    wordpiece.save_pretrained(tmp_path)
+    without("final_norm")(tmp_path)
+    for name in ("ModernBertModel", "ModernBertForMaskedLM"):
+        change_json(tmp_path, architectures=[name])
+        with pytest.raises(OSError, match=r"of ModernBert\w+ are missing, .*its files are not whole"):
+            globenc.GlobEnc.from_pretrained(tmp_path)
+
+
+def test_an_encoder_without_its_decoder_and_without_a_class(tmp_path, wordpiece):
+    model = tiny_model("t5", torch.float32)
+    model.config.is_encoder_decoder = False
+    model.save_pretrained(tmp_path)
+    wordpiece.save_pretrained(tmp_path)
+    change_json(tmp_path, architectures=...)
+    assert type(globenc.GlobEnc.from_pretrained(tmp_path).model) is type(model)
+    whole = transformers.T5ForConditionalGeneration(model.config)
+    whole.config.is_encoder_decoder = False
+    with pytest.raises(ValueError, match="load its encoder, T5EncoderModel"):
+        globenc.GlobEnc(whole)
+
+
+@pytest.mark.parametrize("head", ["SequenceClassification", "TokenClassification", "QuestionAnswering"])
+def test_a_pooler_is_no_other_head(tmp_path, wordpiece, head):
+    tiny_model("roberta", torch.float32).save_pretrained(tmp_path)
+    wordpiece.save_pretrained(tmp_path)
+    change_json(tmp_path, architectures=[f"RobertaFor{head}"])
+    with pytest.raises(OSError, match=r'"architectures": \["RobertaModel"\]') as raised:
+        globenc.GlobEnc.from_pretrained(tmp_path)
+    assert "another" not in str(raised.value)
+
+
 INDEXES = {
     "pickle": ("weights.bin", "safetensors only"),
     "parent": ("../other.safetensors", "outside the model's folder"),
@@ -279,12 +335,26 @@ def test_no_code_of_a_folder_runs(folder, tmp_path, capsys):
 
 SPLIT = {"type": "Split", "pattern": {"Regex": "((["}, "behavior": "Isolated", "invert": False}
 BROKEN = {
-    "architectures": ("config.json", {"architectures": [5]}, "architectures in its config.json must be a list"),
-    "architecture": ("config.json", {"architectures": "BertModel"}, "architectures in its config.json must be a list"),
+    "architectures": ("config.json", {"architectures": [5]}, "architectures"),
+    "architecture": ("config.json", {"architectures": "BertModel"}, "architectures"),
     "size": ("config.json", {"hidden_size": "abc"}, "'hidden_size'"),
     "heads": ("config.json", {"num_attention_heads": 0}, "num_attention_heads in its config.json cannot be 0"),
-    "labels": ("config.json", {"id2label": ["a", "b"]}, "id2label in its config.json cannot be"),
+    "labels": ("config.json", {"id2label": ["a", "b"]}, "id2label"),
     "activation": ("config.json", {"hidden_act": "foo"}, "hidden_act in its config.json cannot be 'foo'"),
+    "heads-negative": ("config.json", {"num_attention_heads": -1}, "num_attention_heads in its config.json cannot be"),
+    "size-negative": ("config.json", {"hidden_size": -1}, "hidden_size in its config.json cannot be -1"),
+    "words-negative": ("config.json", {"vocab_size": -1}, "vocab_size in its config.json cannot be -1"),
+    "inner-negative": ("config.json", {"intermediate_size": -1}, "intermediate_size in its config.json cannot be -1"),
+    "words-many": ("config.json", {"vocab_size": 10**14}, "whose vocab_size is 100000000000000"),
+    "words-endless": ("config.json", {"vocab_size": 10**18}, "vocab_size in its config.json cannot be 1000"),
+    "chunks": ("config.json", {"chunk_size_feed_forward": "abc"}, "chunk_size_feed_forward in its config.json"),
+    "no-chunks": ("config.json", {"chunk_size_feed_forward": None}, "chunk_size_feed_forward in its config.json"),
+    "half-chunks": ("config.json", {"chunk_size_feed_forward": 1.5}, "a whole number of at least 0"),
+    "dtype": ("config.json", {"dtype": [1]}, "dtype in its config.json must be"),
+    "code": ("config.json", {"auto_map": 5}, "auto_map in its config.json must be an object, got 5"),
+    "quantising": ("config.json", {"quantization_config": "abc"}, "quantization_config in its config.json must be"),
+    "reader": ("config.json", {"tokenizer_class": 5}, "tokenizer_class in its config.json must be"),
+    "own-reader": ("tokenizer_config.json", {"tokenizer_class": 5}, "tokenizer_class in tokenizer_config.json must"),
     "type": ("config.json", {"model_type": ["bert"]}, "its config.json"),
     "quantised": ("config.json", {"quantization_config": {"quant_method": "bitsandbytes"}}, "are quantised"),
     "regex": ("tokenizer.json", {"pre_tokenizer": SPLIT}, "its tokenizer"),
@@ -325,6 +395,24 @@ def test_half_precision_without_a_word_in_the_configuration(folder):
         folder, lambda weights: {k: v.to(torch.int8) if "query.weight" in k else v for k, v in weights.items()}
     )
     with pytest.raises(OSError, match=r"quantised \(bert.encoder.layer.0"):
+        globenc.GlobEnc.from_pretrained(folder)
+
+
+def test_whole_numbers_in_buffers_are_not_quantised(folder):
+    kinds = {"causal_bias": torch.bool, "window.weight": torch.int64, "bias_index": torch.int32}
+    with_more(**{f"bert.encoder.layer.0.attention.self.{k}": torch.ones(2).to(v) for k, v in kinds.items()})(folder)
+    assert globenc.GlobEnc.from_pretrained(folder)("a b").label in ("no", "yes")
+
+
+def test_files_that_are_missing(folder):
+    (folder / "tokenizer.json").rename(folder / "other.json")
+    with pytest.raises(OSError, match=r"it has no tokenizer\.json: save its tokenizer beside it"):
+        globenc.GlobEnc.from_pretrained(folder)
+    (folder / "model.safetensors").rename(folder / "weights.safetensors")
+    with pytest.raises(OSError, match=r"it has weights\.safetensors: rename it to model\.safetensors$"):
+        globenc.GlobEnc.from_pretrained(folder)
+    shutil.copy(folder / "weights.safetensors", folder / "more.safetensors")
+    with pytest.raises(OSError, match=r"it has more\.safetensors, weights\.safetensors: save the model once more"):
         globenc.GlobEnc.from_pretrained(folder)
 
 
