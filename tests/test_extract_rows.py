@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import datasets
@@ -216,6 +217,36 @@ def test_what_fails_at_every_text_is_no_text(loaded, tmp_path, monkeypatch, stag
         with pytest.raises(AttributeError, match=r"^the programme is wrong"):
             run(as_rows(TEXTS), tmp_path / "out", loaded)
     assert run(as_rows(TEXTS), tmp_path / "out", loaded).rows == 20
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("could not create a primitive"),
+        RuntimeError("could not create a memory object"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("unable to mmap 64 bytes: Cannot allocate memory (12)"),
+        MemoryError(),
+        ValueError("what nobody foresaw"),
+    ],
+    ids=["primitive", "memory", "bad_alloc", "mmap", "MemoryError", "unknown"],
+)
+def test_what_fails_at_every_text_from_some_time_on_is_no_text(loaded, tmp_path, monkeypatch, error):
+    texts, calls, score = as_rows(["a b c"] * 40), [], globenc.GlobEnc.score
+
+    def fails_later(self, encodings, **options):
+        calls.append(len(encodings))
+        if len(calls) > 2:
+            raise error
+        return score(self, encodings, **options)
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(globenc.GlobEnc, "score", fails_later)
+        with pytest.raises(type(error)):
+            run(texts, tmp_path / "out", loaded, shard_rows=8)
+    summary = run(texts, tmp_path / "out", loaded, shard_rows=8)
+    assert (summary.rows, summary.rejected) == (40, 0)
 
 
 def test_every_text_cut_to_nothing_is_an_option(loaded, tmp_path):
