@@ -310,6 +310,30 @@ def test_what_is_passed_through_never_loses_a_row(loaded, tmp_path, name):
     assert (work.gold_type, [typed(example.gold, kind) for example in work.examples]) == (kind, expected)
 
 
+@pytest.mark.parametrize("kind", ["pandas", "arrow", "polars", "torch", "numpy"])
+def test_a_data_set_with_a_format(kind):
+    rows = datasets.Dataset.from_dict({"text": ["a b", "c"], "label": [1, 0], "id": [0.5, 2.5]})
+    for given in (rows.with_format(kind), rows.to_iterable_dataset().with_format(kind)):
+        (work,) = read(given, Columns(id="id", label="label"))
+        assert [(e.text, e.id, e.gold) for e in work.examples] == [("a b", 0.5, 1), ("c", 2.5, 0)]
+
+
+@pytest.mark.parametrize("value", [torch.tensor(3), np.array(3), np.int64(3)], ids=["torch", "array", "numpy"])
+def test_a_tensor_of_a_single_number_is_a_number(value):
+    (work,) = read([{"text": "a", "id": value}], Columns(id="id"))
+    assert [(e.id, type(e.id)) for e in work.examples] == [(3, int)]
+
+
+def test_periods_and_intervals_are_passed_as_their_text():
+    frame = pandas.DataFrame({"text": ["a", "b", "c"]})
+    frame["id"] = pandas.PeriodIndex(["2020-01", None, "2021-12"], freq="M")
+    frame["label"] = pandas.IntervalIndex.from_tuples([(0, 1), (1, 2), (2, 3)])
+    for given in (frame, pa.Table.from_pandas(frame)):
+        (work,) = read(given, Columns(id="id", label="label"))
+        assert [e.id for e in work.examples] == ["2020-01", None, "2021-12"]
+        assert [e.gold for e in work.examples] == ["(0, 1]", "(1, 2]", "(2, 3]"]
+
+
 def test_other_tools_read_what_was_widened(loaded, tmp_path):
     labels = [5, 5, 4.5, 7, "neg", None]
     run(as_rows(TEXTS[:6], v=labels), tmp_path / "out", loaded, shard_rows=2, label_column="v", words=True)
