@@ -324,6 +324,11 @@ def test_a_tensor_of_a_single_number_is_a_number(value):
     assert [(e.id, type(e.id)) for e in work.examples] == [(3, int)]
 
 
+def test_columns_named_by_whole_numbers():
+    (work,) = read(pandas.DataFrame([["a b", 5], ["c", 6]]), Columns(text="0", id="1"))
+    assert [(e.text, e.id) for e in work.examples] == [("a b", 5), ("c", 6)]
+
+
 def test_periods_and_intervals_are_passed_as_their_text():
     frame = pandas.DataFrame({"text": ["a", "b", "c"]})
     frame["id"] = pandas.PeriodIndex(["2020-01", None, "2021-12"], freq="M")

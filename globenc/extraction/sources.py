@@ -800,6 +800,9 @@ def _table_columns(table: Any) -> tuple[list[Any], Callable[[str], Iterator[Any]
     """The names of a table's columns, what gives the values of one, and the number of rows."""
     if _made_by(table, "pyarrow"):
         return table.column_names, lambda name: _plain_values(table.column(name)), table.num_rows
+    if _made_by(table, "pandas"):
+        names = [str(name) for name in table.columns]  # they may be whole numbers
+        return names, lambda name: _plain_values(table.iloc[:, names.index(name)]), len(table)
     return list(table.columns), lambda name: _plain_values(table[name]), len(table)
 
 

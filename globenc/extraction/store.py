@@ -688,7 +688,7 @@ def _is_cut(path: Path) -> bool:
 def _is_sound(path: Path) -> bool:
     try:
         parquet.read_metadata(path)
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError, ValueError):
         return False
     return True
 
