@@ -7,7 +7,12 @@ import re
 import torch
 
 _MACHINE = (OSError, MemoryError, ImportError, Warning, torch.OutOfMemoryError)
-_DEVICE = re.compile("CUDA|CUBLAS|CUDNN|cuDNN|HIP error|NCCL|DefaultCPUAllocator")
+_MEMORY = re.compile(  # as PyTorch's allocators, oneDNN and C++ say it in RuntimeErrors
+    "out of memory|(can't|cannot|could not|unable to|failed to) (allocate|mmap)|DefaultCPUAllocator|bad[_ ]alloc|"
+    "could not create a memory|mmap.*fail|fail.*mmap",
+    re.IGNORECASE,
+)
+_DEVICE = re.compile("CUDA|CUBLAS|CUDNN|cuDNN|HIP error|NCCL|could not (create|execute) a primitive")
 _KINDS = (FloatingPointError, TypeError, IndexError, RuntimeError)
 
 
@@ -18,7 +23,14 @@ def blames_text(error: BaseException) -> bool:
         return True
     if not isinstance(error, Exception) or isinstance(error, _MACHINE):
         return False
-    return not (isinstance(error, RuntimeError) and _DEVICE.search(str(error)))
+    return not (isinstance(error, RuntimeError) and (_DEVICE.search(str(error)) or out_of_memory(error)))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was short, the GPU's or the machine's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None
 
 
 def in_a_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import datasets
@@ -218,6 +219,36 @@ def test_what_fails_at_every_text_is_no_text(loaded, tmp_path, monkeypatch, stag
     assert run(as_rows(TEXTS), tmp_path / "out", loaded).rows == 20
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("could not create a primitive"),
+        RuntimeError("could not create a memory object"),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("unable to mmap 64 bytes: Cannot allocate memory (12)"),
+        MemoryError(),
+        ValueError("what nobody foresaw"),
+    ],
+    ids=["primitive", "memory", "bad_alloc", "mmap", "MemoryError", "unknown"],
+)
+def test_what_fails_at_every_text_from_some_time_on_is_no_text(loaded, tmp_path, monkeypatch, error):
+    texts, calls, score = as_rows(["a b c"] * 40), [], globenc.GlobEnc.score
+
+    def fails_later(self, encodings, **options):
+        calls.append(len(encodings))
+        if len(calls) > 2:
+            raise error
+        return score(self, encodings, **options)
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(globenc.GlobEnc, "score", fails_later)
+        with pytest.raises(type(error)):
+            run(texts, tmp_path / "out", loaded, shard_rows=8)
+    summary = run(texts, tmp_path / "out", loaded, shard_rows=8)
+    assert (summary.rows, summary.rejected) == (40, 0)
+
+
 def test_every_text_cut_to_nothing_is_an_option(loaded, tmp_path):
     with pytest.raises(ValueError, match=r"^max_length must be more than the 2 special tokens, got 2"):
         run(as_rows(TEXTS), tmp_path / "out", loaded, max_length=2)
@@ -277,6 +308,35 @@ def test_what_is_passed_through_never_loses_a_row(loaded, tmp_path, name):
     assert len({str(schema.remove_metadata()) for schema in schemas}) == 1
     (work,) = Reader(inputs_of(as_rows(TEXTS[: len(values)], v=values)), Columns(label="v"), 100, None, False)
     assert (work.gold_type, [typed(example.gold, kind) for example in work.examples]) == (kind, expected)
+
+
+@pytest.mark.parametrize("kind", ["pandas", "arrow", "polars", "torch", "numpy"])
+def test_a_data_set_with_a_format(kind):
+    rows = datasets.Dataset.from_dict({"text": ["a b", "c"], "label": [1, 0], "id": [0.5, 2.5]})
+    for given in (rows.with_format(kind), rows.to_iterable_dataset().with_format(kind)):
+        (work,) = read(given, Columns(id="id", label="label"))
+        assert [(e.text, e.id, e.gold) for e in work.examples] == [("a b", 0.5, 1), ("c", 2.5, 0)]
+
+
+@pytest.mark.parametrize("value", [torch.tensor(3), np.array(3), np.int64(3)], ids=["torch", "array", "numpy"])
+def test_a_tensor_of_a_single_number_is_a_number(value):
+    (work,) = read([{"text": "a", "id": value}], Columns(id="id"))
+    assert [(e.id, type(e.id)) for e in work.examples] == [(3, int)]
+
+
+def test_columns_named_by_whole_numbers():
+    (work,) = read(pandas.DataFrame([["a b", 5], ["c", 6]]), Columns(text="0", id="1"))
+    assert [(e.text, e.id) for e in work.examples] == [("a b", 5), ("c", 6)]
+
+
+def test_periods_and_intervals_are_passed_as_their_text():
+    frame = pandas.DataFrame({"text": ["a", "b", "c"]})
+    frame["id"] = pandas.PeriodIndex(["2020-01", None, "2021-12"], freq="M")
+    frame["label"] = pandas.IntervalIndex.from_tuples([(0, 1), (1, 2), (2, 3)])
+    for given in (frame, pa.Table.from_pandas(frame)):
+        (work,) = read(given, Columns(id="id", label="label"))
+        assert [e.id for e in work.examples] == ["2020-01", None, "2021-12"]
+        assert [e.gold for e in work.examples] == ["(0, 1]", "(1, 2]", "(2, 3]"]
 
 
 def test_other_tools_read_what_was_widened(loaded, tmp_path):

@@ -192,7 +192,7 @@ def test_a_damaged_shard_is_told_left_out_and_made_again(finished, out, corpus, 
 def test_a_rerun_says_what_it_makes_again(out, corpus, loaded):
     for k in (1, 3):
         DAMAGE["bit"](out / f"data/part-0000{k}.parquet")
-    told = r"2 of its files are no shards of this run .* the first: part-00001.parquet is missing or damaged"
+    told = r"2 shards are damaged, removed, and what is missing is made again; the first: part-00001.parquet is damaged"
     with pytest.warns(UserWarning, match=told):
         assert run(corpus, out, loaded).resumed == 16
 
@@ -203,7 +203,8 @@ def test_the_command_says_what_it_makes_again(finished, out, corpus, model_folde
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0
     lines = done.stderr.splitlines()
-    assert lines[0].endswith("what is missing is made again; the first: part-00002.parquet is missing or damaged")
+    told = "1 shard is damaged, removed, and what is missing is made again; part-00002.parquet is damaged"
+    assert lines[0].endswith(told)
     assert lines[1].startswith(f"globenc: wrote {out}: 27 of 30 rows (23 done before) in ")
     assert_same(out, finished)
 
@@ -233,7 +234,7 @@ def test_a_shard_of_another_run_is_told_and_made_again(
         globenc.load_extract(out)
     with pytest.warns(UserWarning, match=f"1 of its shards are left out, the first: part-00002.parquet is {reason}"):
         assert globenc.load_extract(out, incomplete=True).num_rows == 20
-    with pytest.warns(UserWarning, match=f"the first: part-00002.parquet is {reason}"):
+    with pytest.warns(UserWarning, match=f"1 shard is not of this run, .*again; part-00002.parquet is {reason}"):
         assert run(corpus, out, loaded).resumed == 23
     assert_same(out, finished)
 
@@ -415,7 +416,7 @@ def test_a_lost_data_folder(finished, out, corpus, loaded):
     assert_same(out, finished)
     shutil.rmtree(out / "data")
     (out / "data").write_text("mine")
-    with pytest.raises(OSError, match=r"cannot write '.*data': File exists"):
+    with pytest.raises(OSError, match=r"data' is a file where the folder of the shards belongs: move it away"):
         run(corpus, out, loaded)
 
 
@@ -489,6 +490,59 @@ def test_what_is_not_ours_outlives_everything(finished, out, corpus, loaded):
         assert (out / name).read_text() == "precious"
         (out / name).unlink()
     assert_same(out, finished)
+
+
+def test_a_sound_parquet_file_of_the_users_is_never_removed(out, corpus, loaded):
+    mine = out / "data" / "part-00007.parquet"
+    parquet.write_table(pa.table({"mine": [1, 2]}), mine)
+    before = mine.read_bytes()
+    for overwrite in (False, True):
+        with pytest.raises(OSError, match=r"part-00007.parquet' is a Parquet file that globenc has not written: move"):
+            run(corpus, out, loaded, overwrite=overwrite)
+    (out / "manifest.json").unlink()
+    with pytest.raises(OSError, match=r"part-00007.parquet"):
+        run(corpus, out, loaded)
+    assert mine.read_bytes() == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["same", "overwrite"])
+@pytest.mark.parametrize("manifest", ["lost", "cut"])
+def test_every_shard_and_the_manifest_cut(finished, out, corpus, loaded, manifest, overwrite):
+    for path in (out / "data").iterdir():
+        path.write_bytes(path.read_bytes()[:500])
+    (out / "manifest.json").write_bytes((out / "manifest.json").read_bytes()[:5])
+    if manifest == "lost":
+        (out / "manifest.json").unlink()
+    if overwrite:
+        run(corpus, out, loaded, overwrite=True)
+    else:
+        with pytest.warns(UserWarning, match="5 shards are damaged, removed"):
+            run(corpus, out, loaded)
+    assert_same(out, finished)
+
+
+def test_json_too_deep_to_be_read_is_damage(finished, out, corpus, loaded):
+    (out / "manifest.json").write_text("[" * 100_000)
+    with pytest.raises(OSError, match="cannot be read"):
+        globenc.load_extract(out)
+    quietly(corpus, out, loaded)
+    assert_same(out, finished)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "rejects.jsonl", ".lock", "data"])
+def test_what_is_in_the_place_of_a_file_or_folder(out, corpus, loaded, name):
+    path = out / name
+    if name == "data":
+        shutil.rmtree(path)
+        path.write_text("precious")
+    else:
+        path.unlink(missing_ok=True)
+        path.mkdir()
+    kind = "file where the folder of the shards belongs" if name == "data" else "folder"
+    told = rf"{name}' is a {kind}: move it away"
+    for overwrite in (False, True):
+        with pytest.raises(OSError, match=told):
+            run(corpus, out, loaded, overwrite=overwrite)
 
 
 class KilledError(BaseException):

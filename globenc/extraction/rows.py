@@ -261,8 +261,10 @@ def _text(column: str, raw: Raw) -> str:
 def _as_written(value: Any) -> bool | int | float | str | None:
     """A value to be passed through as what a column can hold: what is neither truth value nor number is text, and what
     cannot be written as UTF-8 is escaped in it. No value is a reason to lose a row."""
-    if isinstance(value, np.generic) and value.dtype.kind not in "mM":
-        value = value.item()
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # numpy's numbers, and tensors of a single one
+        value = value[()] if isinstance(value, np.ndarray) else value
+        if not isinstance(value, np.generic) or value.dtype.kind not in "mM":
+            value = value.item()
     if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas' own nulls
         return None
     if isinstance(value, bool):

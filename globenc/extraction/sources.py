@@ -378,6 +378,8 @@ class Input:
 
     def _mappings(self, stream: None, columns: Sequence[str]) -> Iterator[Raw]:
         given = self.given
+        if _made_by(given, "datasets") and hasattr(given, "with_format"):
+            given = given.with_format(None)  # rows of tensors, tables or frames are no mappings of plain values
         if isinstance(getattr(given, "column_names", None), list) and hasattr(given, "select_columns"):
             self._has(columns, given.column_names)
             given = given.select_columns(list(columns))  # a data set would decode pictures and sounds beside the text
@@ -723,6 +725,10 @@ def _plain_values(column: Any) -> Iterator[Any]:
     if not _made_by(column, "pyarrow"):
         yield from column
         return
+    if str(getattr(column.type, "extension_name", "")).startswith("pandas."):  # Arrow has only the numbers behind them
+        for value in column.to_pandas():
+            yield None if value is None or value != value else str(value)
+        return
     for array in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         for begin in range(0, len(array), BATCH_ROWS):
             part = array.slice(begin, BATCH_ROWS)
@@ -794,6 +800,9 @@ def _table_columns(table: Any) -> tuple[list[Any], Callable[[str], Iterator[Any]
     """The names of a table's columns, what gives the values of one, and the number of rows."""
     if _made_by(table, "pyarrow"):
         return table.column_names, lambda name: _plain_values(table.column(name)), table.num_rows
+    if _made_by(table, "pandas"):
+        names = [str(name) for name in table.columns]  # they may be whole numbers
+        return names, lambda name: _plain_values(table.iloc[:, names.index(name)]), len(table)
     return list(table.columns), lambda name: _plain_values(table[name]), len(table)
 
 

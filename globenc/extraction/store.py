@@ -29,6 +29,7 @@ _FORMATS = "globenc-extract-"
 _OWN = {MANIFEST, REJECTS, DATA, LOCK, CARD}
 _SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
 _OTHER_INPUT = "is of another input"
+_SHARD_BEGIN = b"PAR1\x15"  # Parquet's mark and the first byte of a page
 _MARKS = {MANIFEST: b"globenc", REJECTS: b'{"row": '}  # what stands in these files, and in a shard SHARD_KEY
 
 
@@ -95,6 +96,8 @@ class Store:
             if folder.exists() and not folder.is_dir():
                 raise OSError(f"output {shown!r} is a file: name a folder")
             folder.mkdir(parents=True, exist_ok=True)
+            if (folder / LOCK).is_dir():
+                raise OSError(f"{str(folder / LOCK)!r} is a folder: move it away")
             new = not (folder / LOCK).exists()
             store = cls(folder)
         except Timeout:
@@ -105,7 +108,9 @@ class Store:
             raise OSError(f"output {shown!r} cannot be written to: {error.strerror or error}") from None
         try:
             try:
+                store._refuse_wrong_kinds()
                 store._look(overwrite)
+                store._refuse_strange_shards()
             except OSError as error:
                 if new:
                     (folder / LOCK).unlink(missing_ok=True)
@@ -123,6 +128,21 @@ class Store:
         lock.acquire(timeout=0)
         self._lock_file = _file_number(self.folder / LOCK)
         return lock
+
+    def _refuse_wrong_kinds(self) -> None:
+        """Raise where a folder stands in a file's place, or a file in a folder's."""
+        for path in (self.folder / MANIFEST, self.folder / REJECTS):
+            if path.is_dir():
+                raise OSError(f"{str(path)!r} is a folder: move it away")
+        data = self.folder / DATA
+        if data.exists() and not data.is_dir():
+            raise OSError(f"{str(data)!r} is a file where the folder of the shards belongs: move it away")
+
+    def _refuse_strange_shards(self) -> None:
+        """Raise where a Parquet file of the user's own has a shard's name: it would be removed."""
+        for _, path in _shard_files(self.folder):
+            if _is_strange(path):
+                raise OSError(f"{str(path)!r} is a Parquet file that globenc has not written: move it away")
 
     def _look(self, overwrite: bool) -> None:
         """What manifest.json says; where it says nothing, whether the folder is one of ours for all that."""
@@ -147,7 +167,8 @@ class Store:
             others += [path for path in data.iterdir() if not _SHARD_NAME.fullmatch(path.name) and path.name[0] != "."]
         elif data.exists():
             others.append(data)
-        others += [path for path in own if path.read_bytes().strip(b"\0 \r\n")]
+        cut = any(path.parent == data and _is_cut(path) and path.stat().st_size for path in own)
+        others += [path for path in own if path.read_bytes().strip(b"\0 \r\n") and not (cut and _is_cut(path))]
         if others:
             held = min(others).relative_to(self.folder).as_posix()
             but = "no sound" if (self.folder / MANIFEST).exists() else "no"
@@ -196,9 +217,10 @@ class Store:
             wrong = self._take(identity, held)
         if wrong:
             first = min(wrong)
+            reason = str(wrong[first]).replace("missing or damaged", "damaged")  # it is there
             warnings.warn(
-                f"output {str(self.folder)!r}: {len(wrong)} of its files are no shards of this run and are removed, "
-                f"what is missing is made again; the first: {first.name} {wrong[first]}",
+                f"output {str(self.folder)!r}: {_numbers(wrong.values())}, removed, and what is missing is made again; "
+                f"{'' if len(wrong) == 1 else 'the first: '}{first.name} {reason}",
                 stacklevel=3,  # where `extract` is called
             )
             self._remove(wrong)  # before a manifest without hashes, which knows less of what is wrong
@@ -382,7 +404,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         passing = isinstance(error, OSError) and error.errno != errno.EIO  # a permission, not damage
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise (OSError if passing else _DamagedManifestError)(f"{str(path)!r} cannot be read: {reason}") from None
@@ -647,6 +669,49 @@ def _lines(rejects: Iterable[Mapping[str, Any]]) -> bytes:
 def _mark(path: Path) -> bytes:
     """What stands in a file of ours, even in a damaged one."""
     return _MARKS.get(path.name, SHARD_KEY)
+
+
+def _is_strange(path: Path) -> bool:
+    """Whether a file is sound Parquet, and nothing in it is of globenc's making."""
+    if not _is_sound(path):
+        return False
+    metadata = parquet.read_metadata(path).metadata or {}
+    return not any(key.startswith(IDENTITY_KEY) for key in metadata)
+
+
+def _is_cut(path: Path) -> bool:
+    """Whether a file may be the beginning of one of ours."""
+    content = path.read_bytes()
+    if path.name == MANIFEST:
+        try:
+            json.loads(content)
+        except (ValueError, RecursionError):
+            return True
+        return False
+    if path.name == REJECTS:
+        return _MARKS[REJECTS].startswith(content[: len(_MARKS[REJECTS])])
+    return _SHARD_BEGIN.startswith(content[: len(_SHARD_BEGIN)]) and not _is_sound(path)
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        parquet.read_metadata(path)
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+    return True
+
+
+def _numbers(wrong: Iterable[_WrongShardError]) -> str:
+    """How many shards are damaged, and how many of something else, in words."""
+    damaged = [why.identity is None and "damaged" in str(why) for why in wrong]
+    told = []
+    for count, one, several in (
+        (sum(damaged), "1 shard is damaged", "shards are damaged"),
+        (len(damaged) - sum(damaged), "1 shard is not of this run", "shards are not of this run"),
+    ):
+        if count:
+            told.append(one if count == 1 else f"{count} {several}")
+    return " and ".join(told)
 
 
 def _parts(folder: Path) -> Iterator[Path]:

@@ -14,7 +14,7 @@ import torch
 
 from ..answers import Answer, class_count, in_words, kind_of
 from ..attribution import find_words
-from ..errors import blames_text, in_a_line
+from ..errors import blames_text, in_a_line, out_of_memory
 from ..explainer import BatchScores, GlobEnc
 from ..rollouts import Target, check_target
 from ..tokenization import Encoding
@@ -26,7 +26,7 @@ PASSED = ("id", "gold_label")  # columns of values that are passed through
 KEPT = ("text", "text_pair")
 KINDS = {"bool": bool, "int64": int, "float64": float, "string": str}
 LETTERS = {type(None): "-", bool: "b", int: "i", float: "f", str: "s"}  # how values were written, in a shard's metadata
-PATIENCE = 16  # texts that fail, and none that does not, until the model is tried with a plain one
+PATIENCE = 16  # texts that fail in a row until the model is tried with a plain one
 PROBES = ("a", "1", "\u7684")
 LEAN = 1 << 16  # characters behind which a long text is dropped when nothing reads it any more
 IDENTITY_KEY, SHARD_KEY, REJECTS_KEY = b"globenc", b"globenc.shard", b"globenc.rejects"
@@ -124,7 +124,7 @@ class Worker:
         self.explainer, self.settings = explainer, settings
         self.budget = settings.batch_tokens or explainer.budget()
         self._advance = advance or (lambda texts, tokens: None)
-        self._sound, self._failures = False, 0  # whether the model has scored a text, and how many failed before one
+        self._failures = 0  # texts in a row that the model could not score
         self._vocabulary: pa.Array | None = None
 
     def encode(self, work: Work) -> Shard:
@@ -193,14 +193,14 @@ class Worker:
             try:
                 scored = self.explainer.score([shard.encodings[i] for i in batch], **self.settings.model_options)
             except BaseException as error:
-                if not _out_of_memory(error) and not blames_text(error):
+                if not out_of_memory(error) and not blames_text(error):
                     raise
                 failure = error.with_traceback(None)  # frees what the model had in memory
             if failure is None:
-                self._sound = True
+                self._failures = 0
                 found.update(self._rows(shard, batch, scored))
                 self._advance(len(batch), sum(lengths[i] for i in batch))
-            elif _out_of_memory(failure):
+            elif out_of_memory(failure):
                 tokens = len(batch) * max(lengths[i] for i in batch)
                 pending = self._shrunk(shard, batch, pending, lengths, tokens)
             elif len(batch) > 1:
@@ -212,11 +212,21 @@ class Worker:
         return shard
 
     def _check_model(self, failure: BaseException, last: bool) -> None:
-        """Raise the error of a text where no text at all goes through the model; looked at once, when several texts or
-        all of a shard have failed and none has not."""
+        """Raise the error of a text where no text at all goes through the model, also one that worked before; looked at
+        when several texts in a row, or the last ones of a shard, have failed."""
         self._failures += 1
-        if self._sound or (self._failures < PATIENCE and not last):
+        if self._failures < PATIENCE and not last:
             return
+        if not self._takes_plain_text():
+            raise failure
+        self._failures = 0
+
+    def _takes_plain_text(self) -> bool:
+        """Whether the model scores a plain text.
+
+        Raises:
+            Exception: it fails for what is the machine's fault.
+        """
         target = self.settings.target if isinstance(self.settings.target, str) else 0
         for encoding in self._probes(self.explainer.limit(self.settings.max_length)):
             try:
@@ -225,9 +235,8 @@ class Worker:
                 if not blames_text(error):
                     raise
             else:
-                self._sound = True
-                return
-        raise failure
+                return True
+        return False
 
     def _shrunk(
         self, shard: Shard, batch: list[int], pending: list[list[int]], lengths: list[int], tokens: int
@@ -236,6 +245,7 @@ class Worker:
         if self.explainer.device.type == "cuda":
             torch.cuda.empty_cache()
         if len(batch) == 1:
+            self._takes_plain_text()  # where memory is too short even for that, no text is to blame
             reason = f"out of memory: its {lengths[batch[0]]:,} tokens do not fit; lower max_length"
             self._reject(shard, shard.examples[batch[0]], reason)
             return pending
@@ -479,8 +489,3 @@ def _nested(arrays: Sequence[np.ndarray], depth: int) -> pa.Array:
         lengths = [array.shape[axis] for array in arrays for _ in range(int(np.prod(array.shape[:axis])))]
         nested = _lists(lengths, nested)
     return nested
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return known or "DefaultCPUAllocator: can't allocate memory" in str(error)
