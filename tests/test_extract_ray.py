@@ -77,6 +77,7 @@ def test_two_workers_write_what_local_writes(cluster, corpus, model, local, tmp_
     assert ray.is_initialized()
 
 
+@pytest.mark.slow  # Ray starts anew
 def test_ray_finishes_what_local_began(cluster, corpus, model, local, tmp_path):
     globenc.extract(corpus, tmp_path / "out", **OPTIONS, model=model)
     for index in (0, 3, 8):
@@ -89,6 +90,7 @@ def test_ray_finishes_what_local_began(cluster, corpus, model, local, tmp_path):
     assert_same(tmp_path / "out", local)
 
 
+@pytest.mark.slow  # Ray starts anew
 def test_standard_input(cluster, corpus, model, local, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(corpus.read_bytes())))
     globenc.extract("-", tmp_path / "out", **OPTIONS, model=model, engine="ray", workers=2)
