@@ -238,7 +238,7 @@ def test_a_pooler_is_no_other_head(tmp_path, wordpiece, head):
 INDEXES = {
     "pickle": ("weights.bin", "safetensors only"),
     "parent": ("../other.safetensors", "outside the model's folder"),
-    "absolute": ("/tmp/other.safetensors", "outside the model's folder"),
+    "absolute": ("/elsewhere/other.safetensors", "outside the model's folder"),
     "windows": ("..\\other.safetensors", "outside the model's folder"),
     "drive": ("C:other.safetensors", "outside the model's folder"),
     "gone": ("model-9.safetensors", "is not there"),
