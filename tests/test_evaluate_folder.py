@@ -267,7 +267,7 @@ main(sys.argv[3:])
 @pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
 def test_really_killed(letters, tmp_path, overwrite):
-    """SIGKILL before every seventh step; the same command makes the results of a run that nothing stopped."""
+    """SIGKILL before every eleventh step; the same command makes the results of a run that nothing stopped."""
     data, other = tmp_path / "data.jsonl", tmp_path / "other.jsonl"
     data.write_text('{"text": "a b c"}\n{"text": "d e"}\n')
     other.write_text('{"text": "f g h i"}\n')
@@ -287,12 +287,13 @@ def test_really_killed(letters, tmp_path, overwrite):
     done(tmp_path / "whole", data, False)
     done(tmp_path / "other", other, False)
     kills = 0
-    for steps in range(0, 100, 7):
+    for steps in range(0, 100, 11):
         folder = tmp_path / f"killed-{steps}"
         if overwrite:
             done(folder, other, False)
         ended = subprocess.run(
             [sys.executable, "-c", KILLER, str(steps), str(folder), *command(folder, data, overwrite)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},  # as here: sums in another order end in other digits
             capture_output=True,
             text=True,
         )
@@ -310,4 +311,4 @@ def test_really_killed(letters, tmp_path, overwrite):
         assert {path.name for path in folder.iterdir()} - {".globenc"} == {
             path.name for path in (tmp_path / "whole").iterdir()
         }
-    assert kills > 3
+    assert kills > 2
