@@ -217,7 +217,7 @@ class Loan:
 def _unhook(module: nn.Module, hook: Callable[..., Any]) -> None:
     """Take a hook off a module, however far its registration went."""
     for table in (module._forward_pre_hooks, module._forward_hooks):
-        for key in [key for key, known in table.items() if known == hook]:
+        for key in [key for key, known in list(table.items()) if known == hook]:  # other threads hook too
             module._forward_pre_hooks_with_kwargs.pop(key, None)
             module._forward_hooks_with_kwargs.pop(key, None)
             del table[key]
