@@ -277,27 +277,15 @@ class GlobEnc:
         inputs = torch.cat(pixels).to(self.device, self.model.dtype)
         scored = self._run(len(pixels), options, {"pixel_values": inputs})
         results = []
-        for row, (own, answer) in enumerate(zip(pixels, scored.answers, strict=True)):
+        for row, own in enumerate(pixels):
             tokens = self._picture_tokens(own)
-            scores, scale, layer_scores, layer_scale = scored.of(row, len(tokens), False)
             results.append(
                 PictureAttribution(
                     picture=seen(own, self.tokenizer)[0],
                     tokens=tokens,
                     grid=patch_grid(self.model, own),
                     patch=patch_size(self.model),
-                    scores=scores,
-                    log2_scale=scale if scale.ndim else float(scale),
-                    layer_scores=layer_scores,
-                    layer_log2_scale=layer_scale,
-                    label=answer.label,
-                    probability=answer.probability,
-                    method=options["method"],
-                    target=options["target"],
-                    row_normalize=options["row_normalize"],
-                    model=self.model.config._name_or_path or type(self.model).__name__,
-                    value=answer.value,
-                    labels=answer.labels,
+                    **self._told(scored, row, len(tokens), False, options),
                 )
             )
         return results
@@ -346,6 +334,25 @@ class GlobEnc:
             answers=answers_of(self.model, out.model_output, count),
         )
 
+    def _told(self, scored: BatchScores, row: int, n: int, whole: bool, options: dict[str, Any]) -> dict[str, Any]:
+        """What results of texts and of pictures have in common."""
+        scores, scale, layer_scores, layer_scale = scored.of(row, n, whole)
+        answer = scored.answers[row]
+        return {
+            "scores": scores,
+            "log2_scale": scale if scale.ndim else float(scale),
+            "layer_scores": layer_scores,
+            "layer_log2_scale": layer_scale,
+            "label": answer.label,
+            "probability": answer.probability,
+            "value": answer.value,
+            "labels": answer.labels,
+            "method": options["method"],
+            "target": options["target"],
+            "row_normalize": options["row_normalize"],
+            "model": self.model.config._name_or_path or type(self.model).__name__,
+        }
+
     def limit(self, max_length_: int | None = None) -> int | None:
         """Most tokens of a text that the model, its tokenizer and `max_length_` allow; None where nothing does.
 
@@ -384,8 +391,6 @@ class GlobEnc:
     ) -> Attribution:
         n = len(encoding)
         whole = isinstance(options["target"], str) and options["target"] == "all"
-        scores, scale, layer_scores, layer_scale = scored.of(row, n, whole)
-        answer = scored.answers[row]
         special, spans = (encoding.segments < 0).tolist(), None if encoding.spans is None else encoding.spans.tolist()
         return Attribution(
             text=first,
@@ -394,19 +399,8 @@ class GlobEnc:
             offsets=[None if hidden or spans is None else tuple(spans[k]) for k, hidden in enumerate(special)],
             segments=[None if segment < 0 else segment for segment in encoding.segments.tolist()],
             word_ids=[None if word < 0 else word for word in encoding.word_ids.tolist()],
-            scores=scores,
-            log2_scale=scale if scale.ndim else float(scale),
-            layer_scores=layer_scores,
-            layer_log2_scale=layer_scale,
-            label=answer.label,
-            probability=answer.probability,
-            method=options["method"],
-            target=options["target"],
-            row_normalize=options["row_normalize"],
-            model=self.model.config._name_or_path or type(self.model).__name__,
             truncated=encoding.lost,
-            value=answer.value,
-            labels=answer.labels,
+            **self._told(scored, row, n, whole, options),
         )
 
 
