@@ -151,14 +151,14 @@ def build(case: Case, device: torch.device) -> tuple[Any, dict[str, Tensor]]:
 
 
 def run(backend: str, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """The work of a row: scores [batch, n] for target "cls", or the plain forward's hidden states."""
+    """The work of a row: scores [batch, n] for position "cls", or the plain forward's hidden states."""
     if backend == "forward":  # transformers drops a mask of ones: nothing is n x n, and SDPA takes a fused kernel
         with torch.no_grad():
             return model(**inputs).last_hidden_state
     batch, n = inputs["input_ids"].shape
     size = max(1, 2**28 // (n * n * model.config.hidden_size)) if backend == "reference" else batch
     parts = [{name: tensor[i : i + size] for name, tensor in inputs.items()} for i in range(0, batch, size)]
-    return torch.cat([globenc.attribute(model, backend=backend, target="cls", **part).scores for part in parts])
+    return torch.cat([globenc.attribute(model, backend=backend, position="cls", **part).scores for part in parts])
 
 
 def median_ms(function: Callable[[], object]) -> float:
@@ -262,7 +262,7 @@ def as_row(results: Results, case: Case, backend: str, ceilings: tuple[float, fl
     }  # fmt: skip
     return {
         "case": case.name, "batch": str(case.batch), "n": str(case.n), "dtype": case.dtype, "backend": backend,
-        "target": "" if backend == "forward" else "cls",
+        "position": "" if backend == "forward" else "cls",
         **{name: "" if math.isnan(number) else f"{number:.5g}" for name, number in numbers.items()},
         "note": result.note, **common,
     }  # fmt: skip
@@ -271,7 +271,7 @@ def as_row(results: Results, case: Case, backend: str, ceilings: tuple[float, fl
 def write_row(path: Path, row: dict[str, str]) -> None:
     """Put a row into the CSV, in place of an older one of the same case; the file is whole at every moment."""
     rows = [*csv.DictReader(path.read_text().splitlines())] if path.exists() else []
-    kept = {tuple(map(old.get, ("case", "dtype", "backend", "target", "device"))): old for old in [*rows, row]}
+    kept = {tuple(map(old.get, ("case", "dtype", "backend", "position", "device"))): old for old in [*rows, row]}
     with path.with_suffix(".part").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(row), restval="", extrasaction="ignore")
         writer.writeheader()

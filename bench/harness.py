@@ -56,7 +56,7 @@ def build(shape: str, n: int) -> tuple[transformers.PreTrainedModel, dict[str, t
 
 
 def work(what: str, model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
-    """The thing measured: "forward" (plain SDPA), "globenc" (N-Enc, target cls) or "direct sum" (the equations)."""
+    """The thing measured: "forward" (plain SDPA), "globenc" (N-Enc, position cls) or "direct sum" (the equations)."""
 
     def forward() -> object:
         with torch.no_grad():

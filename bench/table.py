@@ -36,7 +36,7 @@ def table() -> str:
     row, commits = rows[0], ", ".join(dict.fromkeys(row["commit"] for row in rows))
     lines.append("")
     lines.append(
-        f"One text, {row['dtype']}, method N-Enc, target `cls`, forward pass included; {row['device']}, "
+        f"One text, {row['dtype']}, method N-Enc, position `cls`, forward pass included; {row['device']}, "
         f"torch {row['torch']}, transformers {row['transformers']}, commit {commits}, {row['date']}."
     )
     return "\n".join(lines)

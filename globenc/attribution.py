@@ -40,7 +40,7 @@ class Word:
 
     Attributes:
         text: as it stands in the text, text[start:end], without blanks around it; a special token's own name.
-        score: sum of its tokens' scores: a float, or [targets] where several targets were asked for.
+        score: sum of its tokens' scores: a float, or [positions] where several positions were asked for.
         start, end: characters text[start:end]; None for special tokens, and for all words of a tokenizer that knows no
             offsets.
         tokens: which tokens it is made of, as slice bounds first:stop.
@@ -66,7 +66,7 @@ class Passage:
 
     Attributes:
         text: as it stands in the text.
-        score: sum of its words' scores: a float, or [targets] where several targets were asked for.
+        score: sum of its words' scores: a float, or [positions] where several positions were asked for.
         start, end: characters text[start:end].
         segment: 0 in the text, 1 in the pair.
     """
@@ -161,14 +161,14 @@ class Attribution:
             and for all tokens of a tokenizer that knows no offsets.
         segments: 0 for tokens of the text, 1 of the pair, None for special tokens.
         word_ids: number of the word (`Word`) a token belongs to within its segment; None for special tokens.
-        scores: [n], or [targets, n] where several were asked for; each row sums to 1. float32, float64 for float64
+        scores: [n], or [positions, n] where several were asked for; each row sums to 1. float32, float64 for float64
             models.
-        log2_scale: the rollout's own value is scores * 2**log2_scale; a float, or [targets].
-        layer_scores: rollout up to every layer, [layers, n] or [layers, targets, n]; None unless asked for.
-        layer_log2_scale: [layers] or [layers, targets]; None unless asked for.
+        log2_scale: the rollout's own value is scores * 2**log2_scale; a float, or [positions].
+        layer_scores: rollout up to every layer, [layers, n] or [layers, positions, n]; None unless asked for.
+        layer_log2_scale: [layers] or [layers, positions]; None unless asked for.
         label, probability: the class that the model answers, of a multi-label model its highest label; None for a
             model that does not classify texts.
-        method, target, row_normalize: as asked for.
+        method, position, row_normalize: as asked for.
         model: the model's name.
         truncated: how many tokens were cut off because the model takes no more.
         value: the number that a regression model or a reranker answers, as the model gives it; a list where it gives
@@ -190,7 +190,7 @@ class Attribution:
     label: str | None
     probability: float | None
     method: str
-    target: Any
+    position: Any
     row_normalize: bool
     model: str
     truncated: int = 0
@@ -200,7 +200,7 @@ class Attribution:
     def __repr__(self) -> str:
         answer = in_code(self)
         if self.scores.ndim > 1:
-            return f"Attribution({len(self.tokens)} tokens, {len(self.scores)} targets{answer})"
+            return f"Attribution({len(self.tokens)} tokens, {len(self.scores)} positions{answer})"
         best = sorted((w for w in self.words() if not w.special), key=lambda w: -w.score)[:3]
         words = ", ".join(f"{w.text} {w.score:.3f}" for w in best)
         return f"Attribution({len(self.tokens)} tokens{answer}, top words: {words})"
@@ -310,10 +310,10 @@ class Attribution:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, strings and numbers."""
-        target = self.target
-        if isinstance(target, torch.Tensor):
-            target = target.detach().double().cpu()
-        target = target if isinstance(target, str) else np.asarray(target).tolist()
+        position = self.position
+        if isinstance(position, torch.Tensor):
+            position = position.detach().double().cpu()
+        position = position if isinstance(position, str) else np.asarray(position).tolist()
         return {
             "text": self.text,
             "text_pair": self.text_pair,
@@ -343,7 +343,7 @@ class Attribution:
             "layer_scores": None if self.layer_scores is None else self.layer_scores.tolist(),
             "layer_log2_scale": None if self.layer_log2_scale is None else self.layer_log2_scale.tolist(),
             "method": self.method,
-            "target": target,
+            "position": position,
             "row_normalize": self.row_normalize,
             "model": self.model,
             "truncated": self.truncated,
@@ -372,7 +372,7 @@ class Attribution:
         return path
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Bars of the tokens' scores, and the layers-by-tokens heat map of the paper's figures where `layers=True`.
+        """Bars of the tokens' scores, and the layers-by-tokens heat map of the paper's figures where `per_layer=True`.
 
         Args:
             path: where to save it (.png, .pdf, .svg); None only returns the figure.

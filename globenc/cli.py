@@ -120,20 +120,20 @@ def _method(name: str) -> str:
         raise _UsageError(str(error)) from None
 
 
-def _target(written: str) -> str:
-    _parse_target(written)
+def _position_option(written: str) -> str:
+    _parse_position(written)
     return written
 
 
-def _parse_target(written: str) -> str | int | list[int]:
-    """--target as `globenc.attribute` takes it."""
+def _parse_position(written: str) -> str | int | list[int]:
+    """--position as `globenc.attribute` takes it."""
     if written in ("cls", "mean", "all"):
         return written
     try:
         positions = [int(position) for position in written.split(",")]
     except ValueError:
         raise _UsageError(
-            f"target must be cls, mean, all, a token position or positions separated by commas; got {written!r}"
+            f"position must be cls, mean, all, a token position or positions separated by commas; got {written!r}"
         ) from None
     return positions if "," in written else positions[0]
 
@@ -142,11 +142,11 @@ def _parse_target(written: str) -> str | int | list[int]:
 _Method = Annotated[
     str, typer.Option(metavar="NAME", callback=_method, rich_help_panel=_QUESTION, help=f"{', '.join(METHODS)}.")
 ]
-_Target = Annotated[
+_Position = Annotated[
     str,
     typer.Option(
         metavar="WHICH",
-        callback=_target,
+        callback=_position_option,
         rich_help_panel=_QUESTION,
         help="What is traced back: cls (the first token, which most classifiers read), mean (of all tokens), all, a "
         "token position such as 3 or -2, or several: 0,3,-2.",
@@ -219,9 +219,9 @@ def attribute(
         int | None, typer.Option(min=1, metavar="N", help="Read at most N tokens. Default: what the model takes.")
     ] = None,
     method: _Method = "N-Enc",
-    target: _Target = "cls",
-    layers: Annotated[
-        bool, typer.Option("--layers", rich_help_panel=_QUESTION, help="Also the scores up to every layer.")
+    position: _Position = "cls",
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", rich_help_panel=_QUESTION, help="Also the scores up to every layer.")
     ] = False,
     row_normalize: _RowNormalize = False,
     top: Annotated[
@@ -249,9 +249,9 @@ def attribute(
     """Score every word of a text by its share in the model's answer.
 
     The model reads the text once. A word's score is the share of the attribution that flows from it through all layers
-    to the target: normally the first token, [CLS], from which most classifiers read their answer. All scores, those of
-    the special tokens included, add up to 100%. They say how much a word went into the answer, not whether it spoke for
-    or against it.
+    to the position asked for: normally the first token, [CLS], from which most classifiers read their answer. All
+    scores, those of the special tokens included, add up to 100%. They say how much a word went into the answer, not
+    whether it spoke for or against it.
 
     **Examples**
 
@@ -259,9 +259,9 @@ def attribute(
 
     - `globenc attribute "He slept." --pair "He was awake." -m ./nli-model`
 
-    - `globenc attribute -f review.txt --layers --html review.html --plot r.png`
+    - `globenc attribute -f review.txt --per-layer --html review.html --plot r.png`
 
-    - `globenc attribute "not bad at all" --target=-2 --json`
+    - `globenc attribute "not bad at all" --position=-2 --json`
 
     - `globenc attribute --image cat.jpg -m google/vit-base-patch16-224 --plot c.png`
     """
@@ -285,8 +285,8 @@ def attribute(
                 written if image is None else image,
                 second,
                 method=method,
-                target=_parse_target(target),
-                layers=layers,
+                position=_parse_position(position),
+                per_layer=per_layer,
                 row_normalize=row_normalize,
                 max_length=max_length,
             )
@@ -351,9 +351,9 @@ def extract(
         bool, typer.Option("--strict", rich_help_panel=_INPUT, help="Stop at the first bad row; see rejects.jsonl.")
     ] = False,
     method: _Method = "N-Enc",
-    target: _Target = "cls",
-    layers: Annotated[
-        bool, typer.Option("--layers", rich_help_panel=_QUESTION, help="Also layer_scores: up to every layer.")
+    position: _Position = "cls",
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", rich_help_panel=_QUESTION, help="Also layer_scores: up to every layer.")
     ] = False,
     row_normalize: _RowNormalize = False,
     words: Annotated[
@@ -438,8 +438,8 @@ def extract(
                 format=format,
                 limit=limit,
                 method=method,
-                target=_parse_target(target),
-                layers=layers,
+                position=_parse_position(position),
+                per_layer=per_layer,
                 row_normalize=row_normalize,
                 max_length=max_length,
                 words=words,
@@ -550,7 +550,7 @@ def evaluate(
             help="Separated by commas: correlation, faithfulness, plausibility. Default: all there is data for.",
         ),
     ] = None,
-    target: _Target = "cls",
+    position: _Position = "cls",
     saliency_of: Annotated[
         Literal["predicted", "gold"],
         typer.Option(metavar="WHICH", rich_help_panel=_QUESTION, help="Class of the saliency: predicted, or gold."),
@@ -649,7 +649,7 @@ def evaluate(
             "id_column": id_column,
             "format": format,
             "max_length": max_length,
-            "target": _parse_target(target),
+            "position": _parse_position(position),
             "saliency_of": saliency_of,
             "saliency_output": saliency_output,
             "drop_special": drop_special,

@@ -675,7 +675,7 @@ def top_rows(trace: LayerTrace, method: Method, positions: Tensor, make_layer: M
 def direct_rows(trace: LayerTrace, method: Method, stage: Stage, positions: Tensor) -> Tensor:
     """Rows of a layer's map at positions [B, m] straight from (4)-(11): one matrix product a row, no factor.
 
-    The cheaper way for a row or two, which is all that a target asks of the last layer.
+    The cheaper way for a row or two, which is all that a position asks of the last layer.
     """
     alpha = _attention(trace).at(positions)  # [H, B, n, m]
     heads, batch, n, count = alpha.shape

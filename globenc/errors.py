@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _MACHINE = (OSError, MemoryError, ImportError, Warning, torch.OutOfMemoryError)
 _MEMORY = re.compile(  # as PyTorch's allocators, oneDNN and C++ say it in RuntimeErrors
@@ -52,3 +58,20 @@ def short(text: str, most: int = 200) -> str:
         return text
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+def refuses_target(function: Callable[P, R]) -> Callable[P, R]:
+    """A function that says to whoever passes `target=`, a class in Captum and others, which argument is meant."""
+
+    @functools.wraps(function)
+    def checked(*arguments: P.args, **options: P.kwargs) -> R:
+        if "target" in options:
+            target = options["target"]
+            raise TypeError(
+                f"{function.__qualname__} takes no 'target': position= says whose output vector is attributed ('cls', "
+                f"'mean', 'all', a token's position), so position={target!r} where a token was meant; a class, as "
+                f"elsewhere, would be label={target!r}, and globenc attributes vectors, not yet the score of a class"
+            )
+        return function(*arguments, **options)
+
+    return checked

@@ -23,12 +23,12 @@ from .encoders import (
     max_length,
     takes_any_length,
 )
-from .errors import blames_text, named, short
+from .errors import blames_text, named, refuses_target, short
 from .functional import attribute, patch_grid, patch_size
 from .loading import load, load_processor
 from .methods import get_method
 from .pictures import PictureAttribution, open_picture, seen
-from .rollouts import Target, check_target, plain_target
+from .rollouts import Position, check_position, plain_position
 from .tokenization import Encoding, by_length, encode, pad
 
 SUSPECTS = 64  # texts tried alone, most, to find the one at fault
@@ -137,14 +137,15 @@ class GlobEnc:
                 ) from error
         return self._tokenizer
 
+    @refuses_target
     def __call__(
         self,
         texts: Any,
         text_pair: str | Iterable[str] | None = None,
         *,
         method: str = "N-Enc",
-        target: Target = "cls",
-        layers: bool = False,
+        position: Position = "cls",
+        per_layer: bool = False,
         row_normalize: bool = False,
         max_length: int | None = None,
         batch_tokens: int | None = None,
@@ -155,8 +156,8 @@ class GlobEnc:
             texts: a text, or several: a list, an array, a column of a table, any iterable of strings. For a vision
                 encoder a picture, or a list of them: paths, PIL images or uint8 arrays [height, width, 3].
             text_pair: the second text of a pair (a premise's hypothesis, a question's context), one for each text.
-            method, target, layers, row_normalize: as in `globenc.attribute`; positions count all tokens, [CLS] is 0.
-                A weight tensor goes with a single text.
+            method, position, per_layer, row_normalize: as in `globenc.attribute`; positions count all tokens,
+                [CLS] is 0. A weight tensor goes with a single text.
             max_length: most tokens of a text, special ones included; None is the model's own limit. Longer texts are
                 cut, with a warning, and say so in `Attribution.truncated`. Not for pictures.
             batch_tokens: most tokens, padding included, in one forward pass; None goes by the free memory.
@@ -168,8 +169,8 @@ class GlobEnc:
         Raises:
             OSError: a picture's file cannot be read.
             TypeError: a text is not a string; it is named by its place.
-            ValueError: an empty text, no text, a token beyond the model's embeddings, a target outside a text, an
-                unknown method or target. Of several texts the one at fault is named by its place.
+            ValueError: an empty text, no text, a token beyond the model's embeddings, a position outside a text, an
+                unknown method or position. Of several texts the one at fault is named by its place.
             FloatingPointError: the model's activations are not finite.
         """
         for name, number in (("max_length", max_length), ("batch_tokens", batch_tokens)):
@@ -179,7 +180,7 @@ class GlobEnc:
             for name, value in (("text_pair", text_pair), ("max_length", max_length)):
                 if value is not None:
                     raise ValueError(f"{name} has no meaning for {self._family.model_type!r}, which reads pictures")
-            options = {"method": method, "target": target, "layers": layers, "row_normalize": row_normalize}
+            options = {"method": method, "position": position, "per_layer": per_layer, "row_normalize": row_normalize}
             return self._pictures(texts, batch_tokens, options)
         single = isinstance(texts, str)
         firsts, seconds = _check_texts(texts, text_pair)
@@ -192,14 +193,19 @@ class GlobEnc:
                 raise ValueError(f"{where} has no token: the tokenizer finds nothing in {text[:80]!r}")
             if encoding.unknown:
                 where = "the text" if single else f"text {i}"
-                warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=2)
+                warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=3)
         _warn_truncated(encodings, limit, single)
         for i, encoding in enumerate(encodings):
             try:
-                check_target(target, len(encoding), many=len(encodings) > 1)
+                check_position(position, len(encoding), many=len(encodings) > 1)
             except ValueError as error:
                 raise ValueError(str(error) if single else f"text {i}: {error}") from None
-        options = {"method": method, "target": plain_target(target), "layers": layers, "row_normalize": row_normalize}
+        options = {
+            "method": method,
+            "position": plain_position(position),
+            "per_layer": per_layer,
+            "row_normalize": row_normalize,
+        }
         results: list[Attribution | None] = [None] * len(encodings)
         for batch in self.batches([len(e) for e in encodings], batch_tokens or self.budget()):
             try:
@@ -246,7 +252,7 @@ class GlobEnc:
         given = [pictures] if single else pictures
         if not given:
             raise ValueError("pictures is an empty list: give at least one picture")
-        options["target"] = plain_target(options["target"])
+        options["position"] = plain_position(options["position"])
         budget = batch_tokens or self.budget()
         results: list[PictureAttribution] = []
         waiting: list[torch.Tensor] = []
@@ -255,7 +261,7 @@ class GlobEnc:
             pixels = self.tokenizer(open_picture(picture, where), return_tensors="pt")["pixel_values"]
             n = len(self._picture_tokens(pixels))
             try:
-                check_target(options["target"], n, many=len(given) > 1)
+                check_position(options["position"], n, many=len(given) > 1)
             except ValueError as error:
                 raise ValueError(str(error) if single else f"{where}: {error}") from None
             if waiting and (pixels.shape != waiting[0].shape or (len(waiting) + 1) * n > budget):
@@ -348,7 +354,7 @@ class GlobEnc:
             "value": answer.value,
             "labels": answer.labels,
             "method": options["method"],
-            "target": options["target"],
+            "position": options["position"],
             "row_normalize": options["row_normalize"],
             "model": self.model.config._name_or_path or type(self.model).__name__,
         }
@@ -390,7 +396,7 @@ class GlobEnc:
         options: dict[str, Any],
     ) -> Attribution:
         n = len(encoding)
-        whole = isinstance(options["target"], str) and options["target"] == "all"
+        whole = isinstance(options["position"], str) and options["position"] == "all"
         special, spans = (encoding.segments < 0).tolist(), None if encoding.spans is None else encoding.spans.tolist()
         return Attribution(
             text=first,
@@ -420,7 +426,7 @@ class BatchScores:
     answers: list[Answer]
 
     def of(self, row: int, n: int, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """The four arrays of one text of n tokens, without padding; `whole`: its targets are all of its tokens."""
+        """The four arrays of one text of n tokens, without padding; `whole`: its positions are all of its tokens."""
         scores, scale = self.scores[row, ..., :n], self.log2_scale[row]
         layer_scores = None if self.layer_scores is None else self.layer_scores[:, row, ..., :n]
         layer_scale = None if self.layer_log2_scale is None else self.layer_log2_scale[:, row]
@@ -490,7 +496,7 @@ def _warn_truncated(encodings: list[Encoding], limit: int | None, single: bool) 
         for i, lost, full in cut[:5]
     )
     more = f"; and {len(cut) - 5} more" if len(cut) > 5 else ""
-    warnings.warn(f"longer than the {limit} tokens that fit, so they were cut: {shown}{more}", stacklevel=3)
+    warnings.warn(f"longer than the {limit} tokens that fit, so they were cut: {shown}{more}", stacklevel=4)
 
 
 def _free_memory() -> int | None:

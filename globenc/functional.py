@@ -17,21 +17,22 @@ from .backends import layer_maps
 from .capture import Attend, Begin, Finish, LayerTrace, capture, unwrap
 from .contributions import LayerMap, MakeLayer, normalize_rows
 from .encoders import EncoderFamily, accepted_inputs, find_family, find_layers, max_length, takes_any_length
+from .errors import refuses_target
 from .methods import METHODS, Method, Stage, get_method, get_stage
 from .model_state import Loan, precise
-from .rollouts import Target, TargetRows, full_map, multiply, target_rows, top_down
+from .rollouts import Position, RequestedRows, full_map, multiply, requested_rows, top_down
 
-OPTIONS = ("method", "target", "layers", "row_normalize", "backend")  # what is ours among the keyword arguments
+OPTIONS = ("method", "position", "per_layer", "row_normalize", "backend")  # what is ours among the keyword arguments
 
 
 @dataclass(frozen=True, eq=False)
 class AttributionOutput:
-    """Scores of every token for the target.
+    """Scores of every token for the positions asked for.
 
     Attributes:
-        scores: [batch, n] for one target, [batch, targets, n] for several; they sum to 1 over the real tokens and
+        scores: [batch, n] for one position, [batch, positions, n] for several; they sum to 1 over the real tokens and
             are zero at padding. float64 for float64 models, else float32.
-        log2_scale: [batch] or [batch, targets], float64: the rollout's own value is scores * 2**log2_scale.
+        log2_scale: [batch] or [batch, positions], float64: the rollout's own value is scores * 2**log2_scale.
         layer_scores: the same up to every layer, [layers, ...], or None.
         layer_log2_scale: [layers, ...], or None.
         model_output: what the model returned in the same forward pass.
@@ -46,7 +47,7 @@ class AttributionOutput:
 
 @dataclass(frozen=True, eq=False)
 class MethodsOutput:
-    """A target's row under several methods, layer by layer.
+    """One row of the rollout under several methods, layer by layer.
 
     Attributes:
         rollouts: by method, the row of the rollout up to every layer (12), [layers, batch, n].
@@ -143,7 +144,7 @@ def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         warnings.warn(
             "the batch is padded on the left and no position_ids are given: the model reads its texts at shifted "
             "positions; pass position_ids = attention_mask.cumsum(-1).sub(1).clamp(min=0), or pad on the right",
-            stacklevel=4,
+            stacklevel=5,
         )
     return real
 
@@ -266,12 +267,12 @@ class _Run:
                 "residual sums (pre-LN); N-Enc and N-Res are what a token adds to the residual stream"
             )
 
-    def check_target(self, target: Target) -> None:
-        """Raises ValueError where a named target does not exist in the family."""
-        if isinstance(target, str) and target == "cls" and not self.family.has_cls:
+    def check_position(self, position: Position) -> None:
+        """Raises ValueError where a named position does not exist in the family."""
+        if isinstance(position, str) and position == "cls" and not self.family.has_cls:
             raise ValueError(
-                f"target 'cls' has no meaning for {self.family.model_type!r}: no token of it stands for the whole; use "
-                "target='mean', or a position"
+                f"position 'cls' has no meaning for {self.family.model_type!r}: no token of it stands for the whole; "
+                "use position='mean', or a number"
             )
 
     def forward(self, consume: Callable[[int, LayerTrace], None], begin: Begin | None = None) -> Any:
@@ -343,7 +344,7 @@ class _Run:
             batch, n = self.mask.shape
             raise torch.OutOfMemoryError(
                 f"out of memory on {self.mask.device} with {batch} texts of {n} tokens: take fewer texts at once, cut "
-                "them shorter, load the model in half precision (dtype=torch.bfloat16), and ask for target='all', "
+                "them shorter, load the model in half precision (dtype=torch.bfloat16), and ask for position='all', "
                 f"maps and backend='reference' only where n x n numbers fit; {str(error).splitlines()[0]}"
             ) from error
         worst = torch.stack(self.gaps)
@@ -366,12 +367,13 @@ def _finite(values: Tensor) -> Tensor:
     return values
 
 
+@refuses_target
 def attribute(
     model: nn.Module,
     *,
     method: str = "N-Enc",
-    target: Target = "cls",
-    layers: bool = False,
+    position: Position = "cls",
+    per_layer: bool = False,
     row_normalize: bool = False,
     backend: str = "auto",
     **model_inputs: Any,
@@ -379,16 +381,17 @@ def attribute(
     """Token attribution by rollout of a model's local maps, in one forward pass.
 
     GlobEnc (Modarressi et al., NAACL 2022) is method "N-Enc", equations (4)-(12). Memory is linear in n except for
-    target "all".
+    position "all".
 
     Args:
         model: a transformers encoder of a known family with any head (`globenc.supported_encoders()`); it is run in
             evaluation mode without gradients and left as it was.
         method: W, W-FixedRes, W-Res, N, N-FixedRes, N-Res, N-ResLN or N-Enc.
-        target: whose answer is attributed. "cls": each text's first token; "mean": the mean over real tokens; an int: a
-            position among a text's real tokens, negative from the end; a list of them: several targets; "all": every
-            token, the full matrix; a tensor [n], [batch, n] or [batch, targets, n]: a weighted sum of tokens.
-        layers: also the rollout up to every layer.
+        position: whose output vector is attributed. "cls": each text's first token; "mean": the mean over real tokens;
+            an int: a place among a text's real tokens, negative from the end; a list of them: several rows of scores;
+            "all": every token, the full matrix; a tensor [n], [batch, n] or [batch, positions, n]: a weighted sum of
+            tokens.
+        per_layer: also the rollout up to every layer.
         row_normalize: divide the rows of every local map by their sums before rollout (the paper does not).
         backend: "auto" (Triton kernels on an NVIDIA GPU from compute capability 8.0 on, for float32, float16 and
             bfloat16 layers of up to 32 heads of size 16 to 128; PyTorch elsewhere), "torch", "triton" or "reference"
@@ -397,10 +400,10 @@ def attribute(
             [batch, n] with padding on either side, token_type_ids, position_ids, ...
 
     Returns:
-        AttributionOutput with scores [batch, n] or [batch, targets, n].
+        AttributionOutput with scores [batch, n] or [batch, positions, n].
 
     Raises:
-        TypeError, ValueError: a model, input, method, target or backend that cannot be used; the message says why.
+        TypeError, ValueError: a model, input, method, position or backend that cannot be used; the message says why.
         RuntimeError: backend "triton" cannot run here, or cannot take this model.
         FloatingPointError: the model's activations are not finite.
         torch.OutOfMemoryError: with what to lower.
@@ -414,13 +417,13 @@ def attribute(
     """
     run = _Run(model, model_inputs)
     chosen, (make_layer, run.attend) = run.method(method), run.layer_maps(backend)
-    run.check_target(target)
-    if isinstance(target, str) and target == "all":
-        output, mantissa, scale = run.checked(lambda: _all_rows(run, chosen, make_layer, layers, row_normalize))
+    run.check_position(position)
+    if isinstance(position, str) and position == "all":
+        output, mantissa, scale = run.checked(lambda: _all_rows(run, chosen, make_layer, per_layer, row_normalize))
     else:
-        rows = target_rows(target, run.mask, torch.float64 if run.model.dtype == torch.float64 else torch.float32)
+        rows = requested_rows(position, run.mask, torch.float64 if run.model.dtype == torch.float64 else torch.float32)
         output, mantissa, scale = run.checked(
-            lambda: _target_rows(run, chosen, make_layer, rows, layers, row_normalize)
+            lambda: _rows_of_rollout(run, chosen, make_layer, rows, per_layer, row_normalize)
         )
         if rows.single:
             mantissa, scale = mantissa[:, :, 0], scale[:, :, 0]
@@ -430,26 +433,27 @@ def attribute(
     return AttributionOutput(
         scores=scores[-1],
         log2_scale=scale[-1],
-        layer_scores=scores if layers else None,
-        layer_log2_scale=scale if layers else None,
+        layer_scores=scores if per_layer else None,
+        layer_log2_scale=scale if per_layer else None,
         model_output=output,
     )
 
 
+@refuses_target
 def compare_methods(
     model: nn.Module,
     *,
     methods: Sequence[str] | None = None,
-    target: Target = "cls",
+    position: Position = "cls",
     backend: str = "auto",
     **model_inputs: Any,
 ) -> MethodsOutput:
-    """One target under several methods in one forward pass: rollouts up to every layer, and every layer alone.
+    """One row of the rollout under several methods, up to every layer, and of each layer alone, in one forward pass.
 
     Args:
         model, backend, **model_inputs: as in `globenc.attribute`.
         methods: names; None is all that have a meaning for the model.
-        target: one target: "cls", "mean", a position, or a weight tensor [n] or [batch, n].
+        position: "cls", "mean", one position as an int, or a weight tensor [n] or [batch, n].
 
     Returns:
         MethodsOutput.
@@ -473,12 +477,12 @@ def compare_methods(
         raise ValueError("methods is an empty list: give at least one name")
     chosen = [run.method(name) for name in names]
     make_layer, run.attend = run.layer_maps(backend)
-    run.check_target(target)
-    if isinstance(target, str) and target == "all":
-        raise ValueError("target must be a single one here, got 'all'")
-    rows = target_rows(target, run.mask, torch.float64 if run.model.dtype == torch.float64 else torch.float32)
+    run.check_position(position)
+    if isinstance(position, str) and position == "all":
+        raise ValueError("position must be a single one here, got 'all'")
+    rows = requested_rows(position, run.mask, torch.float64 if run.model.dtype == torch.float64 else torch.float32)
     if not rows.single:
-        raise ValueError("target must be a single one here, got several")
+        raise ValueError("position must be a single one here, got several")
 
     def compute() -> MethodsOutput:
         made: dict[str, list[LayerMap]] = {method.name: [] for method in chosen}
@@ -492,7 +496,7 @@ def compare_methods(
         with torch.no_grad(), precise(run.mask.device):
             for name, maps in made.items():
                 own = [layer.through(rows.weights, False) for layer in maps]
-                mantissa, _ = top_down(own[-1], rows, reversed(maps[:-1]), False, layers=True)
+                mantissa, _ = top_down(own[-1], rows, reversed(maps[:-1]), False, per_layer=True)
                 rollouts[name] = normalize_rows(_finite(mantissa[:, :, 0]))
                 alone[name] = normalize_rows(_finite(torch.stack([row.to(mantissa.device)[:, 0] for row in own])))
         return MethodsOutput(rollouts, alone, output)
@@ -509,15 +513,15 @@ def methods_of(family: EncoderFamily) -> list[str]:
     ]
 
 
-def _target_rows(
-    run: _Run, method: Method, make_layer: MakeLayer, target: TargetRows, layers: bool, row_normalize: bool
+def _rows_of_rollout(
+    run: _Run, method: Method, make_layer: MakeLayer, wanted: RequestedRows, per_layer: bool, row_normalize: bool
 ) -> tuple[Any, Tensor, Tensor]:
-    """Model output, and mantissa [G, B, m, n] and scale [G, B, m] of the target's rows of the rollout."""
+    """Model output, and mantissa [G, B, m, n] and scale [G, B, m] of the requested rows of the rollout."""
     below: list[LayerMap] = []
     top: list[Tensor] = []
 
     def through_top(layer: LayerMap) -> None:
-        top.append(layer.through(target.weights, row_normalize))
+        top.append(layer.through(wanted.weights, row_normalize))
 
     def take_top(rows: Tensor) -> None:
         top.append(normalize_rows(rows) if row_normalize else rows)
@@ -526,8 +530,8 @@ def _target_rows(
         """Make of a layer what its attention says, so that no more than this is held while the rest of it runs."""
         modules, is_top = trace.modules, index == len(run.layers) - 1
         layer = rows = None
-        if is_top and target.positions is not None:
-            rows = contributions.top_rows(trace, method, target.positions, make_layer)
+        if is_top and wanted.positions is not None:
+            rows = contributions.top_rows(trace, method, wanted.positions, make_layer)
         else:
             layer = make_layer(trace, method)
             if not is_top:
@@ -540,27 +544,27 @@ def _target_rows(
                     layer.scale_rows(scale)
                 if is_top:
                     through_top(layer)
-            elif rows is not None and target.positions is not None:
-                take_top(rows if scale is None else rows * scale.gather(1, target.positions)[:, :, None])
+            elif rows is not None and wanted.positions is not None:
+                take_top(rows if scale is None else rows * scale.gather(1, wanted.positions)[:, :, None])
 
         return finish
 
     def consume(index: int, trace: LayerTrace) -> None:
         if index < len(run.layers) - 1:
             below.append(make_layer(trace, method))
-        elif target.positions is None:
+        elif wanted.positions is None:
             through_top(make_layer(trace, method))
         else:
-            take_top(contributions.top_rows(trace, method, target.positions, make_layer))
+            take_top(contributions.top_rows(trace, method, wanted.positions, make_layer))
 
     # the kernels and the equations want a layer whole
     output = run.forward(consume, begin if make_layer is contributions.torch_layer else None)
     with torch.no_grad(), precise(run.mask.device):
-        return output, *top_down(top[0], target, reversed(below), row_normalize, layers)
+        return output, *top_down(top[0], wanted, reversed(below), row_normalize, per_layer)
 
 
 def _all_rows(
-    run: _Run, method: Method, make_layer: MakeLayer, layers: bool, row_normalize: bool
+    run: _Run, method: Method, make_layer: MakeLayer, per_layer: bool, row_normalize: bool
 ) -> tuple[Any, Tensor, Tensor]:
     """Model output, and mantissa [G, B, n, n] and scale [G, B, n] of the whole rollout, layer after layer."""
     products: list[tuple[Tensor, Tensor]] = []
@@ -569,7 +573,7 @@ def _all_rows(
     def consume(index: int, trace: LayerTrace) -> None:
         local = full_map(make_layer(trace, method), row_normalize)
         before = products[-1] if products else nothing
-        if not layers:
+        if not per_layer:
             products.clear()
         products.append(multiply(local, *before))
 
@@ -578,6 +582,7 @@ def _all_rows(
     return output, torch.stack(mantissas), torch.stack(scales)
 
 
+@refuses_target
 def contribution_maps(model: nn.Module, *, method: str = "N-Enc", backend: str = "auto", **model_inputs: Any) -> Tensor:
     """Every layer's token-to-token map under one method: how much of token j is in token i's output, unnormalised.
 
@@ -609,6 +614,7 @@ def contribution_maps(model: nn.Module, *, method: str = "N-Enc", backend: str =
     return _finite(run.checked(compute))
 
 
+@refuses_target
 def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "auto", **model_inputs: Any) -> Tensor:
     """How much of a token's output comes from other tokens, (8) and (14), layer by layer.
 
@@ -652,6 +658,7 @@ def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "au
     return _finite(run.checked(compute))
 
 
+@refuses_target
 def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
     """How far the contributions are from adding up to what each layer really put out: the method's own proof.
 

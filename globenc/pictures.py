@@ -25,8 +25,8 @@ class PictureAttribution:
         tokens: names of the n tokens: special ones such as "[CLS]", then patches as "row,column" from 0.
         grid: rows and columns of patches; they are the last rows * columns tokens.
         patch: height and width of a patch in pixels of `picture`.
-        scores: [n], or [targets, n] where several were asked for; each row sums to 1, special tokens included.
-        log2_scale, layer_scores, layer_log2_scale, method, target, row_normalize, model: as in `globenc.Attribution`.
+        scores: [n], or [positions, n] where several were asked for; each row sums to 1, special tokens included.
+        log2_scale, layer_scores, layer_log2_scale, method, position, row_normalize, model: as in `globenc.Attribution`.
         label, probability: the class that the model answers, of a multi-label model its highest label; None for a
             model that does not classify pictures.
         value, labels: as in `globenc.Attribution`.
@@ -43,7 +43,7 @@ class PictureAttribution:
     label: str | None
     probability: float | None
     method: str
-    target: Any
+    position: Any
     row_normalize: bool
     model: str
     value: float | list[float] | None = None
@@ -54,31 +54,31 @@ class PictureAttribution:
         return f"PictureAttribution({self.grid[0]} x {self.grid[1]} patches{answer})"
 
     def patches(self) -> np.ndarray:
-        """The patches' scores, [rows, columns], or [targets, rows, columns]; without the special tokens' share."""
+        """The patches' scores, [rows, columns], or [positions, rows, columns]; without the special tokens' share."""
         rows, columns = self.grid
         return self.scores[..., len(self.tokens) - rows * columns :].reshape(*self.scores.shape[:-1], rows, columns)
 
-    def heat_map(self, target: int = 0) -> np.ndarray:
-        """The score of the patch at each pixel of `picture`, [height, width]; `target` counts where there are several.
+    def heat_map(self, row: int = 0) -> np.ndarray:
+        """The score of the patch at each pixel of `picture`, [height, width]; `row`: of several positions, which.
 
         Pixels that belong to no patch (DINOv2 takes any size) are 0.
         """
-        patches = self.patches() if self.scores.ndim == 1 else self.patches()[target]
+        patches = self.patches() if self.scores.ndim == 1 else self.patches()[row]
         whole = np.zeros(self.picture.shape[:2], patches.dtype)
         spread = patches.repeat(self.patch[0], 0).repeat(self.patch[1], 1)
         whole[: spread.shape[0], : spread.shape[1]] = spread
         return whole
 
-    def special_share(self, target: int = 0) -> float:
+    def special_share(self, row: int = 0) -> float:
         """What went to special tokens; the patches have the rest of 1."""
-        scores = self.scores if self.scores.ndim == 1 else self.scores[target]
+        scores = self.scores if self.scores.ndim == 1 else self.scores[row]
         return float(scores[: len(self.tokens) - self.grid[0] * self.grid[1]].sum())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the picture as plain lists, strings and numbers."""
-        target = self.target
-        if isinstance(target, torch.Tensor):
-            target = target.detach().double().cpu()
+        position = self.position
+        if isinstance(position, torch.Tensor):
+            position = position.detach().double().cpu()
         return {
             "height": self.picture.shape[0],
             "width": self.picture.shape[1],
@@ -96,7 +96,7 @@ class PictureAttribution:
             "layer_scores": None if self.layer_scores is None else self.layer_scores.tolist(),
             "layer_log2_scale": None if self.layer_log2_scale is None else self.layer_log2_scale.tolist(),
             "method": self.method,
-            "target": target if isinstance(target, str) else np.asarray(target).tolist(),
+            "position": position if isinstance(position, str) else np.asarray(position).tolist(),
             "row_normalize": self.row_normalize,
             "model": self.model,
         }
@@ -119,7 +119,7 @@ class PictureAttribution:
         return path
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """The picture, and the heat map over it, one for each target.
+        """The picture, and the heat map over it, one for each position.
 
         Args:
             path: where to save it (.png, .pdf, .svg); None only returns the figure.

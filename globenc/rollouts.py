@@ -15,21 +15,21 @@ from torch import Tensor
 
 from .contributions import LayerMap, normalize_rows, whole
 
-NAMED_TARGETS = ("cls", "mean", "all")
-TARGETS = '"cls", "mean", "all", a token position, a non-empty list of positions or a weight tensor'
+NAMED_POSITIONS = ("cls", "mean", "all")
+POSITIONS = '"cls", "mean", "all", a token position, a non-empty list of positions or a weight tensor'
 
-Target = str | int | Sequence[int] | Tensor
+Position = str | int | Sequence[int] | Tensor
 
 
 @dataclass(frozen=True)
-class TargetRows:
+class RequestedRows:
     """Which rows of R_L are asked for.
 
     Attributes:
-        positions: columns of the batch where the target tokens stand, [B, m]; None for a weighted target.
-        weights: the target as a weighted sum of rows, [B, m, n], times a power of two.
+        positions: columns of the batch where the tokens asked for stand, [B, m]; None for weights.
+        weights: what was asked for as weighted sums of rows, [B, m, n], times a power of two.
         log2_scale: that power, to be added to the result's, [B, m].
-        single: one target a text was asked for, so the result has no target dimension.
+        single: one row a text was asked for, so the result has no dimension for rows.
     """
 
     positions: Tensor | None
@@ -38,60 +38,60 @@ class TargetRows:
     single: bool
 
 
-def check_target(target: Target, n: int, many: bool = False) -> None:
-    """Whether `target` can be asked of a text of n tokens; `many`: it is asked of several texts at once.
+def check_position(position: Position, n: int, many: bool = False) -> None:
+    """Whether `position` can be asked of a text of n tokens; `many`: it is asked of several texts at once.
 
     Raises:
-        TypeError: it is nothing that can be a target.
+        TypeError: neither a name, nor positions, nor weights.
         ValueError: an unknown name, a position outside the text, weights of the wrong shape or value.
     """
-    if isinstance(target, str):
-        if target not in NAMED_TARGETS:
-            raise ValueError(f"target must be {TARGETS}; got {target!r}")
-    elif isinstance(target, Tensor):
+    if isinstance(position, str):
+        if position not in NAMED_POSITIONS:
+            raise ValueError(f"position must be {POSITIONS}; got {position!r}")
+    elif isinstance(position, Tensor):
         if many:
-            raise ValueError("target weights belong to one text: give one text at a time, or positions, or a name")
-        if target.ndim not in (1, 2, 3) or target.shape[-1] != n:
-            raise ValueError(f"target weights must end in the text's {n} tokens, got shape {list(target.shape)}")
+            raise ValueError("position weights belong to one text: give one text at a time, or positions, or a name")
+        if position.ndim not in (1, 2, 3) or position.shape[-1] != n:
+            raise ValueError(f"position weights must end in the text's {n} tokens, got shape {list(position.shape)}")
     else:
-        for position in _positions(target):
-            if not -n <= position < n:
+        for place in _positions(position):
+            if not -n <= place < n:
                 raise ValueError(
-                    f"target must be a token position inside the text, got {position} for {n} tokens "
+                    f"position must be a token position inside the text, got {place} for {n} tokens "
                     f"(positions 0 to {n - 1}, or -{n} to -1 from the end)"
                 )
 
 
-def plain_target(target: Target) -> Target:
-    """The same target with positions as Python's own integers, as results and renderings keep it."""
-    if isinstance(target, str | Tensor):
-        return target
-    positions = _positions(target)
-    return positions[0] if isinstance(target, Integral) else positions
+def plain_position(position: Position) -> Position:
+    """The same with Python's integers, as results and renderings keep it."""
+    if isinstance(position, str | Tensor):
+        return position
+    positions = _positions(position)
+    return positions[0] if isinstance(position, Integral) else positions
 
 
-def _positions(target: Any) -> list[int]:
+def _positions(position: Any) -> list[int]:
     """A position or a list of them as a list."""
-    listed = [target] if isinstance(target, Integral) else target
+    listed = [position] if isinstance(position, Integral) else position
     is_list = isinstance(listed, Sequence) and not isinstance(listed, str | bytes) and len(listed) > 0
     if not is_list or not all(isinstance(t, Integral) and not isinstance(t, bool) for t in listed):
-        raise TypeError(f"target must be {TARGETS}; got {target!r}")
+        raise TypeError(f"position must be {POSITIONS}; got {position!r}")
     return [int(position) for position in listed]
 
 
-def target_rows(target: Target, mask: Tensor, dtype: torch.dtype) -> TargetRows:
-    """What a `target` argument means for texts with real tokens `mask` [B, n]; "all" is not handled here.
+def requested_rows(position: Position, mask: Tensor, dtype: torch.dtype) -> RequestedRows:
+    """What a `position` argument means for texts with real tokens `mask` [B, n]; "all" is not handled here.
 
     Raises:
-        TypeError, ValueError: as `check_target`, for the shortest text.
+        TypeError, ValueError: as `check_position`, for the shortest text.
     """
-    if isinstance(target, Tensor):
-        return _weighted(target, mask, dtype)
-    check_target(target, int(mask.sum(-1).min()))
-    if target == "mean":
+    if isinstance(position, Tensor):
+        return _weighted(position, mask, dtype)
+    check_position(position, int(mask.sum(-1).min()))
+    if position == "mean":
         weights = mask.to(dtype) / mask.sum(-1, keepdim=True).to(dtype)
-        return TargetRows(None, weights[:, None], weights.new_zeros(len(mask), 1), single=True)
-    wanted = torch.tensor([0] if target == "cls" else _positions(target), device=mask.device)
+        return RequestedRows(None, weights[:, None], weights.new_zeros(len(mask), 1), single=True)
+    wanted = torch.tensor([0] if position == "cls" else _positions(position), device=mask.device)
     wanted = wanted.expand(mask.shape[0], -1)
     wanted = torch.where(wanted < 0, wanted + mask.sum(-1, keepdim=True), wanted)
     # the k-th real token: padding may stand on either side
@@ -99,12 +99,12 @@ def target_rows(target: Target, mask: Tensor, dtype: torch.dtype) -> TargetRows:
     positions = real_first.gather(-1, wanted)
     weights = torch.zeros(*positions.shape, mask.shape[1], dtype=dtype, device=mask.device)
     weights.scatter_(-1, positions[..., None], 1)
-    return TargetRows(positions, weights, weights.new_zeros(positions.shape), isinstance(target, str | Integral))
+    return RequestedRows(positions, weights, weights.new_zeros(positions.shape), isinstance(position, str | Integral))
 
 
-def _weighted(target: Tensor, mask: Tensor, dtype: torch.dtype) -> TargetRows:
+def _weighted(position: Tensor, mask: Tensor, dtype: torch.dtype) -> RequestedRows:
     batch, n = mask.shape
-    weights = target.detach().to(device=mask.device, dtype=torch.float64)
+    weights = position.detach().to(device=mask.device, dtype=torch.float64)
     single = weights.ndim < 3
     if weights.ndim == 1:
         weights = weights[None, None]
@@ -112,16 +112,16 @@ def _weighted(target: Tensor, mask: Tensor, dtype: torch.dtype) -> TargetRows:
         weights = weights[:, None]
     if weights.ndim != 3 or weights.shape[0] not in (1, batch) or weights.shape[2] != n or weights.shape[1] == 0:
         raise ValueError(
-            f"target weights must have shape [n], [batch, n] or [batch, targets, n] with batch={batch}, n={n}; "
-            f"got {list(target.shape)}"
+            f"position weights must have shape [n], [batch, n] or [batch, positions, n] with batch={batch}, n={n}; "
+            f"got {list(position.shape)}"
         )
     weights = weights.expand(batch, -1, -1) * mask[:, None]
     if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
-        raise ValueError("target weights must be finite and not negative")
+        raise ValueError("position weights must be finite and not negative")
     if not bool((weights.sum(-1) > 0).all()):
-        raise ValueError("target weights must have a positive sum over the real tokens of every text")
+        raise ValueError("position weights must have a positive sum over the real tokens of every text")
     weights, scale = rescale(weights, torch.zeros(weights.shape[:2], dtype=torch.float64, device=mask.device))
-    return TargetRows(None, weights.to(dtype), scale, single)
+    return RequestedRows(None, weights.to(dtype), scale, single)
 
 
 def rescale(rows: Tensor, log2_scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,30 +137,30 @@ def full_map(layer: LayerMap, row_normalize: bool = False) -> Tensor:
 
 
 def top_down(
-    top: Tensor, target: TargetRows, below: Iterable[LayerMap], row_normalize: bool, layers: bool
+    top: Tensor, rows: RequestedRows, below: Iterable[LayerMap], row_normalize: bool, per_layer: bool
 ) -> tuple[Tensor, Tensor]:
-    """Rows of R_l for the target, from the last layer's rows `top` [B, m, n] down through the layers `below`.
+    """The requested rows of R_l, from the last layer's rows `top` [B, m, n] down through the layers `below`.
 
     Args:
         below: the other layers, from the last but one to the first.
-        layers: also the rollout up to every layer: the target enters the same pass again at each layer.
+        per_layer: also the rollout up to every layer: the requested rows enter the same pass again at each layer.
 
     Returns:
-        Mantissa [G, B, m, n] and log2 scale [G, B, m], float64, where G is 1 (the whole rollout) or, with `layers`,
+        Mantissa [G, B, m, n] and log2 scale [G, B, m], float64, where G is 1 (the whole rollout) or, with `per_layer`,
         the number of layers, the first layer first.
     """
     batch, count, n = top.shape
     scale = torch.zeros(batch, count, dtype=torch.float64, device=top.device)
     block, scale = rescale(top, scale)
     for layer in below:
-        if layers:
-            block = torch.cat([target.weights.to(block), block], 1)
+        if per_layer:
+            block = torch.cat([rows.weights.to(block), block], 1)
             scale = torch.cat([torch.zeros(batch, count, dtype=scale.dtype, device=scale.device), scale], 1)
         block = layer.through(block, row_normalize)
         block, scale = rescale(block, scale.to(block.device))
     block = block.view(batch, -1, count, n).transpose(0, 1)
-    scale = scale.view(batch, -1, count).transpose(0, 1).to(target.log2_scale.device)
-    return block.to(scale.device), scale + target.log2_scale
+    scale = scale.view(batch, -1, count).transpose(0, 1).to(rows.log2_scale.device)
+    return block.to(scale.device), scale + rows.log2_scale
 
 
 def rollout(maps: Tensor, row_normalize: bool = False) -> tuple[Tensor, Tensor]:

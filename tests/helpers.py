@@ -118,8 +118,8 @@ def methods_of(model: nn.Module) -> tuple[str, ...]:
     return tuple(m for m in METHODS if m != "N-ResLN" or model.config.model_type not in PRE_NORM)
 
 
-def targets_of(model: nn.Module) -> tuple[str, ...]:
-    """The named targets, but for "all"."""
+def positions_of(model: nn.Module) -> tuple[str, ...]:
+    """The named positions, but for "all"."""
     return ("mean",) if model.config.model_type in NO_CLS else ("cls", "mean")
 
 

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import FAMILIES, METHODS, NO_CLS, assert_rows_close, raw, targets_of, tiny_model, token_batch
+from helpers import FAMILIES, METHODS, NO_CLS, assert_rows_close, positions_of, raw, tiny_model, token_batch
 
 import globenc
 
@@ -25,19 +25,21 @@ def inputs_for(model, lengths, left=False):
 
 def check_alone_and_in_batch(model, left, tolerance, **options):
     inputs = inputs_for(model, LENGTHS, left)
-    options = {"target": targets_of(model)[0], **options}
+    options = {"position": positions_of(model)[0], **options}
     together = globenc.attribute(model, **options, **inputs)
     for row, length in enumerate(LENGTHS):
         alone = globenc.attribute(model, **options, **inputs_for(model, (length,)))
         real = inputs["attention_mask"][row].bool()
         scores = together.scores[row]
-        if options.get("target") == "all":
+        if options.get("position") == "all":
             scores = scores[real]
         assert_rows_close(scores[..., real], alone.scores[0], tolerance)
         assert bool((scores[..., ~real] == 0).all())
         values = raw(together.scores, together.log2_scale)[row]
         expected = raw(alone.scores, alone.log2_scale)[0]
-        assert_rows_close((values[real] if options.get("target") == "all" else values)[..., real], expected, tolerance)
+        assert_rows_close(
+            (values[real] if options.get("position") == "all" else values)[..., real], expected, tolerance
+        )
 
 
 @pytest.mark.parametrize(
@@ -50,11 +52,11 @@ def test_alone_and_in_batch(family, left, dtype, tolerance):
     check_alone_and_in_batch(tiny_model(family, dtype), left, tolerance)
 
 
-@pytest.mark.parametrize("target", ["mean", -1, "all"], ids=str)
+@pytest.mark.parametrize("position", ["mean", -1, "all"], ids=str)
 @pytest.mark.parametrize("left", [False, True], ids=["padded-right", "padded-left"])
 @pytest.mark.parametrize("method", METHODS)
-def test_alone_and_in_batch_by_method(method, left, target):
-    check_alone_and_in_batch(tiny_model("bert"), left, 1e-12, method=method, target=target)
+def test_alone_and_in_batch_by_method(method, left, position):
+    check_alone_and_in_batch(tiny_model("bert"), left, 1e-12, method=method, position=position)
 
 
 def test_the_comparison_can_fail():
@@ -87,9 +89,9 @@ def test_gaps_in_the_mask():
     inputs = token_batch((7,), position_ids=True)
     kept = torch.tensor([0, 1, 3, 6])
     inputs["attention_mask"] = torch.zeros(1, 7, dtype=torch.long).index_fill(1, kept, 1)
-    out = globenc.attribute(model, target="all", **inputs)
+    out = globenc.attribute(model, position="all", **inputs)
     alone = globenc.attribute(
-        model, target="all", input_ids=inputs["input_ids"][:, kept], position_ids=inputs["position_ids"][:, kept]
+        model, position="all", input_ids=inputs["input_ids"][:, kept], position_ids=inputs["position_ids"][:, kept]
     )
     assert_rows_close(out.scores[:, kept][..., kept], alone.scores, 1e-12)
 
@@ -115,10 +117,10 @@ TEXTS = [
 
 @pytest.mark.parametrize("batch_tokens", [1, 20, None])
 @pytest.mark.parametrize("layers", [False, True], ids=["last", "layers"])
-@pytest.mark.parametrize("target", ["cls", "mean", "all", [0, -1]], ids=str)
-def test_explainer_batches(explainer, batch_tokens, layers, target):
-    alone = [explainer(text, target=target, layers=layers) for text in TEXTS]
-    together = explainer(TEXTS, target=target, layers=layers, batch_tokens=batch_tokens)
+@pytest.mark.parametrize("position", ["cls", "mean", "all", [0, -1]], ids=str)
+def test_explainer_batches(explainer, batch_tokens, layers, position):
+    alone = [explainer(text, position=position, per_layer=layers) for text in TEXTS]
+    together = explainer(TEXTS, position=position, per_layer=layers, batch_tokens=batch_tokens)
     assert [a.text for a in together] == TEXTS
     for a, b in zip(together, alone, strict=True):
         assert a.tokens == b.tokens

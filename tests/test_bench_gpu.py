@@ -138,9 +138,9 @@ def row(case, backend, results, common=COMMON):
 def test_row():
     results = {(gpu.BASE, "forward"): RESULT(8.0, 1e9), (gpu.BASE, "triton"): RESULT(10.0, 1.5e9, 2e-7)}
     plain, ours = (row(gpu.BASE, backend, results) for backend in ("forward", "triton"))
-    assert (plain["target"], plain["ratio_to_forward"], plain["peak_gb_above_forward"]) == ("", "1", "0")
+    assert (plain["position"], plain["ratio_to_forward"], plain["peak_gb_above_forward"]) == ("", "1", "0")
     assert (ours["case"], ours["batch"], ours["n"], ours["dtype"]) == ("BERT-base 32x512", "32", "512", "bf16")
-    assert (ours["target"], ours["ms"], ours["ratio_to_forward"]) == ("cls", "10", "1.25")
+    assert (ours["position"], ours["ms"], ours["ratio_to_forward"]) == ("cls", "10", "1.25")
     assert (ours["peak_gb"], ours["peak_gb_above_forward"], ours["relative_error"]) == ("1.5", "0.5", "2e-07")
     flops, moved = gpu.necessary(gpu.BASE, "triton")
     assert float(ours["share_of_matmul"]) == pytest.approx(flops / 8e14 / 10e-3, rel=1e-4)
@@ -177,7 +177,7 @@ def test_csv_replaces_rows_of_the_same_case(tmp_path):
 
 def test_csv_of_older_columns_is_kept(tmp_path):
     path = tmp_path / "gpu.csv"
-    path.write_text("case,dtype,backend,target,device,ms,colour\nold,bf16,triton,cls,one,3,red\n")
+    path.write_text("case,dtype,backend,position,device,ms,colour\nold,bf16,triton,cls,one,3,red\n")
     gpu.write_row(path, row(gpu.BASE, "torch", {(gpu.BASE, "torch"): RESULT(50.0)}))
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -233,8 +233,8 @@ def test_a_failure_is_a_note(monkeypatch, error, note):
 def test_texts_a_direct_sum_takes_at_a_time(monkeypatch, n, batch, sizes):
     seen = []
 
-    def attribute(model, *, input_ids, backend, target):
-        seen.append((backend, target, len(input_ids)))
+    def attribute(model, *, input_ids, backend, position):
+        seen.append((backend, position, len(input_ids)))
         return SimpleNamespace(scores=input_ids.float())
 
     monkeypatch.setattr(gpu.globenc, "attribute", attribute)

@@ -26,8 +26,8 @@ HEADS = (
 )
 CALLS = {
     "attribute-cls": lambda model, **inputs: globenc.attribute(model, **inputs),
-    "attribute-all": lambda model, **inputs: globenc.attribute(model, target="all", layers=True, **inputs),
-    "attribute-mean": lambda model, **inputs: globenc.attribute(model, target="mean", **inputs),
+    "attribute-all": lambda model, **inputs: globenc.attribute(model, position="all", per_layer=True, **inputs),
+    "attribute-mean": lambda model, **inputs: globenc.attribute(model, position="mean", **inputs),
     "attribute-reference": lambda model, **inputs: globenc.attribute(model, backend="reference", **inputs),
     "contribution_maps": lambda model, **inputs: globenc.contribution_maps(model, **inputs),
     "mixing_ratios": lambda model, **inputs: globenc.mixing_ratios(model, **inputs),
@@ -308,25 +308,25 @@ def test_no_gradients(bert):
 @pytest.mark.parametrize("method", ["N-Enc", "W-Res", "W"])
 def test_gradient_contexts(bert, context, method):
     inputs = token_batch((7, 4))
-    for target in ("cls", "all", [0, 2, 3]):
+    for position in ("cls", "all", [0, 2, 3]):
         model = copy.deepcopy(bert)
         with context():
-            inside = globenc.attribute(model, method=method, target=target, **inputs).scores
+            inside = globenc.attribute(model, method=method, position=position, **inputs).scores
         # what was kept inside must be of use outside
-        outside = globenc.attribute(model, method=method, target=target, **inputs).scores
+        outside = globenc.attribute(model, method=method, position=position, **inputs).scores
         assert torch.equal(inside, outside)
         model(**inputs).last_hidden_state.sum().backward()
 
 
-@pytest.mark.parametrize("target", ["cls", "mean", "all"])
-def test_autocast(target):
+@pytest.mark.parametrize("position", ["cls", "mean", "all"])
+def test_autocast(position):
     """The model runs as the caller's autocast says, the attribution's own sums stay in float32."""
     model = tiny_model("bert", torch.float32)
     inputs = token_batch((9, 5))
-    expected = globenc.attribute(model, target=target, **inputs)
+    expected = globenc.attribute(model, position=position, **inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = globenc.attribute(model, target=target, **inputs)
-        direct = globenc.attribute(model, target=target, backend="reference", **inputs)
+        out = globenc.attribute(model, position=position, **inputs)
+        direct = globenc.attribute(model, position=position, backend="reference", **inputs)
         with torch.no_grad():
             own = model(**inputs).last_hidden_state
     assert out.scores.dtype == torch.float32

@@ -21,7 +21,7 @@ from globenc import cli
 from globenc.backends import BACKENDS
 from globenc.methods import METHODS
 
-KEYS = {"tokens", "scores", "words", "label", "probability", "method", "target", "model"}
+KEYS = {"tokens", "scores", "words", "label", "probability", "method", "position", "model"}
 
 
 @pytest.fixture(scope="module")
@@ -57,26 +57,28 @@ def test_prints_a_ranked_table(run, model):
     assert "says how much, not for or against" in " ".join(out.split())
 
 
-@pytest.mark.parametrize("target", ["cls", "mean", "all", "2", "-1", "0,2,-1"])
+@pytest.mark.parametrize("position", ["cls", "mean", "all", "2", "-1", "0,2,-1"])
 @pytest.mark.parametrize("layers", [False, True], ids=["last", "layers"])
-def test_json_is_one_object_and_nothing_else(run, model, target, layers):
-    code, out, err = run("attribute", "a film", f"--target={target}", "--json", "-m", model, *["--layers"] * layers)
+def test_json_is_one_object_and_nothing_else(run, model, position, layers):
+    code, out, err = run(
+        "attribute", "a film", f"--position={position}", "--json", "-m", model, *["--per-layer"] * layers
+    )
     found = json.loads(out)
     assert (code, err) == (0, "")
     assert found.keys() >= KEYS
-    expected = int(target) if target.lstrip("-").isdigit() else target
-    assert found["target"] == ([0, 2, -1] if target == "0,2,-1" else expected)
+    expected = int(position) if position.lstrip("-").isdigit() else position
+    assert found["position"] == ([0, 2, -1] if position == "0,2,-1" else expected)
     assert (found["layer_scores"] is not None) == layers
     assert found["tokens"] == ["[CLS]", "a", "f", "##i", "##l", "##m", "[SEP]"]
-    rows = found["scores"] if target in ("all", "0,2,-1") else [found["scores"]]
+    rows = found["scores"] if position in ("all", "0,2,-1") else [found["scores"]]
     assert [sum(row) for row in rows] == pytest.approx([1.0] * len(rows))
-    assert len(rows) == {"all": 7, "0,2,-1": 3}.get(target, 1)
+    assert len(rows) == {"all": 7, "0,2,-1": 3}.get(position, 1)
 
 
 def test_json_equals_the_library(run, model):
-    options = {"method": "W-Res", "target": -2, "layers": True, "row_normalize": True}
+    options = {"method": "W-Res", "position": -2, "per_layer": True, "row_normalize": True}
     _, out, _ = run(
-        *("attribute", "a film", "--pair", "no film", "--method", "W-Res", "--target", "-2", "--layers"),
+        *("attribute", "a film", "--pair", "no film", "--method", "W-Res", "--position", "-2", "--per-layer"),
         *("--row-normalize", "--dtype", "float64", "--device", "cpu", "--backend", "torch", "--json", "-m", model),
     )
     explainer = globenc.GlobEnc.from_pretrained(model, "cpu", "float64", "torch")
@@ -100,7 +102,7 @@ def test_text_from_file_and_standard_input(run, model, monkeypatch, tmp_path):
 
 def test_writes_page_and_picture(run, model, tmp_path):
     (tmp_path / "a.html").write_text("old")
-    code, _, err = run("attribute", "a film", "--html", "a.html", "--plot", "a.png", "--layers", "-m", model)
+    code, _, err = run("attribute", "a film", "--html", "a.html", "--plot", "a.png", "--per-layer", "-m", model)
     assert code == 0
     assert err == "globenc: wrote a.html\nglobenc: wrote a.png\n"
     assert (tmp_path / "a.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
@@ -136,8 +138,8 @@ USAGE = {
     "text and file": (["a", "--file", "b"], "give TEXT or --file, not both"),
     "empty pair": (["a", "--pair", ""], "--pair is empty"),
     "method": (["a", "--method", "GlobEnc"], "method must be one of N-Enc, N-ResLN"),
-    "target": (["a", "--target", "sep"], "target must be cls, mean, all, a token position"),
-    "target list": (["a", "--target", "1,,2"], "target must be cls, mean, all, a token position"),
+    "position": (["a", "--position", "sep"], "position must be cls, mean, all, a token position"),
+    "position list": (["a", "--position", "1,,2"], "position must be cls, mean, all, a token position"),
     "backend": (["a", "--backend", "jax"], "'jax' is not one of 'auto', 'reference', 'torch', 'triton'"),
     "dtype": (["a", "--dtype", "int8"], "'int8' is not one of 'float64', 'float32', 'bfloat16', 'float16'"),
     "device": (["a", "--device", "abacus"], "unknown device 'abacus'"),
@@ -168,7 +170,7 @@ def test_unknown_command_and_no_command(run):
 FAILED = {
     "no model": (["--model", "./nowhere/at/all"], "there is no folder './nowhere/at/all'"),
     "folder without model": (["--model", "."], "no model in folder '.': it has no config.json"),
-    "target outside": (["--target", "9"], "target must be a token position inside the text, got 9 for 3 tokens"),
+    "position outside": (["--position", "9"], "position must be a token position inside the text, got 9 for 3 tokens"),
     "too short": (["--max-length", "2"], "max_length must be more than the 2 special tokens"),
     "output folder": (["--html", "no/such/folder.html"], "folder.html': No such file or directory"),
     "output is a folder": (["--html", "."], "it is not a regular file"),

@@ -148,7 +148,7 @@ def test_the_papers_numbers_are_those_of_the_package():
 
 def test_every_column_is_described(tmp_path):
     rows = [{"text": "a fine film", "pair": "is it good?", "gold": 1}]
-    options = {"pair_column": "pair", "label_column": "gold", "words": True, "layers": True, "keep_text": True}
+    options = {"pair_column": "pair", "label_column": "gold", "words": True, "per_layer": True, "keep_text": True}
     globenc.extract(rows, tmp_path / "out", **options, progress=False)
     page = (DOCS / "corpora.md").read_text()
     for name in globenc.load_extract(tmp_path / "out").column_names:

@@ -253,14 +253,14 @@ def test_flow_by_hand():
     # to token 0: from 0 by 0-0-0 at most 0.2 of 0.5 goes on, from 1 by 0.2 through 0 and 0.8 through 1
     maps = [[[0.5, 0.5], [0.0, 1.0]], [[0.2, 0.8], [0.0, 1.0]]]
     np.testing.assert_allclose(attention_flow(maps), [0.2, 1.0], atol=1e-6)
-    np.testing.assert_allclose(attention_flow(maps, target=1), [0.0, 1.0], atol=1e-6)
+    np.testing.assert_allclose(attention_flow(maps, position=1), [0.0, 1.0], atol=1e-6)
     np.testing.assert_allclose(attention_flow(np.array(maps) * 1e-9), [0.2e-9, 1e-9], rtol=1e-6)
     assert attention_flow(np.zeros((2, 3, 3))).tolist() == [0, 0, 0]
 
 
 def test_flow_of_one_layer_is_its_row():
     rows = np.random.default_rng(0).random((1, 6, 6))
-    np.testing.assert_allclose(attention_flow(rows, target=2), rows[0, 2], rtol=1e-6)
+    np.testing.assert_allclose(attention_flow(rows, position=2), rows[0, 2], rtol=1e-6)
 
 
 def test_flow_of_many_tokens_does_not_overflow():
@@ -269,18 +269,18 @@ def test_flow_of_many_tokens_does_not_overflow():
 
 
 @pytest.mark.parametrize(
-    ("maps", "target", "message"),
+    ("maps", "position", "message"),
     [
         (np.zeros((2, 3)), 0, "maps must have shape"),
         (np.zeros((1, 2, 3)), 0, "maps must have shape"),
         (np.full((1, 2, 2), -1.0), 0, "finite and not negative"),
         (np.full((1, 2, 2), np.nan), 0, "finite and not negative"),
-        (np.ones((1, 2, 2)), 2, "target must be in 0..1, got 2"),
+        (np.ones((1, 2, 2)), 2, "position must be in 0..1, got 2"),
     ],
 )
-def test_flow_refuses(maps, target, message):
+def test_flow_refuses(maps, position, message):
     with pytest.raises(ValueError, match=message):
-        attention_flow(maps, target)
+        attention_flow(maps, position)
 
 
 def test_evaluate_is_part_of_the_package():

@@ -65,7 +65,7 @@ def test_correlations_equal_plain_calls(whole, explainer, method):
     for k, text in enumerate(TEXTS):
         inputs = explainer.tokenizer(text, return_tensors="pt")
         reference = saliency(explainer.model, **inputs)[0].numpy()
-        rollouts = explainer(text, method=method, layers=True).layer_scores
+        rollouts = explainer(text, method=method, per_layer=True).layer_scores
         maps = globenc.contribution_maps(explainer.model, method=method, **inputs)[:, 0, 0].numpy()
         for layer in range(len(rollouts)):
             for kind, row in (("rollout", rollouts[layer]), ("layer", maps[layer])):
@@ -252,8 +252,8 @@ def test_unusable_rationales_are_counted(letters, tmp_path):
         ({"rationales": [{"tokens": ["a"], "marks": [3]}]}, "no usable row; row 0"),
         ({"inputs": [{"text": ""}]}, "all 1 rows are bad, the first because row 0"),
         ({"label_column": "text"}, "label 'a b' is none of the model's"),
-        ({"target": "all"}, "target must be a single one"),
-        ({"methods": ["HTA"], "target": "mean"}, "for target 'cls' alone"),
+        ({"position": "all"}, "position must be a single one"),
+        ({"methods": ["HTA"], "position": "mean"}, "for position 'cls' alone"),
     ],
 )
 def test_refuses(letters, tmp_path, options, message):
@@ -304,7 +304,7 @@ HATE = [
     },
     {
         "id": "2_twitter",
-        "annotators": {"label": [1, 1, 1], "annotator_id": [1, 2, 3], "target": [[], [], []]},
+        "annotators": {"label": [1, 1, 1], "annotator_id": [1, 2, 3], "position": [[], [], []]},
         "rationales": [],
         "post_tokens": ["d", "e"],
     },

@@ -33,7 +33,7 @@ def test_fields(explainer, classifier, wordpiece):
     assert a.segments == [None] + [0] * (len(a.tokens) - 2) + [None]
     assert isinstance(a.log2_scale, float)
     assert (a.layer_scores, a.layer_log2_scale) == (None, None)
-    assert (a.method, a.target, a.row_normalize, a.truncated) == ("N-Enc", "cls", False, 0)
+    assert (a.method, a.position, a.row_normalize, a.truncated) == ("N-Enc", "cls", False, 0)
     assert a.model == "BertForSequenceClassification"
     with torch.no_grad():
         expected = classifier(**wordpiece(TEXT, return_tensors="pt")).logits.softmax(-1)[0]
@@ -45,14 +45,14 @@ def test_fields(explainer, classifier, wordpiece):
 def test_scores_are_those_of_attribute(explainer, classifier, wordpiece):
     inputs = wordpiece(TEXT, return_tensors="pt")
     for method in METHODS:
-        for target in ("cls", "mean", 3, [1, -1], "all"):
-            out = globenc.attribute(classifier, method=method, target=target, layers=True, **inputs)
-            a = explainer(TEXT, method=method, target=target, layers=True)
+        for position in ("cls", "mean", 3, [1, -1], "all"):
+            out = globenc.attribute(classifier, method=method, position=position, per_layer=True, **inputs)
+            a = explainer(TEXT, method=method, position=position, per_layer=True)
             np.testing.assert_array_equal(a.scores, out.scores[0].numpy())
             np.testing.assert_array_equal(a.log2_scale, out.log2_scale[0].numpy())
             np.testing.assert_array_equal(a.layer_scores, out.layer_scores[:, 0].numpy())
             np.testing.assert_array_equal(a.layer_log2_scale, out.layer_log2_scale[:, 0].numpy())
-            assert (a.method, a.target) == (method, target)
+            assert (a.method, a.position) == (method, position)
 
 
 def test_offsets_point_into_the_text(explainer):
@@ -85,8 +85,8 @@ def test_words_merge_pieces(explainer):
     assert position == len(a.tokens)
 
 
-def test_words_of_several_targets(explainer):
-    a = explainer(TEXT, target=[0, 2])
+def test_words_of_several_positions(explainer):
+    a = explainer(TEXT, position=[0, 2])
     words = a.words()
     assert all(w.score.shape == (2,) for w in words)
     np.testing.assert_allclose(np.sum([w.score for w in words], 0), 1, rtol=1e-12)
@@ -123,7 +123,7 @@ def test_raw_scores(explainer, classifier, wordpiece):
     for local in maps[1:]:
         product = local @ product
     np.testing.assert_allclose(explainer(TEXT).raw_scores(), product[0].numpy(), rtol=1e-11)
-    np.testing.assert_allclose(explainer(TEXT, target="all").raw_scores(), product.numpy(), rtol=1e-11)
+    np.testing.assert_allclose(explainer(TEXT, position="all").raw_scores(), product.numpy(), rtol=1e-11)
 
 
 def test_raw_scores_that_do_not_fit(explainer):
@@ -135,14 +135,14 @@ def test_raw_scores_that_do_not_fit(explainer):
         replace(a, log2_scale=1500.0).raw_scores()
 
 
-@pytest.mark.parametrize("target", ["cls", [0, 1], "all", "weights"], ids=str)
-def test_to_json(explainer, target):
-    a = explainer(TEXT, text_pair="très bleak", layers=True)
-    if target == "weights":
-        target = torch.ones(len(a.tokens))
-    a = explainer(TEXT, text_pair="très bleak", layers=True, target=target)
+@pytest.mark.parametrize("position", ["cls", [0, 1], "all", "weights"], ids=str)
+def test_to_json(explainer, position):
+    a = explainer(TEXT, text_pair="très bleak", per_layer=True)
+    if position == "weights":
+        position = torch.ones(len(a.tokens))
+    a = explainer(TEXT, text_pair="très bleak", per_layer=True, position=position)
     read = json.loads(a.to_json())
-    assert {"tokens", "scores", "words", "label", "probability", "method", "target", "model"} <= set(read)
+    assert {"tokens", "scores", "words", "label", "probability", "method", "position", "model"} <= set(read)
     assert read["tokens"] == a.tokens
     assert read["text_pair"] == "très bleak"
     np.testing.assert_array_equal(read["scores"], a.scores)
@@ -338,18 +338,23 @@ BAD_CALLS = {
     "pairs-too-few": ((["a", "b"],), {"text_pair": ["c"]}, ValueError, "one text for each of the 2 texts, got 1"),
     "method": (("a",), {"method": "globenc"}, ValueError, "method must be one of N-Enc, .*W-Res; got 'globenc'"),
     "method-case": (("a",), {"method": "n-enc"}, ValueError, "method must be one of .*; got 'n-enc'"),
-    "target": (("a",), {"target": "sep"}, ValueError, 'target must be "cls", "mean", "all".*got \'sep\''),
-    "target-type": (("a",), {"target": 1.5}, TypeError, "target must be .*got 1.5"),
-    "target-outside": (("a",), {"target": 3}, ValueError, "^target must be a token position inside the text, got 3"),
-    "target-outside-of-one": (
-        (["a a", "a"],),
-        {"target": 3},
+    "position": (("a",), {"position": "sep"}, ValueError, 'position must be "cls", "mean", "all".*got \'sep\''),
+    "position-type": (("a",), {"position": 1.5}, TypeError, "position must be .*got 1.5"),
+    "position-outside": (
+        ("a",),
+        {"position": 3},
         ValueError,
-        "^text 1: target must be .* got 3 for 3 tokens",
+        "^position must be a token position inside the text, got 3",
     ),
-    "target-none": (("a",), {"target": None}, TypeError, "target must be"),
-    "weights-of-many": ((["a", "a"],), {"target": torch.ones(3)}, ValueError, "weights belong to one text"),
-    "weights-length": (("a",), {"target": torch.ones(4)}, ValueError, "must end in the text's 3 tokens"),
+    "position-outside-of-one": (
+        (["a a", "a"],),
+        {"position": 3},
+        ValueError,
+        "^text 1: position must be .* got 3 for 3 tokens",
+    ),
+    "position-none": (("a",), {"position": None}, TypeError, "position must be"),
+    "weights-of-many": ((["a", "a"],), {"position": torch.ones(3)}, ValueError, "weights belong to one text"),
+    "weights-length": (("a",), {"position": torch.ones(4)}, ValueError, "must end in the text's 3 tokens"),
     "unknown-option": (("a",), {"layer": True}, TypeError, "layer"),
 }
 
@@ -448,13 +453,13 @@ def test_model_without_weights():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
-@pytest.mark.parametrize("target", ["cls", "mean", "all"])
-def test_activations_that_are_not_finite(value, target):
+@pytest.mark.parametrize("position", ["cls", "mean", "all"])
+def test_activations_that_are_not_finite(value, position):
     model = tiny_model("bert", torch.float32)
     model.embeddings.word_embeddings.weight.data[6] = value
     with pytest.raises(FloatingPointError, match="not finite"):
-        globenc.attribute(model, target=target, input_ids=IDS)
-    globenc.attribute(model, target=target, input_ids=torch.tensor([[5, 7]]))
+        globenc.attribute(model, position=position, input_ids=IDS)
+    globenc.attribute(model, position=position, input_ids=torch.tensor([[5, 7]]))
 
 
 @pytest.mark.parametrize("kind", ["no-config", "no-folder", "no-weights", "no-encoder", "no-safetensors"])

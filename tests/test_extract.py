@@ -107,12 +107,12 @@ def arrays(column, dtype=np.float32) -> list[np.ndarray]:
 # --- what is written ---
 
 
-@pytest.mark.parametrize("target", ["cls", "mean", 2, [0, -1], "all"], ids=str)
-def test_columns_hold_what_globenc_gives(loaded, tmp_path, target):
-    summary = run(ROWS, tmp_path / "out", loaded, target=target, layers=True, words=True, keep_text=True)
+@pytest.mark.parametrize("position", ["cls", "mean", 2, [0, -1], "all"], ids=str)
+def test_columns_hold_what_globenc_gives(loaded, tmp_path, position):
+    summary = run(ROWS, tmp_path / "out", loaded, position=position, per_layer=True, words=True, keep_text=True)
     assert (summary.rows, summary.input_rows, summary.rejected, summary.shards) == (30, 30, 0, 5)
     table = globenc.load_extract(tmp_path / "out")
-    expected = loaded(TEXTS, target=target, layers=True)
+    expected = loaded(TEXTS, position=position, per_layer=True)
     assert table["id"].to_pylist() == list(range(30))
     assert table["text"].to_pylist() == TEXTS
     assert table["tokens"].to_pylist() == [result.tokens for result in expected]
@@ -149,7 +149,7 @@ def test_schema(finished, tmp_path, model):
     meta = parquet.ParquetFile(finished / "data" / "part-00000.parquet").metadata
     codecs = {meta.row_group(0).column(k).compression for k in range(meta.num_columns)}
     assert codecs == {"ZSTD"}
-    run(ROWS, tmp_path / "all", model, target="all", layers=True, id_column="name", label_column="gold")
+    run(ROWS, tmp_path / "all", model, position="all", per_layer=True, id_column="name", label_column="gold")
     table = globenc.load_extract(tmp_path / "all")
     assert (kind("id"), kind("gold_label")) == (pa.string(), pa.int64())
     assert kind("layer_scores").value_type.value_type.value_type == pa.float32()
@@ -215,7 +215,7 @@ def test_manifest_and_file_metadata(finished, model, corpus):
         assert about["versions"]["globenc"] == globenc.__version__
         assert about["versions"]["torch"] == torch.__version__
     for identity in (manifest["identity"], metadata):
-        assert (identity["method"], identity["target"], identity["shard_rows"]) == ("N-Enc", "cls", 7)
+        assert (identity["method"], identity["position"], identity["shard_rows"]) == ("N-Enc", "cls", 7)
         assert len(identity["model"]["weights"]) == 64
         assert identity["input"] == [{"format": "jsonl", "bytes": corpus.stat().st_size}]
     assert manifest["complete"] is True
@@ -241,11 +241,11 @@ def test_datasets_opens_the_folder_itself(finished):
 
 
 def test_nothing_but_bad_rows(model, tmp_path):
-    summary = run([{"text": ""}] * 9, tmp_path / "out", model, target="all", layers=True, words=True)
+    summary = run([{"text": ""}] * 9, tmp_path / "out", model, position="all", per_layer=True, words=True)
     assert (summary.rows, summary.rejected, summary.shards) == (0, 9, 2)
     table = globenc.load_extract(tmp_path / "out")
     assert table.num_rows == 0
-    full = run(ROWS, tmp_path / "full", model, target="all", layers=True, words=True)
+    full = run(ROWS, tmp_path / "full", model, position="all", per_layer=True, words=True)
     assert full.rows == 30
     assert table.schema == globenc.load_extract(tmp_path / "full").schema
 
@@ -255,7 +255,7 @@ def test_one_forward_pass_a_text(loaded, tmp_path):
     watch = loaded.model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    run(ROWS, tmp_path / "out", loaded, batch_tokens=64, words=True, layers=True)
+    run(ROWS, tmp_path / "out", loaded, batch_tokens=64, words=True, per_layer=True)
     watch.remove()
     assert sum(seen) == 30
     assert max(seen) > 1
@@ -325,8 +325,8 @@ def test_a_complete_extraction_is_left_alone(finished, corpus, model):
 
 DIFFERENT = {
     "method": ({"method": "N-ResLN"}, 'method "N-Enc", and now it is "N-ResLN"'),
-    "target": ({"target": [0, 1]}, r'target "cls", and now it is \[0, 1\]'),
-    "layers": ({"layers": True}, "layers false, and now it is true"),
+    "position": ({"position": [0, 1]}, r'position "cls", and now it is \[0, 1\]'),
+    "layers": ({"per_layer": True}, "per_layer false, and now it is true"),
     "max-length": ({"max_length": 20}, "max_length null, and now it is 20"),
     "words": ({"words": True}, "words false, and now it is true"),
     "label": ({"label_column": "gold"}, 'label_column null, and now it is "gold"'),
@@ -419,8 +419,8 @@ def test_wrong_options_make_no_folder(corpus, model, loaded, tmp_path):
         run(corpus, folder, model, shard_rows=0)
     with pytest.raises(ValueError, match="engine must be one of local, ray; got 'spark'"):
         run(corpus, folder, model, engine="spark")
-    with pytest.raises(TypeError, match="target weights belong to one text"):
-        run(corpus, folder, model, target=torch.ones(3))
+    with pytest.raises(TypeError, match="position weights belong to one text"):
+        run(corpus, folder, model, position=torch.ones(3))
     with pytest.raises(ValueError, match="has no column 'review'"):
         run(corpus, folder, model, text_column="review")
     with pytest.raises(ValueError, match="dtype goes with a model's name"):
@@ -446,9 +446,9 @@ def test_strict_stops_at_the_first_bad_row(finished, corpus, model, tmp_path):
         run(hidden, tmp_path / "hidden", model, strict=True)
 
 
-def test_a_target_outside_a_text_is_a_bad_row(model, tmp_path):
+def test_a_position_outside_a_text_is_a_bad_row(model, tmp_path):
     rows = [{"text": "a b c d"}, {"text": "a"}]
-    summary = run(rows, tmp_path / "out", model, target=4)
+    summary = run(rows, tmp_path / "out", model, position=4)
     assert (summary.rows, summary.rejected) == (1, 1)
     assert "got 4 for 3 tokens" in json.loads((tmp_path / "out" / "rejects.jsonl").read_text())["reason"]
 

@@ -181,7 +181,7 @@ def test_killed_twice_then_resumed(whole, corpus, model, tmp_path):
 def test_killed_at_25_random_moments(tmp_path):
     """2,000 rows of real text with the embedded model. A run may be killed while it imports, reads or writes."""
     columns = ["--text-column", "description", "--id-column", "idx", "--label-column", "label"]
-    common = [str(AG_NEWS), *columns, "--limit", "2000", "--shard-rows", "50", "--words", "--keep-text", "--layers"]
+    common = [str(AG_NEWS), *columns, "--limit", "2000", "--shard-rows", "50", "--words", "--keep-text", "--per-layer"]
     process = start(["extract", *common, "-o", str(tmp_path / "whole")])
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors

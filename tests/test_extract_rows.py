@@ -704,7 +704,7 @@ def test_a_long_text_goes_no_further_than_it_is_needed(loaded, monkeypatch, opti
     text = "a b c d " * 1000
     settings = Settings(
         **{
-            **{"method": "N-Enc", "target": "cls", "layers": False, "row_normalize": False, "max_length": 20},
+            **{"method": "N-Enc", "position": "cls", "per_layer": False, "row_normalize": False, "max_length": 20},
             **{"words": False, "keep_text": False, "pair": False, "gold": False, "batch_tokens": 64, "strict": False},
             **{"identity": "{}", **options},
         }

@@ -15,10 +15,10 @@ from helpers import (
     assert_rows_close,
     methods_of,
     pictures,
+    positions_of,
     randomize,
     raw,
     row_error,
-    targets_of,
     tiny_model,
     tiny_vision,
     token_batch,
@@ -71,9 +71,9 @@ def test_torch_equals_reference(family_model, method):
     tolerance = ROUNDING.get(family_model.config.model_type, 1e-12) if method == "W-Res" else 1e-12
     maps = [globenc.contribution_maps(family_model, method=method, backend=b, **inputs) for b in ("torch", "reference")]
     assert_rows_close(*maps, tolerance)
-    for target in targets_of(family_model):
+    for position in positions_of(family_model):
         fast, direct = (
-            globenc.attribute(family_model, method=method, target=target, layers=True, backend=backend, **inputs)
+            globenc.attribute(family_model, method=method, position=position, per_layer=True, backend=backend, **inputs)
             for backend in ("torch", "reference")
         )
         assert_rows_close(
@@ -106,12 +106,12 @@ def test_mixing_ratios_of_other_methods_are_refused(bert):
 
 
 def test_batch_invariance(family_model):
-    pad, (target, *_) = family_model.config.pad_token_id, targets_of(family_model)
+    pad, (position, *_) = family_model.config.pad_token_id, positions_of(family_model)
     batch = token_batch((9, 4, 6))
     batch["input_ids"][batch["attention_mask"] == 0] = pad
-    together = globenc.attribute(family_model, target=target, **batch)
+    together = globenc.attribute(family_model, position=position, **batch)
     for row, length in enumerate((9, 4, 6)):
-        alone = globenc.attribute(family_model, target=target, **token_batch((length,)))
+        alone = globenc.attribute(family_model, position=position, **token_batch((length,)))
         assert_rows_close(together.scores[row : row + 1, :length], alone.scores, 1e-12)
         torch.testing.assert_close(together.log2_scale[row : row + 1], alone.log2_scale, rtol=0, atol=1e-12)
         assert bool((together.scores[row, length:] == 0).all())
@@ -439,9 +439,9 @@ def test_longformer_with_global_tokens(exact_longformer, where, lengths):
             for b in ("torch", "reference")
         ]
         assert_rows_close(*maps, 1e-12)
-    for options in ({}, {"target": "mean"}, {"target": [0, 3, -1]}, {"row_normalize": True}, {"target": "all"}):
+    for options in ({}, {"position": "mean"}, {"position": [0, 3, -1]}, {"row_normalize": True}, {"position": "all"}):
         fast, direct = (
-            globenc.attribute(exact_longformer, layers=True, backend=b, **options, **inputs)
+            globenc.attribute(exact_longformer, per_layer=True, backend=b, **options, **inputs)
             for b in ("torch", "reference")
         )
         assert_rows_close(fast.layer_scores, direct.layer_scores, 1e-12)
@@ -485,7 +485,7 @@ def test_windows_of_modernbert(lengths, left):
     """Several blocks of queries; what the model itself computes with transformers' masks is the same."""
     model = tiny_model("modernbert", num_hidden_layers=2, global_attn_every_n_layers=2, local_attention=60)
     inputs = token_batch(lengths, left=left, position_ids=left)
-    out = globenc.attribute(model, target="mean", **inputs)
+    out = globenc.attribute(model, position="mean", **inputs)
     real = inputs["attention_mask"].bool()
     with torch.no_grad():
         own = model(**inputs).last_hidden_state
@@ -498,7 +498,7 @@ def test_windows_of_modernbert(lengths, left):
         assert bool((maps[0][1, 0, distance > 30] == 0).all())
         assert bool((maps[0][1, 0, distance <= 30] > 0).all())
         assert bool((maps[0][0] > 0).all())
-        direct = globenc.attribute(model, target="mean", backend="reference", **inputs)
+        direct = globenc.attribute(model, position="mean", backend="reference", **inputs)
         assert_rows_close(out.scores, direct.scores, 1e-12)
 
 
@@ -514,13 +514,13 @@ def test_pictures(family):
             for b in ("torch", "reference")
         ]
         assert_rows_close(*maps, 1e-12)
-    out = globenc.attribute(model, target="mean", pixel_values=pixels)
+    out = globenc.attribute(model, position="mean", pixel_values=pixels)
     with torch.no_grad():
         own = model(pixel_values=pixels).last_hidden_state
     assert torch.equal(out.model_output.last_hidden_state, own)
     special = next(f for f in globenc.supported_encoders() if f.model_type == family).patches.special(model.config)
     assert out.scores.shape == (2, 9 + len(special))
-    alone = globenc.attribute(model, target="mean", pixel_values=pixels[1:])
+    alone = globenc.attribute(model, position="mean", pixel_values=pixels[1:])
     assert_rows_close(alone.scores, out.scores[1:], 1e-12)
 
 
@@ -552,7 +552,7 @@ def test_wrong_pictures(pixels, message):
 @pytest.mark.parametrize("model", [lambda: tiny_model("t5"), lambda: tiny_vision("siglip_vision_model")])
 def test_families_without_a_token_for_the_whole(model):
     inputs = {"pixel_values": pictures()} if "vision" in model().config.model_type else token_batch((5,))
-    with pytest.raises(ValueError, match=r"target 'cls' has no meaning for '.*use target='mean'"):
+    with pytest.raises(ValueError, match=r"position 'cls' has no meaning for '.*use position='mean'"):
         globenc.attribute(model(), **inputs)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from helpers import CONFIGS, FAMILIES, NO_CLS, targets_of, tiny_model
+from helpers import CONFIGS, FAMILIES, NO_CLS, positions_of, tiny_model
 
 import globenc
 
@@ -25,16 +25,16 @@ def test_checkpoints(family, tmp_path, wordpiece):
     wordpiece.save_pretrained(tmp_path)
     explainer = globenc.GlobEnc.from_pretrained(tmp_path)
     assert type(explainer.model).__name__.endswith("EncoderModel") == (family in NO_CLS)
-    (target, *_) = targets_of(explainer.model)
-    a = explainer("a charming journey", target=target)
+    (position, *_) = positions_of(explainer.model)
+    a = explainer("a charming journey", position=position)
     assert a.tokens[0] == "[CLS]"
     assert float(a.scores.sum()) == pytest.approx(1, abs=1e-5)
     assert (a.label is not None) == (family not in HEADLESS and family not in NO_CLS)
-    several = explainer(["a charming journey", "it 's slow -- very , very slow ."], target=target)
+    several = explainer(["a charming journey", "it 's slow -- very , very slow ."], position=position)
     np.testing.assert_allclose(several[0].scores, a.scores, atol=2e-6)
     if family not in NO_CLS:
         inputs = wordpiece("a charming journey", return_tensors="pt", return_token_type_ids=False)
-        expected = globenc.attribute(model, target=target, **inputs).scores[0]
+        expected = globenc.attribute(model, position=position, **inputs).scores[0]
         np.testing.assert_allclose(a.scores, expected.numpy(), atol=2e-6)
 
 
@@ -67,6 +67,6 @@ def test_heads_on_an_encoder_alone(family):
     model_class = {"t5": transformers.T5ForTokenClassification, "umt5": transformers.UMT5ForTokenClassification}[family]
     model = model_class(make(**options)).eval()
     ids = torch.randint(5, 80, (1, 7))
-    out = globenc.attribute(model, target="mean", input_ids=ids)
+    out = globenc.attribute(model, position="mean", input_ids=ids)
     assert out.model_output.logits.shape[:2] == (1, 7)
     assert float(globenc.completeness_gap(model, input_ids=ids).max()) < 1e-5

@@ -64,13 +64,13 @@ def bert64(bert32):
 
 CASES = {
     "cls": {"method": "N-Enc"},
-    "layers": {"method": "N-Enc", "target": [0, -1], "layers": True},
-    "mean": {"method": "N-ResLN", "target": "mean"},
-    "all": {"method": "N-Res", "target": "all"},
+    "layers": {"method": "N-Enc", "position": [0, -1], "per_layer": True},
+    "mean": {"method": "N-ResLN", "position": "mean"},
+    "all": {"method": "N-Res", "position": "all"},
     "row-normalize": {"method": "N", "row_normalize": True},
-    "N-FixedRes": {"method": "N-FixedRes", "layers": True},
-    "W": {"method": "W", "target": 1},
-    "W-FixedRes": {"method": "W-FixedRes", "target": "mean"},
+    "N-FixedRes": {"method": "N-FixedRes", "per_layer": True},
+    "W": {"method": "W", "position": 1},
+    "W-FixedRes": {"method": "W-FixedRes", "position": "mean"},
     "W-Res": {"method": "W-Res"},
 }
 
@@ -166,7 +166,7 @@ def test_attention_that_the_kernels_do_not_know(family, reason):
         with pytest.raises(RuntimeError, match=f"backend='triton' cannot take this model: {reason}"):
             call(model, backend="triton", **inputs)
     with pytest.raises(RuntimeError, match=f"cannot take this model: {reason}"):
-        globenc.attribute(model, backend="triton", target="mean", **inputs)
+        globenc.attribute(model, backend="triton", position="mean", **inputs)
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
@@ -203,7 +203,7 @@ def test_half_precision(dtype):
 
 def test_same_bits_twice(bert32):
     inputs = on_device(token_batch((9, 5)))
-    first, second = (globenc.attribute(bert32, backend="triton", layers=True, **inputs) for _ in range(2))
+    first, second = (globenc.attribute(bert32, backend="triton", per_layer=True, **inputs) for _ in range(2))
     assert torch.equal(first.layer_scores, second.layer_scores)
 
 

@@ -45,7 +45,7 @@ def test_maps(dtype, n):
 def test_rows_and_maps_agree():
     model, inputs = model_on(), batch_on("cuda", 517, 300, 5)
     rolled = raw(*globenc.rollout(globenc.contribution_maps(model, backend="triton", **inputs)))[-1]
-    out = globenc.attribute(model, backend="triton", target=[0, -1], **inputs)
+    out = globenc.attribute(model, backend="triton", position=[0, -1], **inputs)
     ends = [516, 299, 4]
     expected = torch.stack([rolled[b, [0, end]] for b, end in enumerate(ends)])
     assert float(row_error(raw(out.scores, out.log2_scale), expected).max()) < 5e-6
@@ -62,10 +62,10 @@ def test_no_compilation_for_another_length():
         return sum(len(cache[0]) for cache in kernel.device_caches.values())
 
     for lengths in ((64,), (65, 9), (1,)):
-        globenc.attribute(model, backend="triton", layers=True, **batch_on("cuda", *lengths))
+        globenc.attribute(model, backend="triton", per_layer=True, **batch_on("cuda", *lengths))
     known = variants()
     for lengths in ((128,), (129,), (300, 200, 100), (31, 7), (512,) * 4):
-        globenc.attribute(model, backend="triton", layers=True, **batch_on("cuda", *lengths))
+        globenc.attribute(model, backend="triton", per_layer=True, **batch_on("cuda", *lengths))
     assert variants() == known
 
 

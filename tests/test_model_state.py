@@ -18,7 +18,7 @@ from globenc.model_state import Loan, precise
 
 CALLS = {
     "attribute": lambda model, inputs: globenc.attribute(model, **inputs),
-    "all": lambda model, inputs: globenc.attribute(model, target="all", **inputs),
+    "all": lambda model, inputs: globenc.attribute(model, position="all", **inputs),
     "completeness_gap": lambda model, inputs: globenc.completeness_gap(model, **inputs),
     "compare_methods": lambda model, inputs: globenc.evaluate.compare_methods(model, **inputs),
     "saliency": lambda model, inputs: globenc.evaluate.saliency(model, **inputs),

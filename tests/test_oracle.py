@@ -144,7 +144,7 @@ def test_rollout_of_maps(case, method, backend, dtype, tolerance):
 @over_cases
 def test_attribute_all(case, method, backend, dtype, tolerance):
     o = oracle(case, dtype)
-    out = globenc.attribute(o.model, method=method, target="all", layers=True, backend=backend, **o.inputs)
+    out = globenc.attribute(o.model, method=method, position="all", per_layer=True, backend=backend, **o.inputs)
     layers, last = raw(out.layer_scores, out.layer_log2_scale), raw(out.scores, out.log2_scale)
     for b in range(o.batch):
         real, expected = o.real(b), o.rollout(method, b)
@@ -158,7 +158,7 @@ def test_attribute_all(case, method, backend, dtype, tolerance):
 @over_cases
 def test_attribute_cls(case, method, backend, dtype, tolerance):
     o = oracle(case, dtype)
-    out = globenc.attribute(o.model, method=method, target="cls", layers=True, backend=backend, **o.inputs)
+    out = globenc.attribute(o.model, method=method, position="cls", per_layer=True, backend=backend, **o.inputs)
     layers, last = raw(out.layer_scores, out.layer_log2_scale), raw(out.scores, out.log2_scale)
     for b in range(o.batch):
         real, expected = o.real(b), o.rollout(method, b)[:, 0]
@@ -173,7 +173,7 @@ def test_published_aggregate(case, dtype, tolerance):
     o = oracle(case, dtype)
     if "globenc" not in o.numbers:
         pytest.skip("the published code has no aggregate for this architecture")
-    out = globenc.attribute(o.model, target="all", **o.inputs)
+    out = globenc.attribute(o.model, position="all", **o.inputs)
     assert_rows_close(raw(out.scores, out.log2_scale), o.numbers["globenc"], tolerance)
 
 

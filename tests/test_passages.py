@@ -79,10 +79,10 @@ def explainer():
     return globenc.GlobEnc.from_pretrained()
 
 
-@pytest.mark.parametrize("target", ["cls", [0, 3], "all"], ids=str)
-def test_scores_of_passages_add_up(explainer, target):
+@pytest.mark.parametrize("position", ["cls", [0, 3], "all"], ids=str)
+def test_scores_of_passages_add_up(explainer, position):
     text = "The plot drags. The acting is superb!\n\nA second part, with 3.5 stars. Good"
-    a = explainer(text, target=target)
+    a = explainer(text, position=position)
     special = [k for k, segment in enumerate(a.segments) if segment is None]
     for passages in (a.sentences(), a.paragraphs()):
         total = sum(np.asarray(passage.score) for passage in passages)

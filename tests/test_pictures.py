@@ -56,7 +56,7 @@ def photo(tmp_path_factory):
 
 
 def test_a_picture(explainer, photo):
-    a = explainer(photo, layers=True)
+    a = explainer(photo, per_layer=True)
     assert a.grid == (4, 4)
     assert a.tokens[:3] == ["[CLS]", "0,0", "0,1"]
     assert a.picture.shape == (16, 16, 3)
@@ -117,17 +117,17 @@ def test_options(explainer, photo):
         explainer(photo, "a text")
     with pytest.raises(ValueError, match="method must be one of"):
         explainer(photo, method="N-Nope")
-    several = explainer(photo, target=[0, 5])
+    several = explainer(photo, position=[0, 5])
     assert several.patches().shape == (2, 4, 4)
     assert several.heat_map(1).shape == (16, 16)
-    whole = explainer(photo, target="all")
+    whole = explainer(photo, position="all")
     assert whole.scores.shape == (17, 17)
     read = json.loads(several.to_json())
     assert read["grid"] == [4, 4]
-    assert read["target"] == [0, 5]
+    assert read["position"] == [0, 5]
 
 
-@pytest.mark.parametrize("options", [{}, {"target": [0, 5]}, {"target": "mean"}, {"target": "all"}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"position": [0, 5]}, {"position": "mean"}, {"position": "all"}], ids=str)
 def test_renderings(explainer, photo, options, tmp_path):
     a = explainer(photo, **options)
     a.plot(tmp_path / "a.png")
@@ -183,9 +183,9 @@ def test_vision_tower_of_a_whole_checkpoint(kind, tmp_path, photo):
     size = {"height": 16, "width": 16}
     transformers.SiglipImageProcessor(size=size).save_pretrained(tmp_path)
     explainer = globenc.GlobEnc.from_pretrained(tmp_path)
-    a = explainer(photo, target="mean")
+    a = explainer(photo, position="mean")
     pixels = explainer.tokenizer(Image.open(photo), return_tensors="pt")["pixel_values"]
-    expected = globenc.attribute(model.eval().vision_model, target="mean", pixel_values=pixels)
+    expected = globenc.attribute(model.eval().vision_model, position="mean", pixel_values=pixels)
     np.testing.assert_allclose(a.scores, expected.scores[0].numpy(), rtol=1e-4)
 
 
@@ -246,7 +246,7 @@ def test_patches_set_the_scale(explainer, photo):
     assert _scale(replace(a, scores=scores)) == (pytest.approx(0.0002), "share of a patch")
     scores = np.full(17, 0.0001, np.float32)
     scores[3], scores[7] = 1 - 0.0001 * 16, 0.0002
-    assert _scale(replace(a, scores=scores, target=3)) == (pytest.approx(0.0002), "share of a patch (up to 0.998)")
+    assert _scale(replace(a, scores=scores, position=3)) == (pytest.approx(0.0002), "share of a patch (up to 0.998)")
     assert _scale(replace(a, scores=np.zeros(17, np.float32)))[0] == 1
 
 
@@ -267,10 +267,10 @@ def test_pictures_go_in_batches(explainer, photo, monkeypatch):
         return whole(model, **inputs)
 
     monkeypatch.setattr("globenc.explainer.attribute", counted)
-    alone = [explainer(picture, layers=True) for picture in pictures]
+    alone = [explainer(picture, per_layer=True) for picture in pictures]
     for batch_tokens, expected in ((17, [1, 1, 1, 1, 1]), (35, [2, 2, 1]), (None, [5]), (1, [1] * 5)):
         sizes.clear()
-        found = explainer(pictures, layers=True, batch_tokens=batch_tokens)
+        found = explainer(pictures, per_layer=True, batch_tokens=batch_tokens)
         assert sizes == expected
         for ours, single in zip(found, alone, strict=True):
             np.testing.assert_allclose(ours.scores, single.scores, rtol=1e-4, atol=1e-7)
@@ -286,7 +286,7 @@ def test_pictures_go_in_batches(explainer, photo, monkeypatch):
         ({"text_pair": "a"}, "text_pair has no meaning for 'vit', which reads pictures"),
         ({"batch_tokens": 0}, "batch_tokens must be a positive whole number, got 0"),
         ({"max_length": "5"}, "max_length must be a positive whole number, got '5'"),
-        ({"target": 99}, "target"),
+        ({"position": 99}, "position"),
     ],
 )
 def test_options_of_pictures(explainer, photo, options, message):
@@ -294,6 +294,6 @@ def test_options_of_pictures(explainer, photo, options, message):
         explainer(photo, **options)
 
 
-def test_a_target_outside_names_the_picture(explainer, photo):
-    with pytest.raises(ValueError, match=r"pictures\[0\]: target"):
-        explainer([photo, photo], target=99)
+def test_a_position_outside_names_the_picture(explainer, photo):
+    with pytest.raises(ValueError, match=r"pictures\[0\]: position"):
+        explainer([photo, photo], position=99)

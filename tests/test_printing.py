@@ -102,7 +102,12 @@ def test_lines_on_standard_error_are_lines(capsysbinary, monkeypatch):
 def test_attribute(evil, capsysbinary, tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     page = tmp_path / f"page{EVIL}\udcff.html"
-    for more in ([], ["--layers", "--target", "all"], ["--max-length", "4", "--html", str(page)], ["--target=-1"]):
+    for more in (
+        [],
+        ["--per-layer", "--position", "all"],
+        ["--max-length", "4", "--html", str(page)],
+        ["--position=-1"],
+    ):
         code, printed = run(["attribute", "a good\x1b[31m film\u202e", "-m", evil, *more], capsysbinary)
         assert code == 0, printed
         assert_clean(printed)
@@ -190,7 +195,7 @@ def test_every_encoding(encoding, thorough, model, tmp_path, monkeypatch):
     files = [str(data), "-m", model, "-o"]
     arguments = [
         (0, ["attribute", JAPANESE, "-m", model]),
-        (0, ["attribute", JAPANESE, "-m", model, "--layers", "--target", "all", "--top", "2"]),
+        (0, ["attribute", JAPANESE, "-m", model, "--per-layer", "--position", "all", "--top", "2"]),
         (0, ["--version"]),
         (0, ["--help"]),
         (0, ["evaluate", "--help"]),

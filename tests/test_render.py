@@ -20,7 +20,7 @@ from globenc import Attribution
 from globenc.render.figure import figure
 from globenc.render.html import fragment, page
 from globenc.render.terminal import show
-from globenc.render.view import pieces, printable, shown_tokens, target_names, token_labels, views, visible
+from globenc.render.view import pieces, position_names, printable, shown_tokens, token_labels, views, visible
 
 VOID = {"meta", "col", "br"}
 
@@ -28,9 +28,9 @@ VOID = {"meta", "col", "br"}
 def attribution(
     text: str = "A charming film",
     pair: str | None = None,
-    targets: int | None = None,
+    positions: int | None = None,
     layers: int = 0,
-    target: Any = "cls",
+    position: Any = "cls",
     truncated: int = 0,
     scores: list[float] | None = None,
 ) -> Attribution:
@@ -46,7 +46,7 @@ def attribution(
         offsets.append(None)
         segments.append(None)
         word_ids.append(None)
-    shape = (() if targets is None else (targets,)) + (len(tokens),)
+    shape = (() if positions is None else (positions,)) + (len(tokens),)
     random = np.random.default_rng(0)
 
     def rows(*leading: int) -> np.ndarray:
@@ -67,7 +67,7 @@ def attribution(
         label="positive",
         probability=0.75,
         method="N-Enc",
-        target=target,
+        position=position,
         row_normalize=False,
         model="toy/model",
         truncated=truncated,
@@ -76,7 +76,7 @@ def attribution(
 
 def whole(text: str = "A charming film", **options: Any) -> Attribution:
     n = len(attribution(text).tokens)
-    return attribution(text, targets=n, target="all", **options)
+    return attribution(text, positions=n, position="all", **options)
 
 
 class Parsed(HTMLParser):
@@ -199,8 +199,8 @@ def test_special_tokens_are_shown_with_their_share_and_a_pair_has_two_paragraphs
     assert page(attribution()).count('<p dir="auto"') == 1
 
 
-def test_several_targets_have_a_strip_each_with_the_target_named():
-    a = attribution("A charming film", targets=2, target=[0, -2])
+def test_several_positions_have_a_strip_each_with_the_position_named():
+    a = attribution("A charming film", positions=2, position=[0, -2])
     parsed = Parsed(page(a))
     assert [text for text, _, _ in parsed.words] == ["A", "charming", "film"] * 2
     assert "[CLS] (token 0)" in parsed.text
@@ -325,13 +325,13 @@ def test_pieces_joined_are_the_text():
     assert "".join(piece.text for piece in pieces(a, a.words(), 0)) == text
 
 
-def test_target_names():
-    assert target_names(attribution()) == ["[CLS]"]
-    assert target_names(attribution(target="mean")) == ["the mean of all tokens"]
-    assert target_names(attribution(target=-2)) == ["film (token 3)"]
-    assert target_names(attribution(target=np.ones(5))) == ["the weighted tokens"]
-    assert target_names(attribution(targets=2, target=np.ones((1, 2, 5)))) == ["weights 0", "weights 1"]
-    assert target_names(whole()) == ["[CLS]", "A", "charming", "film", "[SEP]"]
+def test_position_names():
+    assert position_names(attribution()) == ["[CLS]"]
+    assert position_names(attribution(position="mean")) == ["the mean of all tokens"]
+    assert position_names(attribution(position=-2)) == ["film (token 3)"]
+    assert position_names(attribution(position=np.ones(5))) == ["the weighted tokens"]
+    assert position_names(attribution(positions=2, position=np.ones((1, 2, 5)))) == ["weights 0", "weights 1"]
+    assert position_names(whole()) == ["[CLS]", "A", "charming", "film", "[SEP]"]
 
 
 def test_views_of_the_whole_matrix_are_its_mean():
@@ -378,7 +378,7 @@ def named(tokens: list[str], text: str | None = None, spans: list[tuple[int, int
 def test_names_of_tokens_are_shown_as_text(tokens, labels):
     a = named(tokens)
     assert token_labels(a) == ["<s>", *labels, "</s>"]
-    assert target_names(replace(a, target=1)) == [f"{labels[0]} (token 1)"]
+    assert position_names(replace(a, position=1)) == [f"{labels[0]} (token 1)"]
 
 
 def test_blank_tokens_have_a_sign_and_a_colour():
@@ -449,8 +449,8 @@ def test_terminal_layers_fit_the_width_and_end_with_the_last(layers, width):
     assert max(len(line) for line in out.splitlines()) <= width
 
 
-def test_terminal_several_targets_whole_matrix_and_truncation():
-    out = printed(attribution(targets=2, target=[0, 1]), color_system=None)
+def test_terminal_several_positions_whole_matrix_and_truncation():
+    out = printed(attribution(positions=2, position=[0, 1]), color_system=None)
     assert "to [CLS] (token 0)" in out
     assert "to A (token 1)" in out
     assert "to all tokens on average" in printed(whole(), color_system=None)
@@ -510,16 +510,16 @@ def test_extreme_scores_are_drawn(scores, tmp_path):
 
 
 def test_what_a_token_keeps_for_itself_does_not_hide_the_others():
-    """Targets that keep nearly everything, as in some pre-LN models: the scale is that of the others."""
+    """Positions that keep nearly everything, as in some pre-LN models: the scale is that of the others."""
     n = len(attribution().tokens)
     kept = np.full((n, n), 0.002) + (1 - 0.002 * n) * np.eye(n)
     kept[1, 2] = 0.004
     a = replace(whole(), scores=kept)
     assert figure(a).axes[1].images[0].get_clim()[1] == pytest.approx(0.004)
     assert "highest share of a token in another one, 0." in page(a)
-    one = replace(attribution("low high", scores=[0.001, 0.99, 0.008, 0.001]), target=1)
+    one = replace(attribution("low high", scores=[0.001, 0.99, 0.008, 0.001]), position=1)
     assert [round(alpha(style), 3) for _, _, style in Parsed(page(one)).words] == [0.6, 0.6]
-    assert "highest word besides the target, 0.80%" in page(one)
+    assert "highest word besides the position, 0.80%" in page(one)
     assert "width:100.0%" in page(one)
     assert not re.search(r"width:\d{4,}", page(one))
 
@@ -532,8 +532,8 @@ def test_figure_with_layers_has_the_heat_map():
     assert heat.images[0].origin == "lower"
 
 
-def test_figure_of_several_targets_and_of_the_whole_matrix():
-    several = attribution(targets=3, target=[0, 1, 2], layers=2)
+def test_figure_of_several_positions_and_of_the_whole_matrix():
+    several = attribution(positions=3, position=[0, 1, 2], layers=2)
     assert np.allclose(figure(several).axes[0].images[0].get_array(), several.scores)
     assert len(titles(figure(several))) == 1 + 3
     matrix = whole()

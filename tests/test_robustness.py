@@ -155,29 +155,31 @@ def test_left_padding_the_model_does_not_see_as_padding_warns(family):
         globenc.attribute(model, input_ids=IDS, attention_mask=mask)
 
 
-def test_weights_of_any_size_are_one_target(bert):
+def test_weights_of_any_size_are_one_position(bert):
     n = IDS.shape[1]
-    plain = globenc.attribute(bert, target=torch.ones(n), layers=True, input_ids=IDS)
+    plain = globenc.attribute(bert, position=torch.ones(n), per_layer=True, input_ids=IDS)
     for size in (1e-50, 1e-42, 3e38, 1e200):
-        out = globenc.attribute(bert, target=torch.full((n,), size, dtype=torch.float64), layers=True, input_ids=IDS)
+        out = globenc.attribute(
+            bert, position=torch.full((n,), size, dtype=torch.float64), per_layer=True, input_ids=IDS
+        )
         torch.testing.assert_close(out.scores, plain.scores)
         torch.testing.assert_close(out.log2_scale - plain.log2_scale, torch.tensor([np.log2(size)]), rtol=0, atol=1e-6)
         torch.testing.assert_close(out.layer_scores, plain.layer_scores)
 
 
 @pytest.mark.parametrize(
-    "target", [torch.ones(5, requires_grad=True), torch.ones(5, dtype=torch.bfloat16), np.int64(1)]
+    "position", [torch.ones(5, requires_grad=True), torch.ones(5, dtype=torch.bfloat16), np.int64(1)]
 )
-def test_json_of_any_target(explainer, target):
+def test_json_of_any_position(explainer, position):
     n = len(explainer("a good film").tokens)
-    target = target[:1].expand(n) if isinstance(target, torch.Tensor) else target
-    assert json.loads(explainer("a good film", target=target).to_json())["target"] is not None
+    position = position[:1].expand(n) if isinstance(position, torch.Tensor) else position
+    assert json.loads(explainer("a good film", position=position).to_json())["position"] is not None
 
 
-@pytest.mark.parametrize("target", [np.int64(1), [np.int64(1), 2]], ids=["one", "list"])
-def test_numpy_positions_are_drawn_like_any(explainer, target):
-    a = explainer("a good film", target=target)
-    assert a.target == (1 if isinstance(target, np.integer) else [1, 2])
+@pytest.mark.parametrize("position", [np.int64(1), [np.int64(1), 2]], ids=["one", "list"])
+def test_numpy_positions_are_drawn_like_any(explainer, position):
+    a = explainer("a good film", position=position)
+    assert a.position == (1 if isinstance(position, np.integer) else [1, 2])
     assert "(token 1)" in a._repr_html_()
 
 
@@ -195,7 +197,7 @@ def test_containers_of_texts(explainer):
         ({"token_type_ids": IDS}, ValueError, r"^token_type_ids must be in 0..1 for this model, got 16"),
         ({"token_type_ids": IDS.float()}, TypeError, "^token_type_ids must be an integer tensor, got torch.float32"),
         ({"token_type_ids": IDS[:, :3] * 0}, ValueError, r"^token_type_ids must have shape \[batch, n\] = \[1, 12\]"),
-        ({"layer": True}, TypeError, "did you mean 'layers'"),
+        ({"layer": True}, TypeError, "did you mean 'per_layer'"),
         ({"method": "n-enc"}, ValueError, "did you mean 'N-Enc'"),
         ({"method": "GlobEnc"}, ValueError, "did you mean 'N-Enc'"),
     ],

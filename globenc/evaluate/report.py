@@ -602,7 +602,7 @@ def _coloured(example: Mapping[str, Any], name: str) -> str:
 def _circumstances(results: Mapping[str, Any]) -> str:
     texts, settings, versions = results["texts"], results["settings"], results["versions"]
     facts = [
-        f"target {settings['target']}, seed {settings['seed']}, {settings['device']}, {settings['dtype']}",
+        f"position {settings['position']}, seed {settings['seed']}, {settings['device']}, {settings['dtype']}",
         ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in results["seconds"].items()),
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]

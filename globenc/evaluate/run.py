@@ -19,7 +19,7 @@ from scipy import stats
 
 from ..answers import kind_of, logits_of
 from ..encoders import find_family
-from ..errors import in_a_line, short
+from ..errors import in_a_line, refuses_target, short
 from ..explainer import GlobEnc
 from ..extraction.identity import about
 from ..extraction.rows import Columns, Example, Reader
@@ -28,7 +28,7 @@ from ..functional import compare_methods, contribution_maps, methods_of
 from ..methods import METHODS, get_method
 from ..printing import escaped, say
 from ..render.console import Console
-from ..rollouts import Target, plain_target, rollout
+from ..rollouts import Position, plain_position, rollout
 from ..tokenization import Encoding, pad
 from .correlation import rank_correlations
 from .faithfulness import MEASURES, removal_drops
@@ -117,6 +117,7 @@ class _Row:
     answer: int
 
 
+@refuses_target
 def evaluate(
     inputs: Any,
     output: str | Path,
@@ -135,7 +136,7 @@ def evaluate(
     max_length: int | None = None,
     tokens_column: str = "tokens",
     marks_column: str | None = None,
-    target: Target = "cls",
+    position: Position = "cls",
     saliency_of: str = "predicted",
     saliency_output: str = "logit",
     drop_special: bool = False,
@@ -171,7 +172,7 @@ def evaluate(
         tokens_column, marks_column: of the rationales: a list of words; a list of marks, 0 to 1, or a list of such
             lists, one for each annotator. None takes the first that is there of rationale, rationale_mean,
             rationales, marks.
-        target: the token whose row is evaluated, "cls", "mean" or a position.
+        position: the token whose row is evaluated, "cls", "mean" or a position.
         saliency_of: class y_c of (17): "predicted", or "gold", the label column's.
         saliency_output: "logit" or "probability", as for `saliency`.
         drop_special: leave special tokens out of the correlation; the paper keeps them.
@@ -236,7 +237,11 @@ def evaluate(
         family = find_family(explainer.model)
         names = names or [name for name in PAPER_ORDER if name in methods_of(family)]
         runner = _Runner(
-            explainer, names, plain_target(target), saliency_output, batch_tokens or max(256, explainer.budget() // 8)
+            explainer,
+            names,
+            plain_position(position),
+            saliency_output,
+            batch_tokens or max(256, explainer.budget() // 8),
         )
         mask_token_id = explainer.tokenizer.mask_token_id
         if removal == "mask" and mask_token_id is None:
@@ -285,7 +290,7 @@ def evaluate(
             "settings": {
                 "metrics": list(asked),
                 "methods": names,
-                "target": target if isinstance(target, str) else str(target),
+                "position": position if isinstance(position, str) else str(position),
                 "saliency_of": saliency_of,
                 "saliency_output": saliency_output,
                 "special_tokens": not drop_special,
@@ -477,13 +482,13 @@ def _rationale(values: Mapping[str, Any], reason: str | None, tokens_column: str
 class _Runner:
     """Attributions of many texts under every method, and their saliency."""
 
-    def __init__(self, explainer: GlobEnc, names: list[str], target: Any, output: str, batch_tokens: int):
-        self.explainer, self.names, self.target, self.output = explainer, names, target, output
+    def __init__(self, explainer: GlobEnc, names: list[str], position: Any, output: str, batch_tokens: int):
+        self.explainer, self.names, self.position, self.output = explainer, names, position, output
         self.batch_tokens = batch_tokens
         self.plain = [name for name in names if name in METHODS]
         self.extras = [name for name in names if name in EXTRAS]
-        if self.extras and (target != "cls" or not find_family(explainer.model).has_cls):
-            raise ValueError(f"{self.extras[0]} is evaluated for target 'cls' alone, got {target!r}")
+        if self.extras and (position != "cls" or not find_family(explainer.model).has_cls):
+            raise ValueError(f"{self.extras[0]} is evaluated for position 'cls' alone, got {position!r}")
 
     def encoded(
         self, examples: Sequence[Example], max_length: int | None
@@ -516,7 +521,7 @@ class _Runner:
 
     def _batch(self, inputs: dict[str, torch.Tensor], label: Any) -> list[_Row]:
         model, backend = self.explainer.model, self.explainer.backend
-        out = compare_methods(model, methods=self.plain or ["W"], target=self.target, backend=backend, **inputs)
+        out = compare_methods(model, methods=self.plain or ["W"], position=self.position, backend=backend, **inputs)
         rollouts = {name: out.rollouts[name].cpu().double().numpy() for name in self.plain}
         layers = {name: out.layers[name].cpu().double().numpy() for name in self.plain}
         for name in self.extras:

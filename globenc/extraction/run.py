@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 import torch
 
+from ..errors import refuses_target
 from ..explainer import GlobEnc
 from ..loading import stored_dtype
 from ..methods import get_method
-from ..rollouts import Target, check_target, plain_target
+from ..rollouts import Position, check_position, plain_position
 from . import local
 from .identity import about, fingerprint
 from .progress import Meter
@@ -58,6 +59,7 @@ class ExtractSummary:
     seconds: float
 
 
+@refuses_target
 def extract(
     inputs: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]] | Any,
     output: str | Path,
@@ -70,8 +72,8 @@ def extract(
     format: str | None = None,
     limit: int | None = None,
     method: str = "N-Enc",
-    target: Target = "cls",
-    layers: bool = False,
+    position: Position = "cls",
+    per_layer: bool = False,
     row_normalize: bool = False,
     max_length: int | None = None,
     words: bool = False,
@@ -110,12 +112,13 @@ def extract(
         format: "jsonl", "csv", "tsv", "parquet" or "text"; None goes by the file's ending. Standard input is JSONL if
             its first line is a JSON object, else plain text.
         limit: rows to read.
-        method, target, layers, row_normalize, max_length: as for `GlobEnc`; no weight tensor. `layers` adds
+        method, position, per_layer, row_normalize, max_length: as for `GlobEnc`; no weight tensor. `per_layer` adds
             `layer_scores`.
         words: add `words`, `word_scores` and `word_tokens` (how many each has), without special tokens.
         keep_text: add `text` (and `text_pair`).
         batch_tokens: most tokens of a batch, padding included; None goes by the free memory. Halved when it runs out.
-        shard_rows: rows of a shard, 2,000 if None (100 for target "all"); fewer where texts are long, at most 100,000.
+        shard_rows: rows of a shard, at most 100,000; fewer where texts are long. None is 2,000, and 100 for position
+            "all".
         strict: stop at the first bad row instead of writing it to rejects.jsonl.
         overwrite: start anew where the folder holds an extraction.
         engine: "local", or "ray" for many GPUs or machines (`pip install "globenc[ray]"`).
@@ -151,9 +154,9 @@ def extract(
         raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
     if engine == "local" and (ray_address is not None or workers is not None):
         raise ValueError(f"{'workers' if ray_address is None else 'ray_address'} goes with engine 'ray'")
-    if isinstance(target, torch.Tensor):
-        raise TypeError("target weights belong to one text: give positions or a name")
-    check_target(target, n=2**31)
+    if isinstance(position, torch.Tensor):
+        raise TypeError("position weights belong to one text: give positions or a name")
+    check_position(position, n=2**31)
     columns = Columns(text_column, pair_column, id_column, label_column)
     sources = inputs_of(inputs, format)
     versions = [source.on_disk() for source in sources]
@@ -172,13 +175,13 @@ def extract(
             device = "cpu"  # here the model is only looked at
         explainer = _explainer(model, device, dtype, backend, revision, trust_remote_code)
         if shard_rows is None:
-            shard_rows = 100 if isinstance(target, str) and target == "all" else SHARD_ROWS
-        method, target = get_method(method).name, plain_target(target)
+            shard_rows = 100 if isinstance(position, str) and position == "all" else SHARD_ROWS
+        method, position = get_method(method).name, plain_position(position)
         identity: dict[str, Any] = {
             "model": fingerprint(explainer),
             "method": method,
-            "target": target,
-            "layers": layers,
+            "position": position,
+            "per_layer": per_layer,
             "row_normalize": row_normalize,
             "max_length": max_length,
             "text_column": text_column,
@@ -196,8 +199,8 @@ def extract(
         made_by = {**about(explainer, revision), "batch_tokens": batch_tokens}
         settings = Settings(
             method=method,
-            target=target,
-            layers=layers,
+            position=position,
+            per_layer=per_layer,
             row_normalize=row_normalize,
             max_length=max_length,
             words=words,
@@ -236,7 +239,7 @@ def extract(
             if source.on_disk() != version:
                 warnings.warn(
                     f"input {source.name!r} was changed or replaced during the run: the output is of what was opened",
-                    stacklevel=2,
+                    stacklevel=3,
                 )
         return ExtractSummary(store.folder, **counted, resumed=resumed, seconds=time.monotonic() - start)
 

@@ -221,7 +221,7 @@ class Store:
             warnings.warn(
                 f"output {str(self.folder)!r}: {_numbers(wrong.values())}, removed, and what is missing is made again; "
                 f"{'' if len(wrong) == 1 else 'the first: '}{first.name} {reason}",
-                stacklevel=3,  # where `extract` is called
+                stacklevel=4,  # where `extract` is called
             )
             self._remove(wrong)  # before a manifest without hashes, which knows less of what is wrong
         whole = held is not None and held["complete"] and held["shard_hashes"] == _in_a_row(self._hashes)

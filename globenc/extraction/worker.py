@@ -16,7 +16,7 @@ from ..answers import Answer, class_count, in_words, kind_of
 from ..attribution import find_words
 from ..errors import blames_text, in_a_line, out_of_memory
 from ..explainer import BatchScores, GlobEnc
-from ..rollouts import Target, check_target
+from ..rollouts import Position, check_position
 from ..tokenization import Encoding
 from .checksum import parquet_bytes
 from .rows import BadRowError, Example, Reject, Work, typed
@@ -38,7 +38,7 @@ class Settings:
     """What the stages need to know.
 
     Attributes:
-        method, target, layers, row_normalize, max_length: as in `globenc.GlobEnc`.
+        method, position, per_layer, row_normalize, max_length: as in `globenc.GlobEnc`.
         words, keep_text: whether the columns of words and of the text are written.
         pair, gold: whether the inputs have a second text and a label to be passed through.
         batch_tokens: budget of a batch; None goes by the free memory.
@@ -47,8 +47,8 @@ class Settings:
     """
 
     method: str
-    target: Target
-    layers: bool
+    position: Position
+    per_layer: bool
     row_normalize: bool
     max_length: int | None
     words: bool
@@ -64,8 +64,8 @@ class Settings:
         """Options of `globenc.attribute`."""
         return {
             "method": self.method,
-            "target": self.target,
-            "layers": self.layers,
+            "position": self.position,
+            "per_layer": self.per_layer,
             "row_normalize": self.row_normalize,
         }
 
@@ -128,7 +128,7 @@ class Worker:
         self._vocabulary: pa.Array | None = None
 
     def encode(self, work: Work) -> Shard:
-        """The first stage: texts to tokens; what has none, or not the target's, is rejected."""
+        """The first stage: texts to tokens; what has none, or not the position asked for, is rejected."""
         settings = self.settings
         shard = Shard(work, [], list(work.rejects))
         texts = [example.text for example in work.examples]
@@ -145,7 +145,7 @@ class Worker:
                 self._reject(shard, example, "the tokenizer finds no token in the text")
                 continue
             try:
-                check_target(settings.target, len(encoding), many=True)
+                check_position(settings.position, len(encoding), many=True)
             except ValueError as error:
                 self._reject(shard, example, str(error))
                 continue
@@ -227,10 +227,10 @@ class Worker:
         Raises:
             Exception: it fails for what is the machine's fault.
         """
-        target = self.settings.target if isinstance(self.settings.target, str) else 0
+        position = self.settings.position if isinstance(self.settings.position, str) else 0
         for encoding in self._probes(self.explainer.limit(self.settings.max_length)):
             try:
-                self.explainer.score([encoding], **{**self.settings.model_options, "target": target})
+                self.explainer.score([encoding], **{**self.settings.model_options, "position": position})
             except Exception as error:
                 if not blames_text(error):
                     raise
@@ -255,7 +255,7 @@ class Worker:
         return [[rest[k] for k in chosen] for chosen in self.explainer.batches([lengths[i] for i in rest], self.budget)]
 
     def _rows(self, shard: Shard, batch: list[int], scored: BatchScores) -> dict[int, Scored]:
-        whole = self.settings.target == "all" if isinstance(self.settings.target, str) else False
+        whole = self.settings.position == "all" if isinstance(self.settings.position, str) else False
         rows = {}
         for k, i in enumerate(batch):
             encoding = shard.encodings[i]
@@ -322,7 +322,7 @@ class Worker:
             ]
         )
         examples = [row.example for row in rows]
-        many = rows[0].scores.ndim > 1 if rows else _several(settings.target)
+        many = rows[0].scores.ndim > 1 if rows else _several(settings.position)
         scores = [row.scores for row in rows]
         columns: dict[str, pa.Array] = {
             "id": pa.nulls(len(rows)),  # `build` fills in what was passed through
@@ -347,7 +347,7 @@ class Worker:
             columns["word_scores"] = _nested([row[1] for row in words], 2 if many else 1)
             counts = pa.array([count for row in words for count in row[2]], pa.int32())
             columns["word_tokens"] = _lists([len(row[2]) for row in words], counts)
-        if settings.layers:
+        if settings.per_layer:
             layers = [row.layer_scores for row in rows if row.layer_scores is not None]
             scales = [row.layer_log2_scale for row in rows if row.layer_log2_scale is not None]
             columns["layer_scores"] = _nested(layers, 3 if many else 2)
@@ -465,9 +465,9 @@ def widest(tables: Iterable[pa.Table]) -> dict[str, str]:
     return {name: max(seen, key=order.index) if seen else "string" for name, seen in found.items()}
 
 
-def _several(target: Target) -> bool:
-    """Whether a target asks for several rows of scores a text."""
-    return target == "all" if isinstance(target, str) else not isinstance(target, int)
+def _several(position: Position) -> bool:
+    """Whether a position asks for several rows of scores a text."""
+    return position == "all" if isinstance(position, str) else not isinstance(position, int)
 
 
 def _joined(arrays: Sequence[np.ndarray], dtype: Any) -> np.ndarray:

@@ -53,7 +53,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Document:
-    """A long text for one target; `scale` is the score in full colour, `best` the top sentences and `top` the top
+    """A long text for one position; `scale` is the score in full colour, `best` the top sentences and `top` the top
     paragraphs with their anchors."""
 
     strip: list[Stretch]
@@ -69,8 +69,8 @@ def is_long(attribution: Attribution) -> bool:
 
 
 def document(attribution: Attribution, view: View) -> Document:
-    """A long text, and its pair, divided for one target."""
-    prefix = f"g{zlib.crc32(f'{view.target} {attribution.text}'.encode()):x}-"
+    """A long text, and its pair, divided for one position."""
+    prefix = f"g{zlib.crc32(f'{view.position} {attribution.text}'.encode()):x}-"
     paragraphs, scores = attribution.paragraphs(), _per_token(attribution, view)
     blocks, places = [], []
     for segment in (0, 1):

@@ -20,9 +20,9 @@ from .view import (
     heat_scale,
     is_whole,
     model_name,
+    position_names,
     shown_tokens,
     special_tokens,
-    target_names,
     token_labels,
     truncation,
     views,
@@ -33,7 +33,7 @@ _BLUE, _GREY = to_rgba("#2563eb"), to_rgba("#9aa0a8")
 _COLOURS = "Blues"
 _TOKEN_WIDTH = 0.24  # inches
 _HEADROOM = 1.1  # above the highest bar of the text
-_MOST_TARGETS = 6  # heat maps of layers below one another
+_MOST_POSITIONS = 6  # heat maps of layers below one another
 # matplotlib's own font first; the others have what it lacks, where they are installed
 _FONTS = (
     "DejaVu Sans",
@@ -56,9 +56,9 @@ _FONTS = (
 
 
 def figure(attribution: Attribution) -> Figure:
-    """The attribution drawn: bars for one target, a heat map for several, and the layers where they were asked for.
+    """The attribution drawn: bars for one position, a heat map for several, and the layers where they were asked for.
 
-    A picture has at most 64 tokens: of longer texts the highest ones, in order of the text. Only the matrix of target
+    A picture has at most 64 tokens: of longer texts the highest ones, in order of the text. Only the matrix of position
     "all" is drawn whole, with fewer labels. Scores are unsigned, so there is one hue; special tokens' bars are grey.
     """
     shown = views(attribution)
@@ -67,11 +67,11 @@ def figure(attribution: Attribution) -> Figure:
     if len(shown) == 1:
         panels.append((2.6, lambda axes: _bars(axes, attribution, shown[0], tokens)))
     else:
-        panels.append((_rows_height(len(shown)), lambda axes: _targets(axes, attribution, tokens)))
+        panels.append((_rows_height(len(shown)), lambda axes: _positions(axes, attribution, tokens)))
     if is_whole(attribution):
         side = 1.2 + _TOKEN_WIDTH * len(tokens)
         panels.append((min(side, 12.0), lambda axes: _matrix(axes, attribution)))
-    drawn = [view for view in shown if view.layer_scores is not None][:_MOST_TARGETS]
+    drawn = [view for view in shown if view.layer_scores is not None][:_MOST_POSITIONS]
     for view in drawn:
         panels.append((_rows_height(len(view.layer_scores)), _layer_panel(attribution, view, tokens)))  # type: ignore[arg-type]
     width = min(max(2.4 + _TOKEN_WIDTH * len(tokens), 6.0), 18.0)
@@ -116,11 +116,11 @@ def save(drawn: Figure, path: str | Path) -> None:
         )
 
 
-def _title(attribution: Attribution, targets: int, drawn: int) -> list[str]:
+def _title(attribution: Attribution, positions: int, drawn: int) -> list[str]:
     parts = [part for part in (answer(attribution), attribution.method, model_name(attribution)) if part]
     lines = [" · ".join(parts)]
-    if 0 < drawn < targets:
-        lines.append(f"layers of the first {drawn} of {targets} targets")
+    if 0 < drawn < positions:
+        lines.append(f"layers of the first {drawn} of {positions} positions")
     lost = truncation(attribution)
     return lines if lost is None else [*lines, lost]
 
@@ -151,17 +151,18 @@ def _bars(axes: Any, attribution: Attribution, view: View, tokens: np.ndarray) -
     cut = ", cut where they go beyond" if (shares > top).any() else ""
     _plain(
         axes.set_title(
-            f"Share of each token in {view.target}{_choice(attribution, tokens)} (special ones grey{cut})", fontsize=10
+            f"Share of each token in {view.position}{_choice(attribution, tokens)} (special ones grey{cut})",
+            fontsize=10,
         )
     )
     _label_tokens(axes, token_labels(attribution), tokens)
 
 
-def _targets(axes: Any, attribution: Attribution, tokens: np.ndarray) -> None:
-    """One row for each of several targets."""
+def _positions(axes: Any, attribution: Attribution, tokens: np.ndarray) -> None:
+    """One row for each of several positions."""
     _heat_map(axes, attribution.scores[:, tokens], heat_scale(attribution))
-    _label_rows(axes, target_names(attribution))
-    _plain(axes.set_title(f"Share of each token in every target{_choice(attribution, tokens)}", fontsize=10))
+    _label_rows(axes, position_names(attribution))
+    _plain(axes.set_title(f"Share of each token in every position{_choice(attribution, tokens)}", fontsize=10))
     _label_tokens(axes, token_labels(attribution), tokens)
 
 
@@ -183,7 +184,7 @@ def _layer_panel(attribution: Attribution, view: View, tokens: np.ndarray) -> An
         axes.set_ylabel("rollout up to layer")
         _plain(
             axes.set_title(
-                f"Share of each token in {view.target}, layer by layer{_choice(attribution, tokens)}", fontsize=10
+                f"Share of each token in {view.position}, layer by layer{_choice(attribution, tokens)}", fontsize=10
             )
         )
         _label_tokens(axes, token_labels(attribution), tokens)

@@ -77,7 +77,7 @@ def fragment(attribution: Attribution) -> str:
 def page(attribution: Attribution) -> str:
     """The attribution as one HTML file: no other file, no script, light or dark as the reader's system is."""
     shown = views(attribution)
-    title = answer(attribution) or f"Attribution to {shown[0].target}"
+    title = answer(attribution) or f"Attribution to {shown[0].position}"
     sections = "\n".join(
         f"<section><h2>{escape(name)}</h2>{content}</section>" for name, content in _sections(attribution, shown)
     )
@@ -91,14 +91,14 @@ def page(attribution: Attribution) -> str:
 
 
 def _text(attribution: Attribution, shown: list[View]) -> str:
-    """The coloured text, once for each target, and in front of it what was cut off."""
+    """The coloured text, once for each position, and in front of it what was cut off."""
     lost = truncation(attribution)
     note = "" if lost is None else f'<p style="{_BLOCK}"><b>{escape(lost)}</b></p>'
     return note + "".join(_strip(attribution, view) for view in shown)
 
 
 def _strip(attribution: Attribution, view: View) -> str:
-    """The text, and its pair, coloured for one target, with the special tokens at their places."""
+    """The text, and its pair, coloured for one position, with the special tokens at their places."""
     if is_long(attribution):
         return _document(attribution, view)
     scale = view.full_scale()
@@ -114,7 +114,7 @@ def _strip(attribution: Attribution, view: View) -> str:
         text = "".join(_piece(piece, scale) for piece in pieces(attribution, view.words, segment))
         inside = " ".join(filter(None, [_chips(view, before), text, _chips(view, after)]))
         paragraphs.append(f'<p dir="auto" style="{_BLOCK};white-space:pre-wrap;overflow-wrap:anywhere">{inside}</p>')
-    name = f'<p style="{_BLOCK};{_MUTED}">to <b><bdi>{escape(view.target)}</bdi></b></p>'
+    name = f'<p style="{_BLOCK};{_MUTED}">to <b><bdi>{escape(view.position)}</bdi></b></p>'
     plain = attribution.scores.ndim == 1
     note = (
         f'<p style="{_BLOCK};{_MUTED};font-size:.88em">Full colour is the highest word{view.aside()}, '
@@ -128,7 +128,7 @@ def _document(attribution: Attribution, view: View) -> str:
     """A long text: where in it the attribution is, its top sentences, and its paragraphs with the low ones folded."""
     sections = document(attribution, view)
     several = attribution.scores.ndim > 1
-    name = f'<p style="{_BLOCK};{_MUTED}">to <b><bdi>{escape(view.target)}</bdi></b></p>' if several else ""
+    name = f'<p style="{_BLOCK};{_MUTED}">to <b><bdi>{escape(view.position)}</bdi></b></p>' if several else ""
     stretches = "".join(
         f'<a href="#{stretch.anchor}" title="{escape(stretch.place)}'
         f'{f": {view.percent(stretch.score)}" if stretch.read else ""}" '
@@ -213,7 +213,7 @@ def _sections(attribution: Attribution, shown: list[View]) -> list[tuple[str, st
     if is_whole(attribution):
         sections.append(("Every token to every token", _matrix(attribution, shown[0])))
     for view in shown:
-        to = f", to {view.target}" if len(shown) > 1 else ""
+        to = f", to {view.position}" if len(shown) > 1 else ""
         sections.append((f"Words, highest first{to}", _ranking(view)))
         if view.layer_scores is not None:
             sections.append((f"Layer by layer{to}", _layers(attribution, view, view.layer_scores)))
@@ -261,7 +261,7 @@ def _layers(attribution: Attribution, view: View, layer_scores: np.ndarray) -> s
     return _heat_map(
         f"<tr><th></th>{head}</tr>{body}",
         len(names),
-        f"Share of each token in {view.target} up to every layer; the last column is the score. "
+        f"Share of each token in {view.position} up to every layer; the last column is the score. "
         f"{_scale_note(view, top)}{_choice_note(attribution)}",
     )
 
@@ -329,7 +329,7 @@ def _choice_note(attribution: Attribution) -> str:
 
 
 def _footer(attribution: Attribution, shown: list[View]) -> str:
-    about = meaning(shown[0] if len(shown) == 1 else View("the target", [], shown[0].scores, None))
+    about = meaning(shown[0] if len(shown) == 1 else View("the position", [], shown[0].scores, None))
     inside = "".join(f'<p style="margin:.3em 0">{escape(line)}</p>' for line in (about, circumstances(attribution)))
     return f'<footer style="margin:1.2em 0;{_MUTED};font-size:.88em">{inside}</footer>'
 

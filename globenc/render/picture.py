@@ -23,7 +23,7 @@ _SIDE = 3.6  # inches of a panel
 
 
 def figure(attribution: PictureAttribution) -> Figure:
-    """The picture, and for each target the picture in grey under its patches' scores."""
+    """The picture, and for each position the picture in grey under its patches' scores."""
     count = 1 if attribution.scores.ndim == 1 else min(len(attribution.scores), 8)
     height, width = attribution.picture.shape[:2]
     made = Figure(figsize=(_SIDE * (count + 1) + 0.8, _SIDE * height / width + 0.9), layout="constrained")
@@ -33,7 +33,7 @@ def figure(attribution: PictureAttribution) -> Figure:
     for k in range(count):
         axes = panels[k + 1]
         image, over = _overlay(axes, attribution, k)
-        axes.set_title(f"to {target_name(attribution, k)}", fontsize=10, parse_math=False)
+        axes.set_title(f"to {position_name(attribution, k)}", fontsize=10, parse_math=False)
         made.colorbar(
             image,
             ax=axes,
@@ -47,12 +47,12 @@ def figure(attribution: PictureAttribution) -> Figure:
     return made
 
 
-def _overlay(axes: Any, attribution: PictureAttribution, target: int) -> tuple[Any, float]:
+def _overlay(axes: Any, attribution: PictureAttribution, row: int) -> tuple[Any, float]:
     """The heat map, and the highest share where it lies above full colour: what a patch keeps for itself may."""
     grey = attribution.picture.mean(-1) / 255
-    heat = attribution.heat_map(target)
-    patches = (attribution.patches() if attribution.scores.ndim == 1 else attribution.patches()[target]).ravel()
-    own = _position(attribution, target)
+    heat = attribution.heat_map(row)
+    patches = (attribution.patches() if attribution.scores.ndim == 1 else attribution.patches()[row]).ravel()
+    own = _position(attribution, row)
     others = patches if own is None else np.delete(patches, own)
     top = float(others.max(initial=0)) or float(patches.max()) or 1.0
     highest = float(patches.max())
@@ -62,9 +62,9 @@ def _overlay(axes: Any, attribution: PictureAttribution, target: int) -> tuple[A
 
 
 def _position(attribution: PictureAttribution, k: int) -> int | None:
-    """The patch that a target is; None where it is another token or several."""
-    target, n = attribution.target, len(attribution.tokens)
-    positions = list(range(n)) if isinstance(target, str) and target == "all" else target
+    """The patch that a position is; None where it is another token or several."""
+    position, n = attribution.position, len(attribution.tokens)
+    positions = list(range(n)) if isinstance(position, str) and position == "all" else position
     positions = [positions] if isinstance(positions, int) else positions
     patch = positions[k] % n - (n - attribution.grid[0] * attribution.grid[1]) if isinstance(positions, list) else -1
     return patch if patch >= 0 else None
@@ -75,12 +75,12 @@ def title(attribution: PictureAttribution) -> str:
     return answer(attribution) or printable(attribution.model)
 
 
-def target_name(attribution: PictureAttribution, k: int) -> str:
-    """A target in words."""
-    target = attribution.target
-    if isinstance(target, str):
-        return {"cls": attribution.tokens[0], "mean": "the mean of all tokens"}.get(target, attribution.tokens[k])
-    positions = [target] if isinstance(target, int) else target
+def position_name(attribution: PictureAttribution, k: int) -> str:
+    """A position in words."""
+    position = attribution.position
+    if isinstance(position, str):
+        return {"cls": attribution.tokens[0], "mean": "the mean of all tokens"}.get(position, attribution.tokens[k])
+    positions = [position] if isinstance(position, int) else position
     if isinstance(positions, list):
         return attribution.tokens[positions[k]]
     return "the weighted tokens"
@@ -91,8 +91,8 @@ def fragment(attribution: PictureAttribution) -> str:
     special = attribution.special_share()
     share = f" Special tokens have {special:.1%} of it, the patches the rest." if special else ""
     about = (
-        f"A patch's score is the share of the attribution that flows from it to {target_name(attribution, 0)} through "
-        f"all layers: how much, not for or against.{share} Method {attribution.method} "
+        f"A patch's score is the share of the attribution that flows from it to {position_name(attribution, 0)} "
+        f"through all layers: how much, not for or against.{share} Method {attribution.method} "
         f"({get_method(attribution.method).summary}); model {attribution.model}; {attribution.grid[0]} x "
         f"{attribution.grid[1]} patches."
     )
@@ -132,7 +132,7 @@ def show(attribution: PictureAttribution, console: Console, top: int) -> None:
         for row, column, score in top_patches(attribution, k, top):
             table.add_row(str(row), str(column), f"{score:.2%}")
         console.print()
-        console.print(Text(f"highest patches, to {target_name(attribution, k)}", "dim"))
+        console.print(Text(f"highest patches, to {position_name(attribution, k)}", "dim"))
         console.print(table)
     rows, columns = attribution.grid
     console.print()
@@ -145,9 +145,9 @@ def show(attribution: PictureAttribution, console: Console, top: int) -> None:
     )
 
 
-def top_patches(attribution: PictureAttribution, target: int, count: int) -> list[tuple[int, int, float]]:
+def top_patches(attribution: PictureAttribution, row: int, count: int) -> list[tuple[int, int, float]]:
     """(row, column, score) of the highest patches."""
-    patches = attribution.patches() if attribution.scores.ndim == 1 else attribution.patches()[target]
+    patches = attribution.patches() if attribution.scores.ndim == 1 else attribution.patches()[row]
     order = np.argsort(-patches, axis=None, kind="stable")[:count]
     rows, columns = np.unravel_index(order, patches.shape)
     return [(int(r), int(c), float(patches[r, c])) for r, c in zip(rows, columns, strict=True)]

@@ -42,7 +42,7 @@ def show(attribution: Attribution, console: Console, top: int = 15) -> None:
     for view in shown:
         if attribution.scores.ndim > 1:
             console.print()
-            console.print(Text.assemble("to ", (view.target, "bold")))
+            console.print(Text.assemble("to ", (view.position, "bold")))
         if console.color_system is not None and not console.no_color and not is_long(attribution):
             _print_text(attribution, view, console)
         if is_long(attribution):
@@ -60,7 +60,7 @@ def show(attribution: Attribution, console: Console, top: int = 15) -> None:
     lost = truncation(attribution)
     if lost is not None:
         console.print(Text(lost, "bold"))
-    _note(meaning(shown[0] if len(shown) == 1 else View("the target", [], shown[0].scores, None)), console)
+    _note(meaning(shown[0] if len(shown) == 1 else View("the position", [], shown[0].scores, None)), console)
     _note(circumstances(attribution), console)
 
 

@@ -1,4 +1,4 @@
-"""What every rendering shows of an attribution: the targets, the text in pieces, the colour scale, the words."""
+"""What every rendering shows of an attribution: the positions, the text in pieces, the colour scale, the words."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}  
 
 @dataclass(frozen=True)
 class View:
-    """One target of an attribution.
+    """One row of scores of an attribution.
 
     Attributes:
-        target: the target in words: "[CLS]", "bleak (token 13)".
+        position: whose scores they are, in words: "[CLS]", "bleak (token 13)".
         words: in order of the text, special tokens included; each score is a float.
         scores: [n], of the tokens.
         layer_scores: [layers, n], or None.
-        own: the target, where it is one token.
+        own: the position itself, where it is one token.
     """
 
-    target: str
+    position: str
     words: list[Word]
     scores: np.ndarray
     layer_scores: np.ndarray | None
@@ -48,7 +48,7 @@ class View:
         return sorted((word for word in self.words if not word.special), key=lambda word: -word.score)
 
     def full_scale(self) -> float:
-        """The score that is drawn in full colour: that of the highest word, special tokens and the target itself aside.
+        """The score that is drawn in full colour: that of the highest word but special tokens and the position itself.
 
         They may have nearly everything, so that no word could be told from another.
         """
@@ -70,7 +70,7 @@ class View:
     def aside(self) -> str:
         """What to add to "the highest word" for a reader."""
         own = any(self._is_own(word) and not word.special for word in self.words)
-        return " besides the target" if own else ""
+        return " besides the position" if own else ""
 
     def _is_own(self, word: Word) -> bool:
         return self.own is not None and word.tokens[0] <= self.own < word.tokens[1]
@@ -119,21 +119,23 @@ def full_scale(scores: Sequence[float] | np.ndarray) -> float:
 
 
 def heat_scale(attribution: Attribution) -> float:
-    """The share that is drawn in full colour where several targets share a scale: the highest that a token of the text
+    """The share that is drawn in full colour where several rows share a scale: the highest that a token of the text
     has in another token. Special tokens, and what a token keeps for itself, can lie above it."""
     scores = np.atleast_2d(attribution.scores).copy()
-    own = _target_positions(attribution)
+    own = _positions(attribution)
     if own is not None:
         scores[np.arange(len(scores)), own] = 0
     return full_scale(scores[:, ~special_tokens(attribution)].ravel())
 
 
 def views(attribution: Attribution) -> list[View]:
-    """One view a target; one only, the mean over all tokens, for target "all"."""
+    """One view a position; one only, the mean over all tokens, for position "all"."""
     words, scores, layers = attribution.words(), attribution.scores, attribution.layer_scores
-    positions = _target_positions(attribution)
+    positions = _positions(attribution)
     if scores.ndim == 1:
-        return [View(target_names(attribution)[0], words, scores, layers, None if positions is None else positions[0])]
+        return [
+            View(position_names(attribution)[0], words, scores, layers, None if positions is None else positions[0])
+        ]
     if is_whole(attribution):
         averaged = [replace(word, score=float(word.score.mean())) for word in words]
         return [View("all tokens on average", averaged, scores.mean(0), None if layers is None else layers.mean(1))]
@@ -145,34 +147,34 @@ def views(attribution: Attribution) -> list[View]:
             None if layers is None else layers[:, k],
             None if positions is None else positions[k],
         )
-        for k, name in enumerate(target_names(attribution))
+        for k, name in enumerate(position_names(attribution))
     ]
 
 
 def is_whole(attribution: Attribution) -> bool:
-    """Whether every token was a target, so that the scores are a square matrix."""
-    return isinstance(attribution.target, str) and attribution.target == "all"
+    """Whether every token was a position, so that the scores are a square matrix."""
+    return isinstance(attribution.position, str) and attribution.position == "all"
 
 
-def target_names(attribution: Attribution) -> list[str]:
-    """Every target in words, one for each row of the scores."""
-    target, labels = attribution.target, token_labels(attribution)
-    if isinstance(target, str):
+def position_names(attribution: Attribution) -> list[str]:
+    """What was asked for in words, one for each row of the scores."""
+    position, labels = attribution.position, token_labels(attribution)
+    if isinstance(position, str):
         named = {"cls": labels[:1], "mean": ["the mean of all tokens"], "all": labels}
-        return named[target]
+        return named[position]
     rows = 1 if attribution.scores.ndim == 1 else len(attribution.scores)
-    positions = _target_positions(attribution)
+    positions = _positions(attribution)
     if positions is not None:
         return [f"{labels[p]} (token {p})" for p in positions]
     return ["the weighted tokens"] if rows == 1 else [f"weights {k}" for k in range(rows)]
 
 
-def _target_positions(attribution: Attribution) -> list[int] | None:
-    """The token that each row of scores is for; None where a target is not one token."""
-    target, n = attribution.target, len(attribution.tokens)
-    if isinstance(target, str):
-        return {"cls": [0], "all": list(range(n))}.get(target)
-    positions = [target] if isinstance(target, int) else target
+def _positions(attribution: Attribution) -> list[int] | None:
+    """The token that each row of scores is for; None where a position is not one token."""
+    position, n = attribution.position, len(attribution.tokens)
+    if isinstance(position, str):
+        return {"cls": [0], "all": list(range(n))}.get(position)
+    positions = [position] if isinstance(position, int) else position
     return [p % n for p in positions] if all(isinstance(position, int) for position in positions) else None
 
 
@@ -299,7 +301,7 @@ def pieces(attribution: Attribution, words: list[Word], segment: int) -> list[Pi
 def meaning(view: View) -> str:
     """What a score says, in one sentence."""
     return (
-        f"A score is the share of the attribution that flows from a word to {view.target} through all layers: "
+        f"A score is the share of the attribution that flows from a word to {view.position} through all layers: "
         "it says how much, not for or against."
     )
 
@@ -316,14 +318,14 @@ def answer(attribution: Attribution | PictureAttribution) -> str | None:
 
 
 def circumstances(attribution: Attribution) -> str:
-    """Method, target and model in one line."""
-    target = "all tokens" if is_whole(attribution) else ", ".join(target_names(attribution)[:8])
-    if not is_whole(attribution) and len(target_names(attribution)) > 8:
-        target += ", ..."
+    """Method, position and model in one line."""
+    position = "all tokens" if is_whole(attribution) else ", ".join(position_names(attribution)[:8])
+    if not is_whole(attribution) and len(position_names(attribution)) > 8:
+        position += ", ..."
     rows = ", rows normalised" if attribution.row_normalize else ""
     summary = get_method(attribution.method).summary
     return (
-        f"Method {attribution.method}{rows} ({summary}); target {target}; model {model_name(attribution)}; "
+        f"Method {attribution.method}{rows} ({summary}); position {position}; model {model_name(attribution)}; "
         f"{len(attribution.tokens)} tokens."
     )
 

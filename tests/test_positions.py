@@ -1,4 +1,4 @@
-"""Targets, the rollout's scale, and the rollout up to every layer."""
+"""Positions, the rollout's scale, and the rollout up to every layer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from helpers import METHODS, assert_rows_close, raw, tiny_model, token_batch
 from torch import nn
 
 import globenc
+from globenc import functional
 
 LENGTHS = (9, 4, 6)
 
@@ -26,7 +27,7 @@ over_methods = pytest.mark.parametrize("method", METHODS)
 def every_row(model, method, left, layers) -> tuple[list[torch.Tensor], globenc.AttributionOutput]:
     """The rollout's own values among the real tokens of each text, [..., m, m]."""
     inputs = batch(left)
-    out = globenc.attribute(model, method=method, target="all", layers=layers, **inputs)
+    out = globenc.attribute(model, method=method, position="all", per_layer=layers, **inputs)
     values = raw(out.layer_scores, out.layer_log2_scale) if layers else raw(out.scores, out.log2_scale)
     real = [mask.nonzero().flatten() for mask in inputs["attention_mask"]]
     return [values[..., b, :, :][..., r, :][..., r] for b, r in enumerate(real)], out
@@ -40,13 +41,13 @@ def model():
 @over_layers
 @over_sides
 @over_methods
-def test_every_target_is_made_of_rows_of_all(model, method, left, layers):
+def test_every_position_is_made_of_rows_of_all(model, method, left, layers):
     inputs = batch(left)
     real = inputs["attention_mask"].bool()
     rows, whole = every_row(model, method, left, layers)
     assert whole.scores.shape == (3, 9, 9)
     first_weights = torch.rand(3, 9, dtype=torch.float64)
-    targets = {  # target, and what it is in the rows of one text of m tokens
+    positions = {  # position, and what it is in the rows of one text of m tokens
         "cls": ("cls", lambda r, b: r[..., 0, :]),
         "position": (2, lambda r, b: r[..., 2, :]),
         "negative": (-1, lambda r, b: r[..., -1, :]),
@@ -56,8 +57,8 @@ def test_every_target_is_made_of_rows_of_all(model, method, left, layers):
         "range": (range(4), lambda r, b: r[..., :4, :]),
         "weights": (first_weights, lambda r, b: first_weights[b][real[b]] @ r),
     }
-    for name, (target, expected) in targets.items():
-        out = globenc.attribute(model, method=method, target=target, layers=layers, **inputs)
+    for name, (position, expected) in positions.items():
+        out = globenc.attribute(model, method=method, position=position, per_layer=layers, **inputs)
         values = raw(out.layer_scores, out.layer_log2_scale) if layers else raw(out.scores, out.log2_scale)
         several = name in ("list", "tuple", "range")
         assert out.scores.ndim == (3 if several else 2), name
@@ -72,7 +73,7 @@ def test_every_target_is_made_of_rows_of_all(model, method, left, layers):
 @over_sides
 def test_all_has_zero_rows_and_columns_at_padding(model, left):
     inputs = batch(left)
-    out = globenc.attribute(model, target="all", **inputs)
+    out = globenc.attribute(model, position="all", **inputs)
     real = inputs["attention_mask"].bool()
     assert bool((out.scores[~real] == 0).all())
     assert bool((out.scores.mT[~real] == 0).all())
@@ -85,8 +86,8 @@ def test_shapes_of_weights(model, shape):
     inputs = token_batch((7, 7, 7))
     sizes = {"n": 7, "batch": 3, "1": 1, "2": 2}
     weights = torch.rand(*(sizes[word] for word in shape.strip("[]").split(", ")))
-    out = globenc.attribute(model, target=weights, **inputs)
-    whole = globenc.attribute(model, target="all", **inputs)
+    out = globenc.attribute(model, position=weights, **inputs)
+    whole = globenc.attribute(model, position="all", **inputs)
     full = weights.double()
     full = full[None, None] if full.ndim == 1 else full[:, None] if full.ndim == 2 else full
     expected = full.expand(3, -1, -1) @ raw(whole.scores, whole.log2_scale)
@@ -99,7 +100,7 @@ def test_shapes_of_weights(model, shape):
 def test_weights_are_a_scale_of_the_raw_values_alone(model):
     inputs = token_batch((7,))
     weights = torch.rand(7)
-    small, large = (globenc.attribute(model, target=weights * factor, **inputs) for factor in (1.0, 1024.0))
+    small, large = (globenc.attribute(model, position=weights * factor, **inputs) for factor in (1.0, 1024.0))
     torch.testing.assert_close(small.scores, large.scores, rtol=1e-14, atol=0)
     torch.testing.assert_close(small.log2_scale + 10, large.log2_scale, rtol=0, atol=1e-12)
 
@@ -107,22 +108,22 @@ def test_weights_are_a_scale_of_the_raw_values_alone(model):
 def test_weights_at_padding_count_for_nothing(model):
     inputs = token_batch((7, 4))
     weights = torch.ones(2, 7)
-    out = globenc.attribute(model, target=weights / inputs["attention_mask"].sum(-1, keepdim=True), **inputs)
-    mean = globenc.attribute(model, target="mean", **inputs)
+    out = globenc.attribute(model, position=weights / inputs["attention_mask"].sum(-1, keepdim=True), **inputs)
+    mean = globenc.attribute(model, position="mean", **inputs)
     assert_rows_close(raw(out.scores, out.log2_scale), raw(mean.scores, mean.log2_scale), 1e-7)  # float32 weights
 
 
-BAD_TARGETS = [
-    ("cIs", ValueError, r'target must be "cls", "mean", "all", a token position.*got \'cIs\''),
+BAD_POSITIONS = [
+    ("cIs", ValueError, r'position must be "cls", "mean", "all", a token position.*got \'cIs\''),
     (4, ValueError, r"inside the text, got 4 for 4 tokens \(positions 0 to 3, or -4 to -1"),
     (-5, ValueError, "got -5 for 4 tokens"),
     ([0, 7], ValueError, "got 7 for 4 tokens"),
-    ([], TypeError, "target must be"),
-    (None, TypeError, "target must be"),
-    (1.0, TypeError, "target must be"),
-    (True, TypeError, "target must be"),
-    ([0, "cls"], TypeError, "target must be"),
-    (b"cls", TypeError, "target must be"),
+    ([], TypeError, "position must be"),
+    (None, TypeError, "position must be"),
+    (1.0, TypeError, "position must be"),
+    (True, TypeError, "position must be"),
+    ([0, "cls"], TypeError, "position must be"),
+    (b"cls", TypeError, "position must be"),
     (torch.ones(6), ValueError, r"batch=2, n=7; got \[6\]|n=7"),
     (torch.ones(3, 7), ValueError, r"got \[3, 7\]"),
     (torch.ones(2, 0, 7), ValueError, r"got \[2, 0, 7\]"),
@@ -134,18 +135,33 @@ BAD_TARGETS = [
 ]
 
 
-@pytest.mark.parametrize(("target", "error", "message"), BAD_TARGETS, ids=lambda v: str(v)[:20])
-def test_bad_targets(model, target, error, message):
+@pytest.mark.parametrize(("position", "error", "message"), BAD_POSITIONS, ids=lambda v: str(v)[:20])
+def test_bad_positions(model, position, error, message):
     with pytest.raises(error, match=message):
-        globenc.attribute(model, target=target, **token_batch((7, 4)))
+        globenc.attribute(model, position=position, **token_batch((7, 4)))
 
 
-@pytest.mark.parametrize("target", ["cls", "mean", -1, [0, 2], "all"], ids=str)
+@pytest.mark.parametrize("target", ["cls", 1])
+def test_a_target_is_told_which_argument_is_meant(model, target, tmp_path):
+    """In Captum and others a target is a class: nobody who means one is given a token's scores."""
+    explainer = globenc.GlobEnc.from_pretrained()
+    for call in (
+        lambda: explainer("a film", target=target),
+        lambda: globenc.attribute(model, target=target, **token_batch((7, 4))),
+        lambda: functional.compare_methods(model, target=target, **token_batch((7, 4))),
+        lambda: globenc.extract(["a"], tmp_path / "out", target=target),
+    ):
+        with pytest.raises(TypeError, match=rf"takes no 'target': .* position={target!r} where .* label={target!r}"):
+            call()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("position", ["cls", "mean", -1, [0, 2], "all"], ids=str)
 @pytest.mark.parametrize("row_normalize", [False, True], ids=["plain", "row-normalised"])
-def test_layers_are_rollouts_of_truncated_models(model, target, row_normalize):
+def test_layers_are_rollouts_of_truncated_models(model, position, row_normalize):
     inputs = token_batch((7, 4))
-    options = {"target": target, "row_normalize": row_normalize, **inputs}
-    out = globenc.attribute(model, layers=True, **options)
+    options = {"position": position, "row_normalize": row_normalize, **inputs}
+    out = globenc.attribute(model, per_layer=True, **options)
     assert torch.equal(out.layer_scores[-1], out.scores)
     assert torch.equal(out.layer_log2_scale[-1], out.log2_scale)
     last = globenc.attribute(model, **options)
@@ -174,10 +190,10 @@ def test_row_normalisation(model, method, left):
     product = maps[0]
     for local in maps[1:]:
         product = local @ product
-    out = globenc.attribute(model, method=method, target="all", row_normalize=True, **inputs)
+    out = globenc.attribute(model, method=method, position="all", row_normalize=True, **inputs)
     assert_rows_close(raw(out.scores, out.log2_scale), product, 1e-12)
     torch.testing.assert_close(out.log2_scale, torch.zeros_like(out.log2_scale), rtol=0, atol=1e-12)
-    plain = globenc.attribute(model, method=method, target="all", **inputs)
+    plain = globenc.attribute(model, method=method, position="all", **inputs)
     assert torch.allclose(out.scores, plain.scores, rtol=1e-6) == method.startswith(("W", "N-Fixed"))
 
 
@@ -200,7 +216,7 @@ def plain_product(maps: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "target"),
+    ("dtype", "position"),
     [
         (torch.float64, "all"),
         (torch.bfloat16, "cls"),
@@ -208,7 +224,7 @@ def plain_product(maps: torch.Tensor) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_depth_does_not_overflow(dtype, target):
+def test_depth_does_not_overflow(dtype, position):
     """48 layers whose maps multiply to 2^400: beyond float32 many times over, exact all the same."""
     model = tiny_model("bert", dtype, num_hidden_layers=48)
     with torch.no_grad():
@@ -220,13 +236,13 @@ def test_depth_does_not_overflow(dtype, target):
     inputs = token_batch((7, 4))
     maps = globenc.contribution_maps(model, **inputs)
     rows, log2 = plain_product(maps)
-    out = globenc.attribute(model, target=target, layers=True, **inputs)
+    out = globenc.attribute(model, position=position, per_layer=True, **inputs)
     assert bool(torch.isfinite(out.layer_scores).all())
     scores, scale = out.scores.double(), out.log2_scale
     assert float(scale.max()) > 250
-    if target == "cls":
+    if position == "cls":
         rows, log2 = rows[:, 0], log2[:, 0]
-    elif target == "mean":
+    elif position == "mean":
         real = inputs["attention_mask"].bool()
         top = torch.where(real, log2, -torch.inf).amax(-1, keepdim=True)
         rows = (torch.exp2(log2 - top)[:, None] * real[:, None] / real.sum(-1)[:, None, None]) @ rows
@@ -250,7 +266,7 @@ def test_float32_depth_equals_float64():
                 layer.output.LayerNorm.weight.mul_(30)
                 layer.attention.self.query.weight.mul_(0.02)
                 layer.intermediate.dense.weight.mul_(0.1)
-        outs.append(globenc.attribute(model, layers=True, **token_batch((7, 4))))
+        outs.append(globenc.attribute(model, per_layer=True, **token_batch((7, 4))))
     exact, single = outs
     assert single.scores.dtype == torch.float32
     assert float(exact.log2_scale.min()) > 130
@@ -310,8 +326,8 @@ def test_all_of_a_deep_model_of_small_values_beside_padding():
         for layer in model.encoder.layer:
             layer.attention.output.dense.weight.mul_(1e-3)
     inputs = token_batch((7, 4))
-    together = globenc.attribute(model, method="N", target="all", **inputs)
-    alone = globenc.attribute(model, method="N", target="all", **token_batch((4,)))
+    together = globenc.attribute(model, method="N", position="all", **inputs)
+    alone = globenc.attribute(model, method="N", position="all", **token_batch((4,)))
     assert float(alone.log2_scale.max()) < -150
     assert_rows_close(together.scores[1:, :4, :4], alone.scores, 1e-3)
     torch.testing.assert_close(together.log2_scale[1:, :4], alone.log2_scale, rtol=0, atol=1e-2)
