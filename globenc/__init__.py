@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .extraction.run import extract
     from .extraction.store import load_extract
     from .functional import AttributionOutput, attribute, completeness_gap, contribution_maps, mixing_ratios
+    from .loading import ModelSource
     from .pictures import PictureAttribution
     from .rollouts import rollout
 
@@ -28,6 +29,7 @@ _MODULES = {
     "AttributionOutput": "functional",
     "EncoderFamily": "encoders",
     "GlobEnc": "explainer",
+    "ModelSource": "loading",
     "Passage": "attribution",
     "PictureAttribution": "pictures",
     "Word": "attribution",
@@ -47,6 +49,7 @@ __all__ = [
     "AttributionOutput",
     "EncoderFamily",
     "GlobEnc",
+    "ModelSource",
     "Passage",
     "PictureAttribution",
     "Word",

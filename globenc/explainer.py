@@ -25,7 +25,7 @@ from .encoders import (
 )
 from .errors import blames_text, named, refuses_target, short
 from .functional import attribute, patch_grid, patch_size
-from .loading import load, load_processor
+from .loading import ModelSource, load, load_processor
 from .methods import get_method
 from .pictures import PictureAttribution, open_picture, seen
 from .rollouts import Position, check_position, plain_position
@@ -72,7 +72,7 @@ class GlobEnc:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | Path | None = None,
+        name_or_path: str | Path | ModelSource | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
         backend: str = "auto",
@@ -88,7 +88,8 @@ class GlobEnc:
         several texts at once, is said in a warning.
 
         Args:
-            name_or_path: folder or hub name; None is the small sentiment classifier that ships with globenc.
+            name_or_path: folder or hub name; None is the small sentiment classifier that ships with globenc. Or a
+                ModelSource, which has the other arguments in it.
             device: where to run; None is the GPU where there is one, else the CPU.
             dtype: of the weights, such as "float32"; None is the stored one on a GPU, and float32 on a CPU where half
                 precision is stored.
@@ -99,12 +100,23 @@ class GlobEnc:
         Raises:
             OSError: there is no such model, it has no safetensors file or no tokenizer, a file cannot be used, or
                 weights are missing, of other sizes, or more than its config.json has a place for.
-            TypeError: the name is neither a string nor a path.
+            TypeError: the name is neither a string nor a path, or a ModelSource comes with other arguments.
             ValueError: it is no supported encoder, or the dtype or the device is unknown.
             RuntimeError: there is no such device here.
         """
-        model, tokenizer = load(name_or_path, device, dtype, revision, trust_remote_code)
-        return cls(model, tokenizer, backend)
+        name = None if isinstance(name_or_path, ModelSource) else name_or_path
+        source = ModelSource(name, device, dtype, backend, revision, trust_remote_code)
+        if isinstance(name_or_path, ModelSource):
+            if source != ModelSource():
+                raise TypeError("device, dtype, backend, revision and trust_remote_code belong into the ModelSource")
+            source = name_or_path
+        model, tokenizer = load(source.name, source.device, source.dtype, source.revision, source.trust_remote_code)
+        return cls(model, tokenizer, source.backend)
+
+    @classmethod
+    def of(cls, model: str | Path | ModelSource | GlobEnc | None) -> GlobEnc:
+        """What is given as a model, loaded where it is not yet: a GlobEnc, a ModelSource, or a folder or hub name."""
+        return model if isinstance(model, GlobEnc) else cls.from_pretrained(model)
 
     def __repr__(self) -> str:
         name = self.model.config._name_or_path or type(self.model).__name__

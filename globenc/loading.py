@@ -92,6 +92,32 @@ class _Source:
         return None if found is None else Path(found)
 
 
+@dataclass(frozen=True)
+class ModelSource:
+    """Which model is loaded, and how: for `globenc.extract`, `globenc.evaluate` and `GlobEnc.from_pretrained`.
+
+    Attributes:
+        name: folder or hub name; None is the small sentiment classifier that ships with globenc.
+        device: where it runs; None is the GPU where there is one, else the CPU.
+        dtype: of the weights, such as "float32"; None is the stored one on a GPU, and float32 on a CPU where half
+            precision is stored.
+        backend: "auto", "torch", "triton" or "reference", as in `globenc.attribute`.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: allow code that comes with the model to run.
+
+    >>> import globenc
+    >>> globenc.GlobEnc.from_pretrained(globenc.ModelSource(dtype="float64")).model.dtype
+    torch.float64
+    """
+
+    name: str | Path | None = None
+    device: str | torch.device | None = None
+    dtype: torch.dtype | str | None = None
+    backend: str = "auto"
+    revision: str | None = None
+    trust_remote_code: bool = False
+
+
 def load(
     name_or_path: str | Path | None,
     device: str | torch.device | None,

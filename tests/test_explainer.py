@@ -558,3 +558,15 @@ def test_docstring_examples(module):
         encoders._FAMILIES.update(before)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_a_source_holds_what_loading_needs():
+    source = globenc.ModelSource(dtype="float64", backend="reference", device="cpu")
+    explainer = globenc.GlobEnc.from_pretrained(source)
+    assert (explainer.model.dtype, explainer.backend, explainer.device.type) == (torch.float64, "reference", "cpu")
+    assert globenc.GlobEnc.of(explainer) is explainer
+    assert globenc.GlobEnc.of(source).model.dtype == torch.float64
+    with pytest.raises(TypeError, match="belong into the ModelSource"):
+        globenc.GlobEnc.from_pretrained(source, dtype="float32")
+    with pytest.raises(TypeError, match="name"):
+        globenc.GlobEnc.from_pretrained(globenc.ModelSource(3))
