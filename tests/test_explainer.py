@@ -545,17 +545,18 @@ def test_default_model():
 
 @needs_default
 @pytest.mark.parametrize(
-    "module", ["globenc", *(f"globenc.{m}" for m in ("attribution", "encoders", "explainer", "functional", "rollouts"))]
+    "module",
+    ["globenc", *(f"globenc.{m}" for m in ("attribution", "encoders.table", "explainer", "functional", "rollouts"))],
 )
 def test_docstring_examples(module):
-    from globenc import encoders
+    from globenc.encoders.table import FAMILIES
 
-    before = dict(encoders._FAMILIES)
+    before = dict(FAMILIES)
     try:
         result = doctest.testmod(importlib.import_module(module), optionflags=doctest.ELLIPSIS)
     finally:
-        encoders._FAMILIES.clear()
-        encoders._FAMILIES.update(before)
+        FAMILIES.clear()
+        FAMILIES.update(before)
     assert result.attempted > 0
     assert result.failed == 0
 

@@ -28,7 +28,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import globenc
-from globenc import encoders
+from globenc.encoders.table import FAMILIES as FAMILIES_KNOWN
 
 LAYERS = {"albert": 6, "albert-inner": 4}
 # these compute a softmax (Longformer) or LayerNorm (DeBERTa) in float32 whatever the model's dtype
@@ -36,9 +36,12 @@ ROUNDING = {"deberta": 1e-6, "longformer": 1e-6}
 
 
 @pytest.fixture(autouse=True)
-def table(monkeypatch):
+def table():
     """The table of families is as it was after each test."""
-    monkeypatch.setattr(encoders, "_FAMILIES", dict(encoders._FAMILIES))
+    before = dict(FAMILIES_KNOWN)
+    yield
+    FAMILIES_KNOWN.clear()
+    FAMILIES_KNOWN.update(before)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])

@@ -183,7 +183,7 @@ def test_models_with_a_registered_family(capsysbinary, monkeypatch):
         assert_clean(printed)
         assert f"mine{EVIL}" in [family["family"] for family in json.loads(printed)["families"]]
     finally:
-        globenc.encoders._FAMILIES.pop(f"mine{EVIL}")
+        globenc.encoders.table.FAMILIES.pop(f"mine{EVIL}")
 
 
 @pytest.mark.parametrize(("encoding", "thorough"), ENCODINGS.items(), ids=ENCODINGS)

@@ -1,0 +1,90 @@
+"""What families with attention code of their own compute, as the method needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def albert_layers(base_model: Any) -> list[nn.Module]:
+    """ALBERT runs `num_hidden_layers` steps over `num_hidden_groups` groups of shared layers."""
+    config = base_model.config
+    layers: list[nn.Module] = []
+    for step in range(config.num_hidden_layers):
+        group = int(step / (config.num_hidden_layers / config.num_hidden_groups))
+        layers.extend(base_model.encoder.albert_layer_groups[group].albert_layers)
+    return layers
+
+
+def deberta_values(attention: Any, projected: Tensor) -> Tensor:
+    """DeBERTa projects a head's query, key and value side by side, and adds the value's bias afterwards."""
+    batch, n, _ = projected.shape
+    heads = attention.num_attention_heads
+    value = projected.view(batch, n, heads, -1).chunk(3, dim=-1)[2] + attention.v_bias.view(heads, -1)
+    return value.transpose(1, 2)
+
+
+def longformer_inputs(attention: Any, hidden_states: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    """Queries, keys and values of Longformer: local attention in which everyone sees the global tokens too, and the
+    rows of those with projections of their own."""
+    batch, n, _ = hidden_states.shape
+
+    def heads(projection: nn.Module) -> Tensor:
+        return projection(hidden_states).view(batch, n, attention.num_heads, -1).transpose(1, 2)
+
+    inputs = {
+        "query": heads(attention.query),
+        "key": heads(attention.key),
+        "value": heads(attention.value),
+        "scaling": attention.head_dim**-0.5,
+        "window": attention.one_sided_attn_window_size,
+    }
+    if options.get("is_global_attn"):
+        inputs["global_keys"] = options["is_index_global_attn"]
+        inputs["global_rows"] = {
+            "query": heads(attention.query_global),
+            "key": heads(attention.key_global),
+            "value": heads(attention.value_global),
+        }
+    return inputs
+
+
+def bigbird_weights(attention: Any, weights: Tensor) -> Tensor:
+    """In evaluation all random blocks of BigBird are the first block once more, with the same weights, which the
+    weights it returns hold only once."""
+    size = getattr(attention, "block_size", None)
+    if size is None:  # full attention
+        return weights
+    weights = weights.clone()
+    weights[:, :, size:-size, :size] *= 1 + attention.num_random_blocks
+    return weights
+
+
+def bigbird_kind(base_model: Any, n: int) -> tuple[Callable[[], None], Callable[[], None]] | None:
+    """BigBird turns to full attention, for good, where a text is too short for blocks; here only for a while."""
+    config, layers = base_model.config, list(base_model.encoder.layer)
+    if base_model.attention_type != "block_sparse" or n > (5 + 2 * config.num_random_blocks) * config.block_size:
+        return None
+    own = [(layer.attention, layer.attention.self) for layer in layers]
+    typed = [base_model, base_model.encoder, *layers, *(attention for attention, _ in own)]
+
+    def undo() -> None:
+        for attention, module in own:
+            attention.self = module
+        for module in typed:
+            module.attention_type = "block_sparse"
+
+    return lambda: base_model.set_attention_type("original_full"), undo
+
+
+def deberta_refuse(config: Any) -> str | None:
+    if getattr(config, "talking_head", False):
+        return "talking heads mix the attention weights once more, which the method does not know"
+    if getattr(config, "conv_kernel_size", 0):
+        return (
+            "a convolution between its layers mixes neighbouring tokens outside the attention (deberta-v2-xlarge and "
+            "-xxlarge), which the method does not know; deberta-v3 has none"
+        )
+    return None

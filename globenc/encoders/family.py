@@ -1,0 +1,103 @@
+"""How a family of encoders is described."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+Layers = str | Callable[[nn.Module], list[nn.Module]]
+
+
+@dataclass(frozen=True)
+class OwnAttention:
+    """How to see what a family computes that does not use transformers' attention interface.
+
+    Attributes:
+        value: dotted path inside a layer to the module that puts out the value vectors, [B, n, H * d_h].
+        weights: dotted path to the module that is given the attention weights, [B, H, n, n]; None where the attention
+            module returns them beside its context.
+        mend: (attention module, those weights) -> the weights that it really used.
+        split: (attention module, output of `value`) -> value vectors [B, H, n, d_h] where they are not simply heads
+            side by side.
+        inputs: instead of all this, (attention module, hidden states [B, n, d], keyword arguments it is called with) ->
+            what its weights are made of, as `capture.LayerTrace` names it.
+    """
+
+    value: str | None = None
+    weights: str | None = None
+    mend: Callable[[Any, Tensor], Tensor] | None = None
+    split: Callable[[Any, Tensor], Tensor] | None = None
+    inputs: Callable[[Any, Tensor, dict[str, Any]], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Patches:
+    """How a vision family makes tokens of a picture.
+
+    Attributes:
+        special: config -> names of the tokens in front of the patches.
+    """
+
+    special: Callable[[Any], list[str]]
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """Where one family of encoders keeps what equations (4)-(11) need.
+
+    All names but `layers` are dotted attribute paths inside one layer.
+
+    Attributes:
+        model_type: `config.model_type` of the family.
+        layers: dotted path from the base model to its list of layers, or a function
+            base model -> layers in order of execution (a shared layer stands there once per use).
+        attention: module that calls the attention interface; in a post-LN layer its first argument is the residual x
+            (in a pre-LN layer that is the layer's own).
+        output_projection: `nn.Linear` W_O, b_O.
+        attention_norm: the norm whose input is the attention block's output plus x: LayerNorm 1 of a post-LN layer, the
+            one before the feed-forward block of a pre-LN layer.
+        output_norm: LayerNorm 2; its input is the feed-forward output plus its own residual. None: pre-LN layers.
+        output_scale: parameter that the attention block's output is multiplied with (DINOv2's layer scale).
+        own_attention: for families that compute attention in code of their own.
+        positions_after_padding: True where position ids start behind `pad_token_id` (RoBERTa), so
+            that the longest text is `max_position_embeddings - pad_token_id - 1`.
+        relative_positions: no table of positions limits the length of a text or the size of a picture.
+        score_bias: positions add to the attention scores (T5), which the kernels do not know.
+        pads: a text's numbers do not depend on the padding behind it.
+        has_cls: the first token stands for the whole text or picture.
+        patches: for vision encoders.
+        prepare: (base model, n) -> what makes it what its forward pass over n tokens will make of it, and what undoes
+            that, also half-way and twice; None where it stays as it is.
+        refuse: config -> why a model of the family cannot be taken, without capital and full stop; or None.
+        examples: a name or two a reader knows the family by.
+        notes: what is particular about the family, for `globenc models`.
+        tested: on what beyond tiny random configurations, which all are tested on.
+    """
+
+    model_type: str
+    layers: Layers
+    attention: str
+    output_projection: str
+    attention_norm: str
+    output_norm: str | None
+    output_scale: str | None = None
+    own_attention: OwnAttention | None = None
+    positions_after_padding: bool = False
+    relative_positions: bool = False
+    score_bias: bool = False
+    pads: bool = True
+    has_cls: bool = True
+    patches: Patches | None = None
+    prepare: Callable[[Any, int], tuple[Callable[[], None], Callable[[], None]] | None] | None = None
+    refuse: Callable[[Any], str | None] | None = None
+    examples: str = ""
+    notes: str = ""
+    tested: str = ""
+
+    @property
+    def pre_norm(self) -> bool:
+        """Whether the norms stand in front of the blocks."""
+        return self.output_norm is None

@@ -1,0 +1,330 @@
+"""The table of encoder families: where in each one the method's pieces stand.
+
+A family is described by names alone: the list of layers, and inside a layer the module that computes the attention,
+the output projection, and the norms. A new encoder is a new row (`register_encoder`), never a new modelling file.
+
+Two kinds of layers are known. Post-LN (BERT): `h = LN1(x + attention(x))`, then `LN2(h + feed_forward(h))`. Pre-LN
+(ModernBERT, ViT): `h = x + attention(norm(x))`, then `h + feed_forward(norm(h))`; no norm follows the sum, so a
+contribution is what a token adds to the residual stream, and N-Enc is N-Res.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .custom_attention import (
+    albert_layers,
+    bigbird_kind,
+    bigbird_weights,
+    deberta_refuse,
+    deberta_values,
+    longformer_inputs,
+)
+from .family import EncoderFamily, Layers, OwnAttention, Patches
+
+_BERT_LAYER: dict[str, Any] = {
+    "layers": "encoder.layer",
+    "attention": "attention.self",
+    "output_projection": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "output_norm": "output.LayerNorm",
+}
+_ROTARY_BERT_LAYER: dict[str, Any] = {
+    "layers": "layers",
+    "attention": "self_attn",
+    "output_projection": "self_attn.o_proj",
+    "attention_norm": "post_attention_layernorm",
+    "output_norm": "post_mlp_layernorm",
+    "relative_positions": True,
+}
+_VIT_LAYER: dict[str, Any] = {
+    "layers": "layers",
+    "attention": "attention",
+    "output_projection": "attention.o_proj",
+    "attention_norm": "layernorm_after",
+    "output_norm": None,
+}
+_DINOV2_LAYER: dict[str, Any] = {
+    "layers": "encoder.layer",
+    "attention": "attention",
+    "output_projection": "attention.o_proj|attention.output.dense",
+    "attention_norm": "norm2",
+    "output_norm": None,
+    "output_scale": "layer_scale1.lambda1",
+    "relative_positions": True,  # its table of positions is interpolated
+}
+_CLIP_LAYER: dict[str, Any] = {
+    "layers": "encoder.layers",
+    "attention": "self_attn",
+    "output_projection": "self_attn.out_proj",
+    "attention_norm": "layer_norm2",
+    "output_norm": None,
+}
+_T5_LAYER: dict[str, Any] = {
+    "layers": "encoder.block",
+    "attention": "layer.0.SelfAttention",
+    "output_projection": "layer.0.SelfAttention.o",
+    "attention_norm": "layer.1.layer_norm",
+    "output_norm": None,
+    "relative_positions": True,
+    "score_bias": True,
+    "has_cls": False,
+}
+_CLS = Patches(lambda config: ["[CLS]"])
+
+FAMILIES: dict[str, EncoderFamily] = {
+    family.model_type: family
+    for family in (
+        EncoderFamily(
+            "bert",
+            **_BERT_LAYER,
+            examples="bert-base-uncased, all-MiniLM-L6-v2",
+            tested="a real checkpoint, the published code",
+        ),
+        EncoderFamily("roberta", **_BERT_LAYER, positions_after_padding=True, examples="roberta-base"),
+        EncoderFamily("xlm-roberta", **_BERT_LAYER, positions_after_padding=True, examples="xlm-roberta-base"),
+        EncoderFamily("camembert", **_BERT_LAYER, positions_after_padding=True, examples="camembert-base"),
+        EncoderFamily(
+            "electra", **_BERT_LAYER, examples="google/electra-base-discriminator", tested="the published code"
+        ),
+        EncoderFamily(
+            "distilbert",
+            layers="transformer.layer",
+            attention="attention",
+            output_projection="attention.out_lin",
+            attention_norm="sa_layer_norm",
+            output_norm="output_layer_norm",
+            examples="distilbert-base-uncased",
+        ),
+        EncoderFamily(
+            "albert",
+            layers=albert_layers,
+            attention="attention",
+            output_projection="attention.dense",
+            attention_norm="attention.LayerNorm",
+            output_norm="full_layer_layer_norm",
+            examples="albert-base-v2",
+            notes="shared layers",
+        ),
+        EncoderFamily(
+            "deberta-v2",
+            **_BERT_LAYER,
+            own_attention=OwnAttention("attention.self.value_proj", "attention.self.dropout"),
+            refuse=deberta_refuse,
+            examples="microsoft/deberta-v3-base",
+            notes="disentangled attention",
+        ),
+        EncoderFamily(
+            "deberta",
+            **_BERT_LAYER,
+            own_attention=OwnAttention("attention.self.in_proj", "attention.self.dropout", split=deberta_values),
+            refuse=deberta_refuse,
+            examples="microsoft/deberta-base",
+            notes="disentangled attention",
+        ),
+        EncoderFamily(
+            "mpnet",
+            layers="encoder.layer",
+            attention="attention.attn",
+            output_projection="attention.attn.o",
+            attention_norm="attention.LayerNorm",
+            output_norm="output.LayerNorm",
+            own_attention=OwnAttention("attention.attn.v", "attention.attn.dropout"),
+            positions_after_padding=True,
+            examples="all-mpnet-base-v2",
+            notes="relative positions in the scores",
+        ),
+        EncoderFamily(
+            "longformer",
+            **_BERT_LAYER,
+            own_attention=OwnAttention(inputs=longformer_inputs),
+            positions_after_padding=True,
+            examples="allenai/longformer-base-4096",
+            notes="O(n window)",
+        ),
+        EncoderFamily(
+            "big_bird",
+            **_BERT_LAYER,
+            own_attention=OwnAttention("attention.self.value", mend=bigbird_weights),
+            prepare=bigbird_kind,
+            pads=False,
+            examples="google/bigbird-roberta-base",
+            notes="sparse attention; depends on padding",
+        ),
+        EncoderFamily(
+            "nomic_bert",
+            **_ROTARY_BERT_LAYER,
+            examples="nomic-ai/nomic-embed-text-v1.5",
+            notes="rotary",
+            tested="16,000 tokens",
+        ),
+        EncoderFamily(
+            "jina_embeddings_v3", **_ROTARY_BERT_LAYER, examples="jinaai/jina-embeddings-v3-hf", notes="rotary"
+        ),
+        EncoderFamily(
+            "modernbert",
+            layers="layers",
+            attention="attn",
+            output_projection="attn.Wo",
+            attention_norm="mlp_norm",
+            output_norm=None,
+            relative_positions=True,
+            examples="answerdotai/ModernBERT-base",
+            notes="rotary; local layers cost O(n window)",
+            tested="25,000 tokens",
+        ),
+        EncoderFamily(
+            "eurobert",
+            layers="layers",
+            attention="self_attn",
+            output_projection="self_attn.o_proj",
+            attention_norm="post_attention_layernorm",
+            output_norm=None,
+            relative_positions=True,
+            examples="EuroBERT/EuroBERT-210m",
+            notes="rotary, RMSNorm, grouped queries",
+        ),
+        EncoderFamily(
+            "xlm-roberta-xl",
+            **{**_BERT_LAYER, "attention_norm": "LayerNorm", "output_norm": None},
+            positions_after_padding=True,
+            examples="facebook/xlm-roberta-xl",
+        ),
+        EncoderFamily(
+            "roberta-prelayernorm",
+            **{**_BERT_LAYER, "attention_norm": "intermediate.LayerNorm", "output_norm": None},
+            positions_after_padding=True,
+            examples="andreasmadsen/efficient_mlm_m0.40",
+        ),
+        EncoderFamily("t5", **_T5_LAYER, examples="google/t5-v1_1-base (T5EncoderModel)", notes="RMSNorm, no [CLS]"),
+        EncoderFamily("umt5", **_T5_LAYER, examples="google/umt5-base (UMT5EncoderModel)", notes="RMSNorm, no [CLS]"),
+        EncoderFamily(
+            "esm",
+            **{**_BERT_LAYER, "attention_norm": "LayerNorm", "output_norm": None},
+            positions_after_padding=True,
+            examples="facebook/esm2_t12_35M_UR50D",
+            notes="protein residues",
+        ),
+        EncoderFamily("vit", **_VIT_LAYER, patches=_CLS, examples="google/vit-base-patch16-224"),
+        EncoderFamily(
+            "deit",
+            **_VIT_LAYER,
+            patches=Patches(lambda config: ["[CLS]", "[DIST]"]),
+            examples="facebook/deit-base-distilled-patch16-224",
+        ),
+        EncoderFamily("dinov2", **_DINOV2_LAYER, patches=_CLS, examples="facebook/dinov2-base", notes="layer scale"),
+        EncoderFamily(
+            "dinov2_with_registers",
+            **_DINOV2_LAYER,
+            patches=Patches(lambda config: ["[CLS]", *(f"[REG{k}]" for k in range(config.num_register_tokens))]),
+            examples="facebook/dinov2-with-registers-base",
+            notes="layer scale",
+        ),
+        EncoderFamily("clip_vision_model", **_CLIP_LAYER, patches=_CLS, examples="openai/clip-vit-base-patch32"),
+        EncoderFamily(
+            "siglip_vision_model",
+            **_CLIP_LAYER,
+            patches=Patches(lambda config: []),
+            has_cls=False,
+            examples="google/siglip-base-patch16-224",
+            notes="no [CLS]",
+        ),
+    )
+}
+
+
+def register_encoder(
+    model_type: str,
+    *,
+    layers: Layers,
+    attention: str,
+    output_projection: str,
+    attention_norm: str,
+    output_norm: str | None,
+    positions_after_padding: bool = False,
+    examples: str = "",
+) -> EncoderFamily:
+    """Teach globenc an encoder family; replaces a family registered under the same name.
+
+    The encoder must compute, in every layer, `h = LN1(x + W_O attention(x) + b_O)` and `LN2(h + feed_forward(h))`
+    (post-LN), or `h = x + W_O attention(norm(x)) + b_O` and `h + feed_forward(norm(h))` (pre-LN, `output_norm=None`),
+    and its attention must go through transformers' `AttentionInterface`. `globenc.completeness_gap(model, ...)` tells
+    whether the names were right: it is below 1e-12 in float64 when they are.
+
+    Args:
+        model_type: the model's `config.model_type`.
+        layers: dotted path from the base model to its layers, or a function base model -> layers.
+        attention: dotted path inside a layer to the module that calls the attention interface.
+        output_projection: ... to the `nn.Linear` after the heads.
+        attention_norm: ... to the norm that reads the attention block's output plus the residual: LN1 of a post-LN
+            layer, the norm before the feed-forward block of a pre-LN layer.
+        output_norm: ... to the LayerNorm behind the feed-forward block; None for pre-LN layers.
+        positions_after_padding: position ids start behind `pad_token_id`, as in RoBERTa.
+        examples: a checkpoint name for `globenc models`.
+
+    Returns:
+        The family as registered.
+
+    Raises:
+        TypeError: a name is not a string (or, for `layers`, neither a string nor a function).
+
+    Example:
+        >>> import globenc
+        >>> family = globenc.register_encoder(
+        ...     "my-bert", layers="encoder.layer", attention="attention.self",
+        ...     output_projection="attention.output.dense", attention_norm="attention.output.LayerNorm",
+        ...     output_norm="output.LayerNorm")
+        >>> family.model_type
+        'my-bert'
+    """
+    names = {
+        "model_type": model_type,
+        "attention": attention,
+        "output_projection": output_projection,
+        "attention_norm": attention_norm,
+    }
+    if output_norm is not None:
+        names["output_norm"] = output_norm
+    for argument, value in names.items():
+        if not isinstance(value, str) or not value:
+            raise TypeError(f"{argument} must be a non-empty string, got {value!r}")
+    if not isinstance(layers, str) and not callable(layers):
+        raise TypeError(f"layers must be a dotted path or a function base model -> layers, got {layers!r}")
+    family = EncoderFamily(
+        model_type,
+        layers,
+        attention,
+        output_projection,
+        attention_norm,
+        output_norm,
+        positions_after_padding=positions_after_padding,
+        examples=examples,
+    )
+    FAMILIES[model_type] = family
+    return family
+
+
+def describe(family: EncoderFamily) -> dict[str, str]:
+    """What `globenc models` and the README say of a family."""
+    if family.patches is not None:
+        longest = "any size" if family.relative_positions else "image_size"
+    elif family.relative_positions:
+        longest = "any; cut at max_position_embeddings" if not family.score_bias else "any"
+    else:
+        longest = "max_position_embeddings" + (" - pad_token_id - 1" if family.positions_after_padding else "")
+    kernels = "no" if family.own_attention is not None or family.score_bias else "yes"
+    return {
+        "family": family.model_type,
+        "examples": family.examples,
+        "reads": "texts" if family.patches is None else "pictures",
+        "layers": "pre-LN" if family.pre_norm else "post-LN",
+        "kernels": kernels,
+        "longest_text": longest,
+        "notes": family.notes,
+        "tested": family.tested,
+    }
+
+
+def supported_encoders() -> tuple[EncoderFamily, ...]:
+    """All families globenc knows, built in and registered, in the order of the table."""
+    return tuple(FAMILIES.values())
