@@ -126,7 +126,7 @@ class _Recorder:
 
     def __init__(
         self,
-        layers: list[LayerModules],
+        layers: Sequence[LayerModules],
         mask: Tensor,
         consume: Callable[[int, LayerTrace], None],
         attend: Attend | None,
@@ -419,20 +419,9 @@ AttentionInterface.register(ATTENTION, _capturing_attention)
 AttentionMaskInterface.register(ATTENTION, flash_attention_mask)
 
 
-def unwrap(model: Any) -> Any:
-    """The eager model behind `torch.compile(model)` and `DataParallel`."""
-    while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            return model
-
-
 def capture(
     model: PreTrainedModel,
-    layers: list[LayerModules],
+    layers: Sequence[LayerModules],
     model_inputs: dict[str, Any],
     mask: Tensor,
     consume: Callable[[int, LayerTrace], None],
@@ -443,7 +432,7 @@ def capture(
 
     Args:
         model: a transformers encoder of a known family, with any head.
-        layers: its layers in order of execution (`find_layers`).
+        layers: its layers in order of execution (`Encoder.layers`).
         model_inputs: keyword arguments of its forward.
         mask: True at real tokens, [B, n].
         consume: called with (layer index, LayerTrace) as soon as a layer is complete, in order.

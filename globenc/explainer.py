@@ -16,15 +16,10 @@ from torch import nn
 from .answers import Answer, answers_of
 from .attribution import Attribution
 from .backends import check_backend
-from .capture import unwrap
-from .encoders import (
-    find_family,
-    find_layers,
-    max_length,
-    takes_any_length,
-)
+from .encoders import Encoder
 from .errors import blames_text, named, refuses_target, short
-from .functional import attribute, patch_grid, patch_size
+from .functional import attribute
+from .inputs import patch_grid, patch_size
 from .loading import ModelSource, load, load_processor
 from .methods import get_method
 from .pictures import PictureAttribution, open_picture, seen
@@ -60,12 +55,10 @@ class GlobEnc:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None, backend: str = "auto"):
-        eager: Any = unwrap(model)
-        family = find_family(eager)
-        find_layers(eager.base_model, family)
-        self.model = eager
+        encoder = Encoder.of(model)
+        self.model: Any = encoder.model
         self.backend = backend
-        self._family = family
+        self._family = encoder.family
         self._tokenizer = tokenizer
         check_backend(backend, self.device)
 
@@ -376,9 +369,10 @@ class GlobEnc:
 
         Where positions are relative, `max_length_` may go beyond the length that the model was made for.
         """
-        if max_length_ is not None and takes_any_length(self.model):
+        encoder = Encoder.of(self.model)
+        if max_length_ is not None and encoder.takes_any_length:
             return max_length_
-        limits = [max_length(self.model), self.tokenizer.model_max_length, max_length_]
+        limits = [encoder.max_length, self.tokenizer.model_max_length, max_length_]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def batches(self, lengths: Sequence[int], budget: int) -> list[list[int]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -12,17 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from . import contributions, equations
-from .answers import by_name, head_of, returning_tuples
+from .answers import by_name, returning_tuples
 from .backends import layer_maps
-from .capture import Attend, Begin, Finish, LayerTrace, capture, unwrap
+from .capture import Attend, Begin, Finish, LayerTrace, capture
 from .contributions import LayerMap, MakeLayer, normalize_rows
-from .encoders import EncoderFamily, accepted_inputs, find_family, find_layers, max_length, takes_any_length
+from .encoders import Encoder
 from .errors import refuses_target
-from .methods import METHODS, Method, Stage, get_method, get_stage
+from .inputs import check_inputs
+from .methods import Method, Stage, get_method, get_stage
 from .model_state import Loan, precise
 from .rollouts import Position, RequestedRows, full_map, multiply, requested_rows, top_down
-
-OPTIONS = ("method", "position", "per_layer", "row_normalize", "backend")  # what is ours among the keyword arguments
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,163 +58,6 @@ class MethodsOutput:
     model_output: Any
 
 
-def check_inputs(model: nn.Module, inputs: dict[str, Any]) -> Tensor:
-    """The real tokens [B, n] of a model's inputs.
-
-    Raises:
-        TypeError, ValueError: an input this model cannot take, named, with what to do.
-    """
-    if head_of(model) == "MultipleChoice":
-        raise ValueError(
-            f"{type(model).__name__} reads several texts as one example: pass its encoder, model.base_model, and the "
-            "choices as a batch of texts [batch, n]"
-        )
-    if inputs.get("output_attentions"):
-        raise ValueError(
-            "output_attentions must not be set: attention weights of a layer are contribution_maps(..., method='W')"
-        )
-    accepted = accepted_inputs(model)
-    unknown = [name for name in inputs if accepted and name not in (*accepted, "output_hidden_states", "return_dict")]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], [*OPTIONS, *accepted], n=1)
-        hint = f", did you mean {near[0]!r}?" if near else ""
-        raise TypeError(f"{type(model).__name__} takes no input {unknown[0]!r}{hint}; it takes {', '.join(accepted)}")
-    family = find_family(model)
-    if family.patches is not None:
-        return _check_pixels(model, family, inputs)
-    tokens, embeds = inputs.get("input_ids"), inputs.get("inputs_embeds")
-    if (tokens is None) == (embeds is None):
-        raise ValueError("give input_ids [batch, n] or inputs_embeds [batch, n, d], one of the two")
-    name, given, ndim = ("input_ids", tokens, 2) if tokens is not None else ("inputs_embeds", embeds, 3)
-    if not isinstance(given, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(given).__name__}")
-    if given.ndim != ndim or 0 in given.shape:
-        shape = "[batch, n]" if ndim == 2 else "[batch, n, d]"
-        raise ValueError(f"{name} must have shape {shape} with no empty dimension, got {list(given.shape)}")
-    _check_devices(model, inputs)
-    batch, n = given.shape[:2]
-    longest = max_length(model)
-    if longest is not None and n > longest and not takes_any_length(model):
-        raise ValueError(
-            f"{name} has {n} tokens, and {type(model).__name__} takes at most {longest}: truncate the text"
-        )
-    if tokens is not None:
-        if tokens.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"input_ids must be int64 or int32, got {tokens.dtype}")
-        rows = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        low, high = (int(v) for v in torch.aminmax(tokens))
-        if low < 0 or high >= rows:
-            raise ValueError(
-                f"input_ids must be in 0..{rows - 1}, got {low if low < 0 else high}: is the tokenizer this model's?"
-            )
-    else:
-        width = model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-        if given.dtype != model.dtype or given.shape[2] != width:
-            raise ValueError(
-                f"inputs_embeds must be {model.dtype} with {width} numbers a token for this model, got {given.dtype} "
-                f"with {given.shape[2]}"
-            )
-    # a model of none (DeBERTa-v3) takes the zeros that its tokenizer gives, and does not look at them
-    _check_ids("token_type_ids", inputs, (batch, n), getattr(model.config, "type_vocab_size", None) or None)
-    positions = None if takes_any_length(model) else getattr(model.config, "max_position_embeddings", None)
-    _check_ids("position_ids", inputs, (batch, n), positions)
-    mask = inputs.get("attention_mask")
-    if mask is None:
-        return torch.ones(batch, n, dtype=torch.bool, device=given.device)
-    if not isinstance(mask, Tensor) or tuple(mask.shape) != (batch, n):
-        got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"attention_mask must be a tensor of shape [batch, n] = {[batch, n]}, got {got}")
-    real = mask.bool()
-    if not bool((mask == real).all()):
-        raise ValueError("attention_mask must hold 1 at real tokens and 0 at padding, got other values")
-    empty = (~real.any(-1)).nonzero().flatten().tolist()
-    if empty:
-        raise ValueError(
-            f"attention_mask is all zero for text {empty[0]} of the batch: it has no token to attribute to"
-        )
-    shifts = (not accepted or "position_ids" in accepted) and inputs.get("position_ids") is None
-    if shifts and family.positions_after_padding and tokens is not None:
-        shifts = bool(
-            (tokens[~real] != getattr(model.config, "pad_token_id", None)).any()
-        )  # else the model counts past the padding
-    if shifts and not bool(real[:, 0].all()):
-        warnings.warn(
-            "the batch is padded on the left and no position_ids are given: the model reads its texts at shifted "
-            "positions; pass position_ids = attention_mask.cumsum(-1).sub(1).clamp(min=0), or pad on the right",
-            stacklevel=5,
-        )
-    return real
-
-
-def _check_devices(model: nn.Module, inputs: dict[str, Any]) -> None:
-    """Raises ValueError where an input is not where the model is."""
-    device = next(model.parameters()).device
-    for key, tensor in inputs.items():
-        if isinstance(tensor, Tensor) and tensor.device != device and not hasattr(model, "hf_device_map"):
-            raise ValueError(
-                f"{key} is on {tensor.device} and the model on {device}: move it with .to({str(device)!r})"
-            )
-    if device.type == "meta":
-        raise ValueError("the model's weights are on the meta device: load them first")
-
-
-def _check_pixels(model: Any, family: EncoderFamily, inputs: dict[str, Any]) -> Tensor:
-    """The tokens [B, n] of a vision model's pictures; raises as `check_inputs`."""
-    pixels, config = inputs.get("pixel_values"), model.config
-    if not isinstance(pixels, Tensor):
-        got = "nothing" if pixels is None else type(pixels).__name__
-        raise ValueError(f"give pixel_values, a tensor [batch, channels, height, width]; got {got}")
-    if pixels.ndim != 4 or 0 in pixels.shape or pixels.shape[1] != config.num_channels:
-        raise ValueError(
-            f"pixel_values must have shape [batch, {config.num_channels}, height, width] with no empty dimension, got "
-            f"{list(pixels.shape)}"
-        )
-    if pixels.dtype != model.dtype:
-        raise ValueError(f"pixel_values must be {model.dtype} for this model, got {pixels.dtype}")
-    _check_devices(model, inputs)
-    height, width = pixels.shape[2:]
-    expected = _pair(config.image_size)
-    if (height, width) != expected and not inputs.get("interpolate_pos_encoding") and not family.relative_positions:
-        raise ValueError(
-            f"pixel_values must be {expected[0]} x {expected[1]} for this model, got {height} x {width}: use its image "
-            "processor, or pass interpolate_pos_encoding=True"
-        )
-    rows, columns = patch_grid(model, pixels)
-    n = len(family.patches.special(config)) + rows * columns if family.patches is not None else 0
-    return torch.ones(len(pixels), n, dtype=torch.bool, device=pixels.device)
-
-
-def patch_size(model: Any) -> tuple[int, int]:
-    """Height and width of a vision model's patches in pixels."""
-    return _pair(model.config.patch_size)
-
-
-def patch_grid(model: Any, pixels: Tensor) -> tuple[int, int]:
-    """Rows and columns of patches that a vision model makes of pixel_values [batch, channels, height, width]."""
-    height, width = patch_size(model)
-    return pixels.shape[2] // height, pixels.shape[3] // width
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _check_ids(name: str, inputs: dict[str, Any], shape: tuple[int, int], rows: int | None) -> None:
-    """Raises where optional ids are no integers of the shape [batch, n] below `rows`."""
-    ids = inputs.get(name)
-    if ids is None:
-        return
-    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
-        got = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"{name} must be an integer tensor, got {got}")
-    if ids.ndim != 2 or ids.shape[0] not in (1, shape[0]) or ids.shape[1] != shape[1]:
-        raise ValueError(f"{name} must have shape [batch, n] = {list(shape)}, got {list(ids.shape)}")
-    low, high = (int(v) for v in torch.aminmax(ids))
-    if low < 0 or (rows is not None and high >= rows):
-        limit = f"in 0..{rows - 1}" if rows is not None else "at least 0"
-        raise ValueError(f"{name} must be {limit} for this model, got {low if low < 0 else high}")
-
-
 T = TypeVar("T")
 
 
@@ -225,11 +65,11 @@ class _Run:
     """A model and its inputs, checked and ready for one forward pass."""
 
     def __init__(self, model: nn.Module, inputs: dict[str, Any]):
-        self.model: Any = unwrap(model)
-        self.family = find_family(self.model)
-        self.layers = find_layers(self.model.base_model, self.family)
+        encoder = Encoder.of(model)
+        self.model, self.family, self.layers = encoder.model, encoder.family, encoder.layers
+        self.methods = encoder.methods
         self.inputs = by_name(self.model, inputs)
-        self.mask = check_inputs(self.model, inputs)
+        self.mask = check_inputs(encoder, inputs)
         self.attend: Attend | None = None
         self.gaps: list[Tensor] = []
         self.doubts: list[Tensor] = []
@@ -318,7 +158,7 @@ class _Run:
             change = self.family.prepare(base_model, self.mask.shape[1])  # type: ignore[misc]
             if change is not None:
                 loan.change(*change)
-            self.layers = find_layers(base_model, self.family)
+            self.layers = Encoder.of(self.model).layers
             return captured()
 
         return loan.run(prepared)
@@ -472,7 +312,7 @@ def compare_methods(
     run = _Run(model, model_inputs)
     if isinstance(methods, str):
         raise TypeError(f"methods must be a list of names, got the string {methods!r}")
-    names = methods_of(run.family) if methods is None else list(methods)
+    names = run.methods if methods is None else list(methods)
     if not names:
         raise ValueError("methods is an empty list: give at least one name")
     chosen = [run.method(name) for name in names]
@@ -502,15 +342,6 @@ def compare_methods(
         return MethodsOutput(rollouts, alone, output)
 
     return run.checked(compute)
-
-
-def methods_of(family: EncoderFamily) -> list[str]:
-    """Names of the methods that have a meaning for a family."""
-    return [
-        method.name
-        for method in METHODS.values()
-        if not (family.pre_norm and method.stage is not None and method.stage.norms == 1)
-    ]
 
 
 def _rows_of_rollout(

@@ -295,7 +295,7 @@ def synthetic_trace(
         y2 = norm1(y1) + random(batch, n, d)
         output = norm2(y2)
     return LayerTrace(
-        modules=LayerModules(nn.Identity(), projection.to(dtype), norm1.to(dtype), norm2.to(dtype)),
+        modules=LayerModules(nn.Identity(), nn.Identity(), projection.to(dtype), norm1.to(dtype), norm2.to(dtype)),
         query=query.to(dtype),
         key=key.to(dtype),
         value=value.to(dtype),

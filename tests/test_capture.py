@@ -13,7 +13,7 @@ from torch import nn
 
 import globenc
 from globenc.capture import capture
-from globenc.encoders import find_family, find_layers
+from globenc.encoders import Encoder
 
 HEADS = (
     "Model",
@@ -37,8 +37,7 @@ CALLS = {
 
 def show(model, inputs, consume):
     """`capture` of a model with its padding mask: every layer goes to `consume`."""
-    layers = find_layers(model.base_model, find_family(model))
-    return capture(model, layers, inputs, inputs["attention_mask"].bool(), consume)
+    return capture(model, Encoder.of(model).layers, inputs, inputs["attention_mask"].bool(), consume)
 
 
 def test_the_state_comparison_can_fail(bert):

@@ -103,7 +103,7 @@ def toy_trace() -> LayerTrace:
         norms[1].weight.copy_(float64(1, 3))
     ln3 = math.log(3)
     return LayerTrace(
-        modules=LayerModules(nn.Identity(), projection, *norms),
+        modules=LayerModules(nn.Identity(), nn.Identity(), projection, *norms),
         query=float64([[[0], [1]], [[1], [0]]]),
         key=float64([[[0], [ln3]], [[ln3], [0]]]),
         value=float64([[[1], [2]], [[3], [-1]]]),

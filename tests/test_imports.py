@@ -17,7 +17,7 @@ LAYERS = [
     ["_version", "methods", "equations", "passages", "model_state", "answers", "printing"],
     ["errors"],
     ["encoders"],
-    ["capture"],
+    ["capture", "inputs"],
     ["contributions"],
     ["fused"],
     ["backends"],

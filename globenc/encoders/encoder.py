@@ -1,4 +1,4 @@
-"""A model's family, and what follows from it."""
+"""A transformers model, resolved once: its family, its layers' modules, and what they allow."""
 
 from __future__ import annotations
 
@@ -6,13 +6,94 @@ import functools
 import inspect
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..methods import METHODS
 from .family import EncoderFamily
+from .modules import LayerModules, find_layers
 from .table import FAMILIES
+
+
+@dataclass(frozen=True, eq=False)
+class Encoder:
+    """A transformers encoder with its family and its layers' modules, as they are at the time of `Encoder.of`.
+
+    Nothing of it is cached: whoever replaces a layer or changes the configuration gets another `Encoder` from the next
+    call.
+
+    Attributes:
+        model: the eager model, with any head.
+        family: its row of the table of families.
+        layers: the modules of every layer in order of execution; a shared layer stands there once per use.
+
+    >>> import globenc
+    >>> from globenc.encoders import Encoder
+    >>> encoder = Encoder.of(globenc.GlobEnc.from_pretrained().model)
+    >>> encoder.family.model_type, len(encoder.layers) == encoder.model.config.num_hidden_layers
+    ('bert', True)
+    """
+
+    model: PreTrainedModel
+    family: EncoderFamily
+    layers: tuple[LayerModules, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Encoder:
+        """The encoder in a model with any head, also behind `torch.compile` and `DataParallel`.
+
+        Raises:
+            TypeError: the model is not a transformers model at all.
+            ValueError: it is a decoder, an encoder-decoder, or of a family that the table does not hold; a name of the
+                family does not exist in it, or is of an unusable kind.
+        """
+        eager = unwrap(model)
+        family = find_family(eager)
+        return cls(eager, family, find_layers(eager.base_model, family))
+
+    @property
+    def max_length(self) -> int | None:
+        """Most tokens one text may have in this model, special tokens included; None where nothing limits it.
+
+        Where positions are relative it is the length that the model was made for, and longer texts run all the same
+        (`takes_any_length`).
+        """
+        config = self.model.config
+        positions = getattr(config, "max_position_embeddings", None)
+        if positions is None or self.family.patches is not None:
+            return None
+        padding = getattr(config, "pad_token_id", None)
+        return int(positions) - (padding + 1 if self.family.positions_after_padding and padding is not None else 0)
+
+    @property
+    def takes_any_length(self) -> bool:
+        """Whether no table of positions ends somewhere."""
+        config: Any = self.model.config
+        rotary = getattr(config, "position_embedding_type", None) == "rotary"  # ESM may be either
+        return self.family.relative_positions or rotary or not getattr(config, "position_biased_input", True)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the methods that have a meaning for the family: no LayerNorm follows the sums of a pre-LN layer."""
+        return tuple(
+            method.name
+            for method in METHODS.values()
+            if not (self.family.pre_norm and method.stage is not None and method.stage.norms == 1)
+        )
+
+
+def unwrap(model: Any) -> Any:
+    """The eager model behind `torch.compile(model)` and `DataParallel`."""
+    while True:
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        else:
+            return model
 
 
 def find_family(model: nn.Module) -> EncoderFamily:
@@ -126,24 +207,3 @@ def _parameters(forward: Callable) -> tuple[list[str], bool]:
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = [name for name, parameter in parameters.items() if name != "self" and parameter.kind not in several]
     return named, any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-
-
-def max_length(model: nn.Module) -> int | None:
-    """Most tokens one text may have in this model, special tokens included; None where nothing limits it.
-
-    Where positions are relative it is the length that the model was made for, and longer texts run all the same
-    (`takes_any_length`).
-    """
-    family, config = find_family(model), model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is None or family.patches is not None:
-        return None
-    padding = getattr(config, "pad_token_id", None)
-    return int(positions) - (padding + 1 if family.positions_after_padding and padding is not None else 0)
-
-
-def takes_any_length(model: nn.Module) -> bool:
-    """Whether no table of positions ends somewhere."""
-    config: Any = model.config
-    rotary = getattr(config, "position_embedding_type", None) == "rotary"  # ESM may be either
-    return find_family(model).relative_positions or rotary or not getattr(config, "position_biased_input", True)

@@ -15,20 +15,25 @@ class LayerModules:
     """The modules of one layer, resolved from its family's names.
 
     Attributes:
+        module: the layer itself.
         attention, output_projection, attention_norm, output_norm, output_scale: as in `EncoderFamily`.
-        block: the module whose first argument is the residual; the attention module itself if None.
         own: of the family, with the modules its paths lead to, `value` and `weights`.
     """
 
+    module: nn.Module
     attention: nn.Module
     output_projection: nn.Linear
     attention_norm: nn.Module
     output_norm: nn.Module | None
-    block: nn.Module | None = None
     output_scale: nn.Parameter | None = None
     own: OwnAttention | None = None
     value: nn.Module | None = None
     weights: nn.Module | None = None
+
+    @property
+    def block(self) -> nn.Module | None:
+        """The module whose first argument is the residual: a pre-LN layer itself; None where that is the attention."""
+        return self.module if self.output_norm is None else None
 
     @property
     def norms(self) -> tuple[Any, ...]:
@@ -110,60 +115,63 @@ def layer_list(base_model: nn.Module, family: EncoderFamily) -> list[nn.Module]:
     return list(container if isinstance(container, nn.ModuleList) else container.children())
 
 
-def find_layers(base_model: nn.Module, family: EncoderFamily) -> list[LayerModules]:
+def find_layers(base_model: nn.Module, family: EncoderFamily) -> tuple[LayerModules, ...]:
     """The modules of every layer in order of execution; a shared layer stands there once per use.
 
     Raises:
         ValueError: a name of the family does not exist in this model, or is of an unusable kind.
     """
-    resolved = []
-    for layer in layer_list(base_model, family):
-        attention, projection, attention_norm = (
-            _resolve(layer, getattr(family, argument), argument, family)
-            for argument in ("attention", "output_projection", "attention_norm")
-        )
-        output_norm = None
-        if _is_quantised(projection):
-            raise ValueError(
-                f"output_projection of {family.model_type!r} is quantised ({_full_name(projection)}, with a weight of "
-                f"{_kind(getattr(projection, 'weight', None))}): load the model without quantisation, in float32, "
-                "bfloat16 or float16"
-            )
-        if type(projection) is not nn.Linear:
-            raise ValueError(
-                f"output_projection of {family.model_type!r} must be a plain torch.nn.Linear, got "
-                f"{_full_name(projection)}; merge adapters (peft: model.merge_and_unload())"
-            )
-        if family.output_norm is not None:
-            output_norm = _resolve(layer, family.output_norm, "output_norm", family)
-            for argument, norm in (("attention_norm", attention_norm), ("output_norm", output_norm)):
-                if not _is_layer_norm(norm):
-                    raise ValueError(
-                        f"{argument} of {family.model_type!r} must be a torch.nn.LayerNorm, got {type(norm).__name__}"
-                    )
-                if norm_width(norm) != (projection.out_features,):
-                    raise ValueError(
-                        f"{argument} of {family.model_type!r} must normalise what output_projection puts out: "
-                        f"{projection.out_features} numbers, got {list(norm_width(norm))}"
-                    )
-            if attention_norm is output_norm:
-                raise ValueError(
-                    f"attention_norm and output_norm of {family.model_type!r} must be two modules, got one"
-                )
-        own, scale = family.own_attention, family.output_scale
-        resolved.append(
-            LayerModules(
-                attention,
-                projection,
-                attention_norm,
-                output_norm,
-                block=layer if family.pre_norm else None,
-                output_scale=None if scale is None else layer.get_parameter(scale),
-                own=own,
-                value=None if own is None or own.value is None else _resolve(layer, own.value, "value", family),
-                weights=None if own is None or own.weights is None else _resolve(layer, own.weights, "weights", family),
-            )
-        )
-    if not resolved:
+    layers = tuple(_modules_of(layer, family) for layer in layer_list(base_model, family))
+    if not layers:
         raise ValueError(f"model must have at least one encoder layer, got {type(base_model).__name__} with none")
-    return resolved
+    return layers
+
+
+def _modules_of(layer: nn.Module, family: EncoderFamily) -> LayerModules:
+    attention, projection, attention_norm = (
+        _resolve(layer, getattr(family, argument), argument, family)
+        for argument in ("attention", "output_projection", "attention_norm")
+    )
+    if _is_quantised(projection):
+        raise ValueError(
+            f"output_projection of {family.model_type!r} is quantised ({_full_name(projection)}, with a weight of "
+            f"{_kind(getattr(projection, 'weight', None))}): load the model without quantisation, in float32, "
+            "bfloat16 or float16"
+        )
+    if type(projection) is not nn.Linear:
+        raise ValueError(
+            f"output_projection of {family.model_type!r} must be a plain torch.nn.Linear, got "
+            f"{_full_name(projection)}; merge adapters (peft: model.merge_and_unload())"
+        )
+    output_norm = None
+    if family.output_norm is not None:
+        output_norm = _resolve(layer, family.output_norm, "output_norm", family)
+        _check_norms(attention_norm, output_norm, projection.out_features, family)
+    own, scale = family.own_attention, family.output_scale
+    return LayerModules(
+        layer,
+        attention,
+        projection,
+        attention_norm,
+        output_norm,
+        output_scale=None if scale is None else layer.get_parameter(scale),
+        own=own,
+        value=None if own is None or own.value is None else _resolve(layer, own.value, "value", family),
+        weights=None if own is None or own.weights is None else _resolve(layer, own.weights, "weights", family),
+    )
+
+
+def _check_norms(attention_norm: nn.Module, output_norm: nn.Module, width: int, family: EncoderFamily) -> None:
+    """Raises ValueError where they are not the two LayerNorms over `width` numbers of a post-LN layer."""
+    for argument, norm in (("attention_norm", attention_norm), ("output_norm", output_norm)):
+        if not _is_layer_norm(norm):
+            raise ValueError(
+                f"{argument} of {family.model_type!r} must be a torch.nn.LayerNorm, got {type(norm).__name__}"
+            )
+        if norm_width(norm) != (width,):
+            raise ValueError(
+                f"{argument} of {family.model_type!r} must normalise what output_projection puts out: "
+                f"{width} numbers, got {list(norm_width(norm))}"
+            )
+    if attention_norm is output_norm:
+        raise ValueError(f"attention_norm and output_norm of {family.model_type!r} must be two modules, got one")

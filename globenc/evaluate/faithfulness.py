@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..answers import by_name, kind_of, logits_of, returning_tuples
-from ..capture import unwrap
-from ..encoders import find_family
-from ..functional import check_inputs
+from ..encoders import Encoder
+from ..inputs import check_inputs
 from ..model_state import Loan
 from ..tokenization import by_length
 from .gradients import classes_of
@@ -206,8 +205,9 @@ def removal_drops(
         advance: told how many of the changed texts of this batch have been read.
         The others: as for `aopc`.
     """
-    eager: Any = unwrap(model)
-    real = check_inputs(eager, model_inputs).cpu().numpy()
+    encoder = Encoder.of(model)
+    eager: Any = encoder.model
+    real = check_inputs(encoder, model_inputs).cpu().numpy()
     batch, n = real.shape
     _check(eager, model_inputs, removal, mask_token_id)
     for measure in measures.values():
@@ -332,7 +332,7 @@ def _probabilities(
     with torch.no_grad(), returning_tuples(model):
         for part in (whole, rest):
             rows: list[np.ndarray] = [np.empty(0)] * len(part)
-            for batch in by_length([lengths[k] for k in part], batch_tokens, find_family(model).pads):
+            for batch in by_length([lengths[k] for k in part], batch_tokens, Encoder.of(model).family.pads):
                 longest = max(lengths[part[k]] for k in batch)
                 columns = {
                     "input_ids": np.full((len(batch), longest), filler, np.int64),

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..answers import by_name, kind_of, logits_of, returning_tuples
-from ..capture import unwrap
-from ..encoders import find_family, find_layers
-from ..functional import check_inputs
+from ..encoders import Encoder
+from ..inputs import check_inputs
 from ..model_state import Loan
 from ..rollouts import multiply
 
@@ -58,10 +57,9 @@ def saliency(
     """
     if output not in OUTPUTS:
         raise ValueError(f"output must be one of {', '.join(OUTPUTS)}; got {output!r}")
-    eager: Any = unwrap(model)
-    family = find_family(eager)
-    mask = check_inputs(eager, model_inputs)
-    first = find_layers(eager.base_model, family)[0]
+    encoder = Encoder.of(model)
+    eager: Any = encoder.model
+    mask = check_inputs(encoder, model_inputs)
     entered: list[Tensor] = []
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -73,13 +71,13 @@ def saliency(
             return (states, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": states}
 
-    block = eager.base_model.get_submodule(_path_of_first_layer(eager.base_model, first))
+    first = encoder.layers[0].module
     loan = Loan()
 
     def run() -> Tensor:
         loan.evaluation_mode(list(eager.modules()))
         loan.no_parameter_gradients(eager)
-        loan.hook(block.register_forward_pre_hook, enter, with_kwargs=True)
+        loan.hook(first.register_forward_pre_hook, enter, with_kwargs=True)
         with torch.enable_grad(), returning_tuples(eager):
             logits = logits_of(eager, eager(**by_name(eager, model_inputs)))
             if logits is None:
@@ -124,18 +122,6 @@ def classes_of(label: str | Tensor, logits: Tensor) -> Tensor:
     return label.to(logits.device)
 
 
-def _path_of_first_layer(base_model: nn.Module, first: Any) -> str:
-    """The dotted path of the layer that holds a layer's modules."""
-    if first.block is not None:
-        return next(path for path, module in base_model.named_modules() if module is first.block)
-    names = {id(module): path for path, module in base_model.named_modules()}
-    inside = [names[id(module)].split(".") for module in (first.attention, first.output_norm)]
-    shared = 0
-    while all(len(parts) > shared for parts in inside) and inside[0][shared] == inside[1][shared]:
-        shared += 1
-    return ".".join(inside[0][:shared])
-
-
 def hta_maps(model: nn.Module, *, times_input: bool = True, **model_inputs: Any) -> Tensor:
     """Hidden token attribution of every layer: ||de_i^l / de_j^(l-1) * e_j^(l-1)||_F, (18); without the input if asked.
 
@@ -153,11 +139,9 @@ def hta_maps(model: nn.Module, *, times_input: bool = True, **model_inputs: Any)
     Raises:
         TypeError, ValueError: as `globenc.attribute`.
     """
-    eager: Any = unwrap(model)
-    family = find_family(eager)
-    mask = check_inputs(eager, model_inputs)
-    layers = find_layers(eager.base_model, family)
-    blocks = [eager.base_model.get_submodule(_path_of_first_layer(eager.base_model, layer)) for layer in layers]
+    encoder = Encoder.of(model)
+    eager: Any = encoder.model
+    mask = check_inputs(encoder, model_inputs)
     maps: list[Tensor] = []
 
     def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -183,8 +167,8 @@ def hta_maps(model: nn.Module, *, times_input: bool = True, **model_inputs: Any)
         loan.evaluation_mode(list(eager.modules()))
         loan.no_parameter_gradients(eager)
         loan.change(lambda: None, _leave_vmap)
-        for block in {id(b): b for b in blocks}.values():
-            loan.hook(block.register_forward_pre_hook, enter, with_kwargs=True)
+        for shared in {id(layer.module): layer.module for layer in encoder.layers}.values():
+            loan.hook(shared.register_forward_pre_hook, enter, with_kwargs=True)
         with torch.no_grad():
             eager(**model_inputs)
 

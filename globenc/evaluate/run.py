@@ -18,13 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scipy import stats
 
 from ..answers import kind_of, logits_of
-from ..encoders import find_family
+from ..encoders import Encoder
 from ..errors import in_a_line, refuses_target, short
 from ..explainer import GlobEnc
 from ..extraction.identity import about
 from ..extraction.rows import Columns, Example, Reader
 from ..extraction.sources import Input, inputs_of
-from ..functional import compare_methods, contribution_maps, methods_of
+from ..functional import compare_methods, contribution_maps
 from ..methods import METHODS, get_method
 from ..printing import escaped, say
 from ..render.console import Console
@@ -234,8 +234,8 @@ def evaluate(
             )
         )
         _check_model(explainer, label_column is not None)
-        family = find_family(explainer.model)
-        names = names or [name for name in PAPER_ORDER if name in methods_of(family)]
+        methods = Encoder.of(explainer.model).methods
+        names = names or [name for name in PAPER_ORDER if name in methods]
         runner = _Runner(
             explainer,
             names,
@@ -487,7 +487,7 @@ class _Runner:
         self.batch_tokens = batch_tokens
         self.plain = [name for name in names if name in METHODS]
         self.extras = [name for name in names if name in EXTRAS]
-        if self.extras and (position != "cls" or not find_family(explainer.model).has_cls):
+        if self.extras and (position != "cls" or not Encoder.of(explainer.model).family.has_cls):
             raise ValueError(f"{self.extras[0]} is evaluated for position 'cls' alone, got {position!r}")
 
     def encoded(
