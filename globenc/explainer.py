@@ -58,6 +58,7 @@ class GlobEnc:
         encoder = Encoder.of(model)
         self.model: Any = encoder.model
         self.backend = backend
+        self._encoder = encoder  # of its layers as they were: what limits a text does not depend on them
         self._family = encoder.family
         self._tokenizer = tokenizer
         check_backend(backend, self.device)
@@ -369,10 +370,9 @@ class GlobEnc:
 
         Where positions are relative, `max_length_` may go beyond the length that the model was made for.
         """
-        encoder = Encoder.of(self.model)
-        if max_length_ is not None and encoder.takes_any_length:
+        if max_length_ is not None and self._encoder.takes_any_length:
             return max_length_
-        limits = [encoder.max_length, self.tokenizer.model_max_length, max_length_]
+        limits = [self._encoder.max_length, self.tokenizer.model_max_length, max_length_]
         return min((limit for limit in limits if limit is not None), default=None)
 
     def batches(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
