@@ -38,8 +38,9 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "kernels"))
 
 import globenc_kernels as kernels  # noqa: E402
-from globenc_kernels.arguments import BLOCK, MAX_HIDDEN_SIZE, blocks  # noqa: E402
+from globenc_kernels.arguments import MAX_HIDDEN_SIZE  # noqa: E402
 from globenc_kernels.head_factors import PARTS  # noqa: E402
+from globenc_kernels.layouts import factor_shape, lse_shape  # noqa: E402
 from globenc_kernels.tiles import Tiles  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "compile.csv"
@@ -151,12 +152,12 @@ def call(case: Case) -> None:
     elif case.kernel == "stage_norms":
         kernels.stage_norms(hidden(), hidden(), (tensor(width), tensor(width)), tensor(BATCH, N))
     else:
-        factor = tensor(BATCH, blocks(N), heads * (heads + 1) // 2, BLOCK)
+        factor = tensor(*factor_shape(BATCH, N, heads))
         local_map = kernels.LocalMap(
             query=states(),
             key=states(),
             scaling=0.125,
-            log_sum_exp=tensor(BATCH, blocks(N), heads, 2, BLOCK),
+            log_sum_exp=tensor(*lse_shape(BATCH, N, heads)),
             factors=None if "weights" in case.variant else kernels.HeadFactors(factor, tensor(BATCH, N)),
             row_scale=tensor(BATCH, N),
             diagonal=tensor(BATCH, N),

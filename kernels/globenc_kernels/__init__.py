@@ -8,6 +8,8 @@
 | the local map, its row sums | contribution_norms.py |
 | target rows through the local map | rollout.py |
 
+layouts.py says how the log-sum-exps and factors that they hand on lie in memory, tiles.py how much one program takes.
+
 Where triton is not installed, `unavailable_reason` is all there is. With TRITON_INTERPRET=1 in the environment the
 kernels run on CPU tensors, slowly, for checking.
 """

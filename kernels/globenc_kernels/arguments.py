@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-BLOCK = 64  # tokens a block in the layouts of log-sum-exps and factors; tiles divide it
+BLOCK = 64  # tokens a block in the arrays of layouts.py; a map's tiles divide it
 MAX_HEADS, HEAD_DIMS, MAX_TOKENS, MAX_HIDDEN_SIZE = 32, (16, 128), 131072, 4096
 MAX_TEXTS = 65535  # of a batch: what a grid takes
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -27,11 +27,6 @@ def ceil_div(a: int, b: int) -> int:
 def power_of_two(size: int) -> int:
     """The smallest power of two from 16 on, which products of tiles need, that holds `size`."""
     return max(16, 1 << (size - 1).bit_length())
-
-
-def blocks(n: int) -> int:
-    """Blocks of tokens that n tokens fill."""
-    return ceil_div(n, BLOCK)
 
 
 class Texts:

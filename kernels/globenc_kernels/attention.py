@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import BLOCK, Texts, blocks, ceil_div, expect_heads, expect_scores, heads_last, launch, power_of_two
+from .arguments import Texts, ceil_div, expect_heads, expect_scores, heads_last, launch, power_of_two
+from .layouts import BLOCK_TOKENS, lse_offset, lse_shape
 from .tiles import attention_tiles
 
 LOG2_E = 1.4426950408889634
@@ -28,8 +29,8 @@ class AttentionOutput:
         own_context: alpha_ii v_i, the same shape and dtype; zero at padding.
         own_weight: alpha_ii, [batch, heads, n], float32; zero at padding.
         log_sum_exp: of a row's scores in two parts, its largest score s before scaling and log2 of the sum of
-            2**((score - s) * scaling * log2(e)), so that large scores lose no digits; float32, in blocks of 64 queries:
-            [batch, ceil(n / 64), heads, 2, 64]; what stands behind the last query is not defined.
+            2**((score - s) * scaling * log2(e)), so that large scores lose no digits; float32, in
+            blocks of 64 queries (layouts.py): [batch, ceil(n / 64), heads, 2, 64]; not defined behind the last query.
     """
 
     context: Tensor
@@ -132,9 +133,10 @@ def _attention_kernel(
     tl.store(context_ptr + offsets, acc / total[:, None], mask=inside)
     tl.store(own_ptr + offsets, own[:, None] * v_own, mask=inside)
     tl.store(weight_ptr + (b * H + h) * n + safe_q, own, mask=rows_q < n)
-    lse_ptr += (b * ((n + 63) // 64) + rows_q // 64) * (H * 128) + h * 128 + rows_q % 64
+    block = b * tl.cdiv(n, BLOCK_TOKENS) + rows_q // BLOCK_TOKENS
+    lse_ptr += lse_offset(block, rows_q, h, H)
     tl.store(lse_ptr, top, mask=rows_q < n)
-    tl.store(lse_ptr + 64, log_total, mask=rows_q < n)
+    tl.store(lse_ptr + BLOCK_TOKENS, log_total, mask=rows_q < n)
 
 
 def attention(
@@ -172,7 +174,7 @@ def attention(
     context = value.new_empty(batch, n, heads, head_dim)
     own_context = torch.empty_like(context)
     own_weight = value.new_empty(batch, heads, n, dtype=torch.float32)
-    lse = value.new_empty(batch, blocks(n), heads, 2, BLOCK, dtype=torch.float32)
+    lse = value.new_empty(lse_shape(batch, n, heads), dtype=torch.float32)
     tiles = attention_tiles(query.dtype, head_dim, query.device)
     launch(
         _attention_kernel,

@@ -20,9 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import (
-    BLOCK,
     Texts,
-    blocks,
     ceil_div,
     expect,
     expect_heads,
@@ -33,6 +31,7 @@ from .arguments import (
 )
 from .attention import LOG2_E
 from .head_factors import HeadFactors
+from .layouts import BLOCK_TOKENS, factor_offset, factor_shape, lse_offset, lse_shape, pair_offset
 from .tiles import Tiles, holds_heads, map_tiles
 
 
@@ -70,12 +69,11 @@ class LocalMap:
         expect_scores(self.scaling, self.window)
         batch, heads, n, _ = self.query.shape
         device, single = self.query.device, (torch.float32,)
-        expect(self.log_sum_exp, "log_sum_exp", (batch, blocks(n), heads, 2, BLOCK), single, device)
+        expect(self.log_sum_exp, "log_sum_exp", lse_shape(batch, n, heads), single, device)
         expect(self.row_scale, "row_scale", (batch, n), single, device)
         expect(self.diagonal, "diagonal", (batch, n), single, device)
         if self.factors is not None:
-            pairs = heads * (heads + 1) // 2
-            expect(self.factors.factor, "factors.factor", (batch, blocks(n), pairs, BLOCK), single, device)
+            expect(self.factors.factor, "factors.factor", factor_shape(batch, n, heads), single, device)
             expect(self.factors.key_scale, "factors.key_scale", (batch, n), single, device)
 
     def arguments(self) -> tuple:
@@ -153,7 +151,8 @@ def local_map_tile(
     rows_k = start_k + tl.arange(0, BLOCK_K)
     safe_q = tl.minimum(rows_q, n - 1)
     safe_k = tl.minimum(rows_k, n - 1)
-    lse_ptr += tl.cast(start_q // 64, tl.int64) * (H * 128) + start_k * zero + rows_q % 64
+    block_q = tl.cast(start_q // BLOCK_TOKENS, tl.int64)
+    lse_ptr += start_k * zero
     q_pointers += start_k * zero
     k_pointers += start_q * zero
     alpha = ()
@@ -161,8 +160,9 @@ def local_map_tile(
         q = load_head(q_pointers, h, D, BLOCK_D)
         k = held[h] if len(held) == H else load_head(k_pointers, h, D, BLOCK_D)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee")
-        top = tl.load(lse_ptr + h * 128)
-        log_total = tl.load(lse_ptr + h * 128 + 64)
+        lse = lse_ptr + lse_offset(block_q, rows_q, h, H)
+        top = tl.load(lse)
+        log_total = tl.load(lse + BLOCK_TOKENS)
         alpha = alpha + (tl.exp2((scores - top[None, :]) * scale - log_total[None, :]),)
     tile = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
     if WEIGHTS:
@@ -170,19 +170,21 @@ def local_map_tile(
             tile += alpha[h]
         tile = tile * (1.0 / H)
     else:
-        factor_ptr += tl.cast(start_k // 64, tl.int64) * (H * (H + 1) // 2 * 64) + start_q * zero + rows_k % 64
+        block_k = tl.cast(start_k // BLOCK_TOKENS, tl.int64)
+        factor_ptr += factor_offset(block_k, rows_k, H) + start_q * zero
         if H <= 16:
             for a in tl.static_range(H):
                 part = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
                 for h in tl.static_range(a, H):
-                    part += tl.load(factor_ptr + (a * H - a * (a - 1) // 2 + h - a) * 64)[:, None] * alpha[h]
+                    part += tl.load(factor_ptr + pair_offset(a, h, H))[:, None] * alpha[h]
                 tile += part * part
         else:  # so many unrolled rows would take minutes to compile
             for a in tl.range(0, H):
                 part = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
-                row = factor_ptr + (a * H - a * (a - 1) // 2 - a) * 64
+                row = factor_ptr + pair_offset(a, 0, H)
                 for h in tl.static_range(H):
-                    part += tl.load(row + h * 64, mask=(rows_k >= 0) & (h >= a), other=0.0)[:, None] * alpha[h]
+                    entry = tl.load(row + h * BLOCK_TOKENS, mask=(rows_k >= 0) & (h >= a), other=0.0)
+                    part += entry[:, None] * alpha[h]
                 tile += part * part
         tile = tl.sqrt(tile) * tl.load(key_scale_ptr + safe_k)[:, None]
     tile = tile * tl.load(row_scale_ptr + safe_q)[None, :]

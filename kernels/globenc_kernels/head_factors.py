@@ -18,7 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import BLOCK, Texts, blocks, ceil_div, expect, expect_heads, heads_last, launch, power_of_two
+from .arguments import Texts, ceil_div, expect, expect_heads, heads_last, launch, power_of_two
+from .layouts import BLOCK_TOKENS, factor_offset, factor_shape, pair_offset
 from .tiles import gram_tiles
 
 PARTS = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # so many matrices of PART_DTYPE add up to P
@@ -47,8 +48,8 @@ class HeadFactors:
     """The factors of all tokens.
 
     Attributes:
-        factor: the upper triangles of R_j / key_scale_j row by row, float32, in blocks of 64 tokens:
-            [batch, ceil(n / 64), heads * (heads + 1) / 2, 64]; not defined at padding.
+        factor: the upper triangles of R_j / key_scale_j row by row, float32, in blocks of 64 tokens
+            (layouts.py): [batch, ceil(n / 64), heads * (heads + 1) / 2, 64]; not defined at padding.
         key_scale: powers of two near the length of the longest head, [batch, n], float32.
     """
 
@@ -110,9 +111,8 @@ def _gram_kernel(
     rows = v_ptr + safe[:, None] * stride_vn
     v_h = tl.load(rows + h * D + offs_d[None, :], mask=(offs_d < D)[None, :], other=0.0)
     v_h = v_h.to(weight_ptr.dtype.element_ty)
-    # the pair (h, k) stands behind the rows before h
-    pair = gram_ptr + b * stride_gb + (tokens // 64) * (H * (H + 1) // 2 * 64) + tokens % 64
-    pair += (h * H - h * (h - 1) // 2) * 64
+    diagonal = gram_ptr + b * stride_gb + factor_offset(tokens // BLOCK_TOKENS, tokens, H)
+    diagonal += pair_offset(h, h, H)
     stop = tl.where((start >= last) | (start + BLOCK_T <= first), h, H)  # nothing but padding: no work
     chunks: tl.constexpr = (D + BLOCK_C - 1) // BLOCK_C
     gram = tl.zeros([BLOCK_T], dtype)
@@ -127,7 +127,7 @@ def _gram_kernel(
             image = tl.dot(v_h, weight, image, input_precision="ieee", out_dtype=dtype)
         v_k = tl.load(rows + k * D + columns[None, :], mask=(columns < D)[None, :], other=0.0)
         gram = tl.where(step % chunks == 0, 0.0, gram) + tl.sum(image * v_k.to(dtype), axis=1)
-        tl.store(pair + (k - h) * 64, gram, mask=tokens < n)  # the last chunk's is the whole
+        tl.store(diagonal + (k - h) * BLOCK_TOKENS, gram, mask=tokens < n)  # the last chunk's is the whole
 
 
 @triton.jit(do_not_specialize=["n"])
@@ -145,10 +145,10 @@ def _cholesky_kernel(
         heads = tl.arange(0, BLOCK_H)
         low = tl.minimum(heads[:, None], heads[None, :])
         high = tl.maximum(heads[:, None], heads[None, :])
-        pair = low * H - low * (low - 1) // 2 + high - low
-        place = b * stride_gb + (tokens // 64) * (H * (H + 1) // 2 * 64) + tokens % 64
+        triangle = b * stride_gb + factor_offset(tokens // BLOCK_TOKENS, tokens, H)
         inside = (high < H)[None, :, :] & (tokens < n)[:, None, None]
-        gram = tl.load(gram_ptr + place[:, None, None] + pair[None, :, :] * 64, mask=inside, other=0.0)
+        pairs = triangle[:, None, None] + pair_offset(low, high, H)[None, :, :]
+        gram = tl.load(gram_ptr + pairs, mask=inside, other=0.0)
 
         # to a unit diagonal: heads of very different length are equally good
         on_diagonal = (heads[:, None] == heads[None, :])[None, :, :]
@@ -178,9 +178,9 @@ def _cholesky_kernel(
             rest -= row * row
             rest = tl.where(rest < 0, 0.0, rest)
             cosines -= row[:, :, None] * row[:, None, :]
-            column = tl.where(heads >= k, k * H - k * (k - 1) // 2 + heads - k, 0)
+            column = tl.where(heads >= k, pair_offset(k, heads, H), 0)
             tl.store(
-                factor_ptr + place[:, None] + column[None, :] * 64,
+                factor_ptr + triangle[:, None] + column[None, :],
                 row.to(tl.float32) * scaled,
                 mask=((heads >= k) & (heads < H))[None, :] & (tokens < n)[:, None],
             )
@@ -216,8 +216,7 @@ def head_factors(value: Tensor, weight: GramWeight, texts: Texts) -> HeadFactors
     expect(weight.head_scale, "weight.head_scale", (heads,), (torch.float32,), value.device)
     value = heads_last(value)
     dtype = torch.float64 if value.dtype == torch.float32 else torch.float32
-    pairs = heads * (heads + 1) // 2
-    gram = value.new_empty(batch, blocks(n), pairs, BLOCK, dtype=dtype)
+    gram = value.new_empty(factor_shape(batch, n, heads), dtype=dtype)
     factor = torch.empty_like(gram, dtype=torch.float32)
     key_scale = value.new_empty(batch, n, dtype=torch.float32)
     tiles = gram_tiles(value.dtype, head_dim, value.device)
