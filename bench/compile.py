@@ -134,19 +134,19 @@ def call(case: Case) -> None:
     def hidden() -> Tensor:
         return tensor(BATCH, N, width, dtype=dtype)
 
-    texts = object.__new__(kernels.Texts)
-    texts.mask, texts.ranges = tensor(BATCH, N, dtype=torch.int8), tensor(BATCH, 3, dtype=torch.int32)
+    tokens = object.__new__(kernels.TokenRanges)
+    tokens.mask, tokens.ranges = tensor(BATCH, N, dtype=torch.int8), tensor(BATCH, 3, dtype=torch.int32)
     window = 64 if "window" in case.variant else None
     if case.kernel == "attention":
-        kernels.attention(states(), states(), states(), texts, 0.125, window)
+        kernels.attention(states(), states(), states(), tokens, 0.125, window)
     elif case.kernel in ("gram", "cholesky"):
         part_dtype = torch.float64 if dtype == torch.float32 else dtype
         parts = tensor(PARTS[dtype], heads, heads, head_dim, head_dim, dtype=part_dtype)
-        kernels.head_factors(states(), kernels.GramWeight(parts, tensor(heads)), texts)
+        kernels.head_factors(states(), kernels.GramWeight(parts, tensor(heads)), tokens)
     elif case.kernel == "layer_scales":
         bias = hidden()[0, 0] if case.variant == "bias" else None
-        probe = tensor(width), tensor(width)
-        kernels.layer_scales(hidden(), (hidden(), hidden()), (1e-12, 1e-12), hidden(), probe, bias, texts)
+        direction = tensor(width), tensor(width)
+        kernels.layer_scales(hidden(), (hidden(), hidden()), (1e-12, 1e-12), hidden(), direction, bias, tokens)
     elif case.variant == "norms=0":
         kernels.stage_norms(hidden(), None, ())
     elif case.kernel == "stage_norms":
@@ -161,7 +161,7 @@ def call(case: Case) -> None:
             factors=None if "weights" in case.variant else kernels.HeadFactors(factor, tensor(BATCH, N)),
             row_scale=tensor(BATCH, N),
             diagonal=tensor(BATCH, N),
-            texts=texts,
+            tokens=tokens,
             window=window,
         )
         if case.kernel == "rollout_rows":

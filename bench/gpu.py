@@ -341,7 +341,7 @@ def layer_steps(case: Case, device: torch.device) -> dict[str, Callable[[], obje
     x, y1, y2 = torch.randn(3, *texts, d, device=device).to(dtype)
     weight = (torch.randn(d, d, device=device) / d**0.5).to(dtype)
     gamma, ones, rows = (torch.ones(*shape, device=device) for shape in ((d,), texts, (case.batch, 1, case.n)))
-    bias, real = x[0, 0].clone(), kernels.Texts(ones.bool())
+    bias, real = x[0, 0].clone(), kernels.TokenRanges(ones.bool())
     attended = kernels.attention(q, k, v, real, scaling)
     gram = kernels.gram_weight(weight.double().T.contiguous(), heads, dtype)
     factors = kernels.head_factors(v, gram, real)

@@ -23,7 +23,7 @@ class FusedLayers:
     """The backend for one forward pass over texts with real tokens `mask` [B, n]: its attention and its layer maps."""
 
     def __init__(self, mask: Tensor, explicit: bool):
-        self.texts = {mask.device: kernels.Texts(mask)}
+        self.texts = {mask.device: kernels.TokenRanges(mask)}
         self.first = self.texts[mask.device]
         self.explicit = explicit
 
@@ -66,7 +66,7 @@ class FusedLayers:
 class FusedAttention:
     """What the attention kernel left of a layer, and what is O(n d) of its map."""
 
-    def __init__(self, output: kernels.AttentionOutput, texts: kernels.Texts):
+    def __init__(self, output: kernels.AttentionOutput, texts: kernels.TokenRanges):
         self.output, self.texts = output, texts
         self.scales: kernels.LayerScales | None = None
 
@@ -163,7 +163,7 @@ class FusedLayer:
     @property
     def tokens(self) -> int:
         """n."""
-        return self.map.texts.shape[1]
+        return self.map.tokens.shape[1]
 
     def _normalized(self) -> kernels.LocalMap:
         """The map with its rows divided by their sums."""
@@ -177,7 +177,7 @@ class FusedLayer:
         yield every, every, kernels.contribution_norms(self.map)
 
     def rows_at(self, positions: Tensor) -> Tensor:
-        n = self.map.texts.shape[1]
+        n = self.map.tokens.shape[1]
         rows = torch.zeros(*positions.shape, n, device=positions.device).scatter_(-1, positions[..., None], 1)
         used = torch.stack([positions.amin(1), positions.amax(1) + 1], 1).to(torch.int32)
         device = self.map.query.device

@@ -110,16 +110,16 @@ d = H * D
 weight = gk.gram_weight(torch.randn(d, d, dtype=torch.float64), H, dtype)
 counts = []
 for batch, n in json.load(sys.stdin):
-    texts = gk.Texts(torch.ones(batch, n, dtype=torch.bool))
+    tokens = gk.TokenRanges(torch.ones(batch, n, dtype=torch.bool))
     query, key, value = torch.zeros(3, batch, n, H, D, dtype=dtype).unbind()
     query, key, value = (tensor.clone().transpose(1, 2) for tensor in (query, key, value))
     x, p = torch.zeros(batch, n, d, dtype=dtype), torch.zeros(d)
-    attended = gk.attention(query, key, value, texts, 0.25)
-    scales = gk.layer_scales(x, (x, x), (1e-12, 1e-12), attended.context.flatten(2), (p, p), None, texts)
+    attended = gk.attention(query, key, value, tokens, 0.25)
+    scales = gk.layer_scales(x, (x, x), (1e-12, 1e-12), attended.context.flatten(2), (p, p), None, tokens)
     diagonal = gk.stage_norms(x, x, (p, p), scales.scale2)
-    factors = gk.head_factors(value, weight, texts)
+    factors = gk.head_factors(value, weight, tokens)
     local_map = gk.LocalMap(
-        query, key, 0.25, attended.log_sum_exp, factors, scales.scale2, diagonal, texts
+        query, key, 0.25, attended.log_sum_exp, factors, scales.scale2, diagonal, tokens
     )
     gk.rollout_rows(torch.zeros(batch, 1, n), local_map)
     gk.rollout_rows(torch.zeros(batch, 3, n), local_map)

@@ -126,10 +126,10 @@ def test_wide_strides_and_far_offsets():
     memory = torch.empty(2**31 + 10 * n * heads * head_dim, dtype=torch.bfloat16, device="cuda")
     query = memory.as_strided((batch, heads, n, head_dim), (2**31, head_dim, heads * head_dim, 1))
     query.copy_(torch.randn(batch, heads, n, head_dim))
-    texts = kernels.Texts(torch.ones(batch, n, dtype=torch.bool, device="cuda"))
-    found = kernels.attention(query, query, query, texts, 0.25).context
+    tokens = kernels.TokenRanges(torch.ones(batch, n, dtype=torch.bool, device="cuda"))
+    found = kernels.attention(query, query, query, tokens, 0.25).context
     near = query.contiguous()
-    expected = kernels.attention(near, near, near, texts, 0.25).context
+    expected = kernels.attention(near, near, near, tokens, 0.25).context
     assert torch.equal(found, expected)
 
 

@@ -23,7 +23,7 @@ from .capability import interpreted, unavailable_reason, unsupported_reason
 __all__ = ["interpreted", "unavailable_reason", "unsupported_reason"]
 
 if importlib.util.find_spec("triton") is not None:
-    from .arguments import Texts
+    from .arguments import TokenRanges
     from .attention import AttentionOutput, attention
     from .contribution_norms import LocalMap, contribution_norms, row_sums
     from .head_factors import GramWeight, HeadFactors, gram_weight, head_factors
@@ -36,7 +36,7 @@ if importlib.util.find_spec("triton") is not None:
         "HeadFactors",
         "LayerScales",
         "LocalMap",
-        "Texts",
+        "TokenRanges",
         "attention",
         "contribution_norms",
         "gram_weight",

@@ -1,4 +1,4 @@
-"""What every kernel's launcher shares: texts and their ranges, argument checks, the launch itself."""
+"""What every kernel's launcher shares: the ranges of real tokens, argument checks, the launch itself."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def power_of_two(size: int) -> int:
     return max(16, 1 << (size - 1).bit_length())
 
 
-class Texts:
+class TokenRanges:
     """The real tokens of a batch, looked at once and shared by every kernel of a forward pass.
 
     Attributes:
@@ -40,7 +40,7 @@ class Texts:
         attention_mask: True at real tokens, [batch, n], bool.
 
     Example:
-        >>> Texts(torch.tensor([[True, True, False]])).ranges
+        >>> TokenRanges(torch.tensor([[True, True, False]])).ranges
         tensor([[0, 2, 0]], dtype=torch.int32)
     """
 
@@ -60,11 +60,11 @@ class Texts:
         """(batch, n)."""
         return self.mask.shape[0], self.mask.shape[1]
 
-    def to(self, device: torch.device) -> Texts:
+    def to(self, device: torch.device) -> TokenRanges:
         """The same on another device."""
         if device == self.mask.device:
             return self
-        moved = object.__new__(Texts)
+        moved = object.__new__(TokenRanges)
         moved.mask, moved.ranges = self.mask.to(device), self.ranges.to(device)
         return moved
 
@@ -98,7 +98,7 @@ def expect(
         raise ValueError(f"{name} must be on {device} like the other tensors, got {tensor.device}")
 
 
-def expect_heads(tensor: Tensor, name: str, texts: Texts, like: Tensor | None = None) -> None:
+def expect_heads(tensor: Tensor, name: str, tokens: TokenRanges, like: Tensor | None = None) -> None:
     """Raises where queries, keys or values [batch, heads, n, head_dim] cannot be read by the kernels."""
     expect(tensor, name, ("batch", "heads", "n", "head_dim"), DTYPES if like is None else (like.dtype,))
     _, heads, n, head_dim = tensor.shape
@@ -112,10 +112,10 @@ def expect_heads(tensor: Tensor, name: str, texts: Texts, like: Tensor | None = 
         )
     if n > MAX_TOKENS:
         raise ValueError(f"{name} must have at most {MAX_TOKENS} tokens, got {n}")
-    if (tensor.shape[0], n) != texts.shape:
-        raise ValueError(f"{name} must have the mask's batch and tokens {list(texts.shape)}, got {list(tensor.shape)}")
-    if tensor.device != texts.mask.device:
-        raise ValueError(f"{name} must be on {texts.mask.device} like attention_mask, got {tensor.device}")
+    if (tensor.shape[0], n) != tokens.shape:
+        raise ValueError(f"{name} must have the mask's batch and tokens {list(tokens.shape)}, got {list(tensor.shape)}")
+    if tensor.device != tokens.mask.device:
+        raise ValueError(f"{name} must be on {tokens.mask.device} like attention_mask, got {tensor.device}")
 
 
 def expect_scores(scaling: float, window: int | None) -> None:

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import Texts, ceil_div, expect_heads, expect_scores, heads_last, launch, power_of_two
+from .arguments import TokenRanges, ceil_div, expect_heads, expect_scores, heads_last, launch, power_of_two
 from .layouts import BLOCK_TOKENS, lse_offset, lse_shape
 from .tiles import attention_tiles
 
@@ -69,12 +69,21 @@ def _attend_keys(
 
 @triton.jit(do_not_specialize=["n", "window"])
 def _attention_kernel(
-    q_ptr, k_ptr, v_ptr, mask_ptr, range_ptr, context_ptr, own_ptr, weight_ptr, lse_ptr,
+    q_ptr,  # [batch, n, H, D]
+    k_ptr,  # [batch, n, H, D]
+    v_ptr,  # [batch, n, H, D]
+    mask_ptr,  # [batch, n]
+    range_ptr,  # [batch, 3]
+    context_ptr,  # out, [batch, n, H, D]
+    own_ptr,  # out, [batch, n, H, D]
+    weight_ptr,  # out, [batch, H, n]
+    lse_ptr,  # out, `lse_shape`
     n, window, scale,
     stride_qn, stride_kn, stride_vn,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     WINDOW: tl.constexpr,
 ):  # fmt: skip
+    """One head of BLOCK_Q queries."""
     start_q = tl.program_id(0) * BLOCK_Q
     h = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
@@ -143,7 +152,7 @@ def attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    texts: Texts,
+    tokens: TokenRanges,
     scaling: float,
     window: int | None = None,
 ) -> AttentionOutput:
@@ -152,7 +161,7 @@ def attention(
     Args:
         query, key, value: [batch, heads, n, head_dim], float32, float16 or bfloat16, any strides; 1 to 32 heads of size
             16 to 128.
-        texts: the real tokens, `Texts(attention_mask)`; padding on either side or between.
+        tokens: the real tokens, `TokenRanges(attention_mask)`; padding on either side or between.
         scaling: factor of the scores, positive.
         window: a query sees keys at most this far from it; None sees all.
 
@@ -161,13 +170,13 @@ def attention(
 
     Example:
         >>> q = k = v = torch.randn(2, 12, 100, 64, device="cuda", dtype=torch.bfloat16)
-        >>> texts = Texts(torch.ones(2, 100, dtype=torch.bool, device="cuda"))
-        >>> attention(q, k, v, texts, 0.125).context.shape
+        >>> tokens = TokenRanges(torch.ones(2, 100, dtype=torch.bool, device="cuda"))
+        >>> attention(q, k, v, tokens, 0.125).context.shape
         torch.Size([2, 100, 12, 64])
     """
-    expect_heads(query, "query", texts)
-    expect_heads(key, "key", texts, like=query)
-    expect_heads(value, "value", texts, like=query)
+    expect_heads(query, "query", tokens)
+    expect_heads(key, "key", tokens, like=query)
+    expect_heads(value, "value", tokens, like=query)
     expect_scores(scaling, window)
     batch, heads, n, head_dim = query.shape
     query, key, value = heads_last(query), heads_last(key), heads_last(value)
@@ -179,7 +188,7 @@ def attention(
     launch(
         _attention_kernel,
         (ceil_div(n, tiles.q), heads, batch),
-        query, key, value, texts.mask, texts.ranges, context, own_context, own_weight, lse,
+        query, key, value, tokens.mask, tokens.ranges, context, own_context, own_weight, lse,
         n, window or 0, scaling * LOG2_E,
         query.stride(1), key.stride(1), value.stride(1),
         H=heads, D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_Q=tiles.q, BLOCK_K=tiles.k,

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import (
-    Texts,
+    TokenRanges,
     ceil_div,
     expect,
     expect_heads,
@@ -46,7 +46,7 @@ class LocalMap:
         factors: as `head_factors` gives them; None for the mean attention weight over heads.
         row_scale: what row i is multiplied by off the diagonal, [batch, n], float32.
         diagonal: A_ii, [batch, n], float32.
-        texts: the real tokens; rows and columns of the others are zero.
+        tokens: the real tokens; rows and columns of the others are zero.
         window: as in `attention`.
 
     Raises:
@@ -60,12 +60,12 @@ class LocalMap:
     factors: HeadFactors | None
     row_scale: Tensor
     diagonal: Tensor
-    texts: Texts
+    tokens: TokenRanges
     window: int | None = None
 
     def __post_init__(self) -> None:
-        expect_heads(self.query, "query", self.texts)
-        expect_heads(self.key, "key", self.texts, like=self.query)
+        expect_heads(self.query, "query", self.tokens)
+        expect_heads(self.key, "key", self.tokens, like=self.query)
         expect_scores(self.scaling, self.window)
         batch, heads, n, _ = self.query.shape
         device, single = self.query.device, (torch.float32,)
@@ -77,14 +77,14 @@ class LocalMap:
             expect(self.factors.key_scale, "factors.key_scale", (batch, n), single, device)
 
     def arguments(self) -> tuple:
-        """What every kernel here gets first."""
+        """What every kernel here gets first: the attributes' pointers, then sizes and strides."""
         query, key, lse = heads_last(self.query), heads_last(self.key), self.log_sum_exp.contiguous()
         row_scale, diagonal = self.row_scale.contiguous(), self.diagonal.contiguous()
         # without factors their pointers are never read
         factor = lse if self.factors is None else self.factors.factor.contiguous()
         key_scale = row_scale if self.factors is None else self.factors.key_scale.contiguous()
         return (
-            query, key, lse, factor, key_scale, row_scale, diagonal, self.texts.mask, self.texts.ranges,
+            query, key, lse, factor, key_scale, row_scale, diagonal, self.tokens.mask, self.tokens.ranges,
             query.shape[1], self.window or 0, 0, self.scaling * LOG2_E,
             query.stride(1), key.stride(1), lse.stride(0), factor.stride(0),
         )  # fmt: skip
@@ -137,12 +137,21 @@ def load_heads(pointers, HELD: tl.constexpr, H: tl.constexpr, D: tl.constexpr, B
 
 @triton.jit
 def local_map_tile(
-    held, q_pointers, k_pointers, start_q, start_k,
-    lse_ptr, factor_ptr, key_scale_ptr, row_scale_ptr, diagonal_ptr, mask_ptr, n, window, zero, scale,
+    held,  # k of all heads from `load_heads`, or ()
+    q_pointers,  # [BLOCK_Q, BLOCK_D], from `head_pointers`
+    k_pointers,  # [BLOCK_K, BLOCK_D], from `head_pointers`
+    start_q, start_k,
+    lse_ptr,  # a text's, `lse_shape` without the batch
+    factor_ptr,  # a text's, `factor_shape` without the batch; read if not WEIGHTS
+    key_scale_ptr,  # [n], read if not WEIGHTS
+    row_scale_ptr,  # [n]
+    diagonal_ptr,  # [n]
+    mask_ptr,  # [n]
+    n, window, zero, scale,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
     WEIGHTS: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    """A_ij of a tile, [BLOCK_K, BLOCK_Q], zero outside the text; k from tiles that are held, or from memory.
+    """A_ij of a tile, [BLOCK_K, BLOCK_Q], zero outside the text; keys from `held`, or else from memory.
 
     `zero` is 0, and unknown to the compiler: it keeps loads in the loop they stand in, where hoisted they would need
     more registers than there are.
@@ -275,7 +284,7 @@ def contribution_norms(local_map: LocalMap) -> Tensor:
         >>> contribution_norms(local_map).shape
         torch.Size([2, 100, 100])
     """
-    batch, n = local_map.texts.shape
+    batch, n = local_map.tokens.shape
     result = torch.zeros(batch, n, n, dtype=torch.float32, device=local_map.query.device)
     tiles = local_map.tiles("map")
     grid = (ceil_div(n, tiles.k), batch)
@@ -297,7 +306,7 @@ def row_sums(local_map: LocalMap) -> Tensor:
         >>> row_sums(local_map).shape
         torch.Size([2, 100])
     """
-    batch, n = local_map.texts.shape
+    batch, n = local_map.tokens.shape
     result = local_map.row_scale.new_empty(batch, n)
     tiles = local_map.tiles("sums")
     grid = (ceil_div(n, tiles.q), batch)

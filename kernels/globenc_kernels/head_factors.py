@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import Texts, ceil_div, expect, expect_heads, heads_last, launch, power_of_two
+from .arguments import TokenRanges, ceil_div, expect, expect_heads, heads_last, launch, power_of_two
 from .layouts import BLOCK_TOKENS, factor_offset, factor_shape, pair_offset
 from .tiles import gram_tiles
 
@@ -92,7 +92,11 @@ def gram_weight(product: Tensor, heads: int, dtype: torch.dtype) -> GramWeight:
 
 @triton.jit(do_not_specialize=["n"])
 def _gram_kernel(
-    v_ptr, weight_ptr, range_ptr, gram_ptr, n, stride_vn, stride_gb,
+    v_ptr,  # [batch, n, H, D]
+    weight_ptr,  # [PARTS, H, H, D, D]
+    range_ptr,  # [batch, 3]
+    gram_ptr,  # out, `factor_shape`
+    n, stride_vn, stride_gb,
     H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_T: tl.constexpr,
     PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -132,7 +136,12 @@ def _gram_kernel(
 
 @triton.jit(do_not_specialize=["n"])
 def _cholesky_kernel(
-    gram_ptr, head_scale_ptr, range_ptr, factor_ptr, key_scale_ptr, n, stride_gb, smallest_pivot,
+    gram_ptr,  # `factor_shape`
+    head_scale_ptr,  # [H]
+    range_ptr,  # [batch, 3]
+    factor_ptr,  # out, `factor_shape`
+    key_scale_ptr,  # out, [batch, n]
+    n, stride_gb, smallest_pivot,
     H: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """R of BLOCK_T tokens; a vector in the span of those before it adds a row of zeros."""
@@ -186,24 +195,24 @@ def _cholesky_kernel(
             )
 
 
-def head_factors(value: Tensor, weight: GramWeight, texts: Texts) -> HeadFactors:
+def head_factors(value: Tensor, weight: GramWeight, tokens: TokenRanges) -> HeadFactors:
     """Triangular factors of the Gram matrices of every token's transformed value vectors (DESIGN, factor form).
 
     Args:
         value: v^h_j, [batch, heads, n, head_dim], float32, float16 or bfloat16, any strides.
         weight: the layer's P, from `gram_weight` for the same dtype.
-        texts: the real tokens.
+        tokens: the real tokens.
 
     Raises:
         TypeError, ValueError: an argument of another kind, shape, dtype or device; the message names it.
 
     Example:
-        >>> value, texts = torch.randn(2, 12, 100, 64).cuda(), Texts(torch.ones(2, 100, dtype=torch.bool).cuda())
+        >>> value, tokens = torch.randn(2, 12, 100, 64).cuda(), TokenRanges(torch.ones(2, 100, dtype=torch.bool).cuda())
         >>> weight = gram_weight(torch.randn(768, 768, dtype=torch.float64).cuda(), 12, value.dtype)
-        >>> head_factors(value, weight, texts).factor.shape
+        >>> head_factors(value, weight, tokens).factor.shape
         torch.Size([2, 2, 78, 64])
     """
-    expect_heads(value, "value", texts)
+    expect_heads(value, "value", tokens)
     batch, heads, n, head_dim = value.shape
     part_dtype = torch.float64 if value.dtype == torch.float32 else value.dtype
     expect(
@@ -223,7 +232,7 @@ def head_factors(value: Tensor, weight: GramWeight, texts: Texts) -> HeadFactors
     launch(
         _gram_kernel,
         (ceil_div(n, tiles.q), heads, batch),
-        value, weight.parts, texts.ranges, gram, n, value.stride(1), gram.stride(0),
+        value, weight.parts, tokens.ranges, gram, n, value.stride(1), gram.stride(0),
         H=heads, D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_C=tiles.k, BLOCK_T=tiles.q,
         PARTS=PARTS[value.dtype], num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
@@ -232,7 +241,7 @@ def head_factors(value: Tensor, weight: GramWeight, texts: Texts) -> HeadFactors
     launch(
         _cholesky_kernel,
         (ceil_div(n, block_t), batch),
-        gram, weight.head_scale, texts.ranges, factor, key_scale, n, gram.stride(0), SMALLEST_PIVOT[dtype],
+        gram, weight.head_scale, tokens.ranges, factor, key_scale, n, gram.stride(0), SMALLEST_PIVOT[dtype],
         H=heads, BLOCK_H=block_h, BLOCK_T=block_t, num_warps=4, num_stages=1,
     )  # fmt: skip
     return HeadFactors(factor, key_scale)

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .arguments import DTYPES, MAX_HIDDEN_SIZE, Texts, expect, launch, power_of_two
+from .arguments import DTYPES, MAX_HIDDEN_SIZE, TokenRanges, expect, launch, power_of_two
 
 
 @triton.jit
@@ -28,8 +28,18 @@ def _inverse_deviation(y, inside, d, eps):
 
 @triton.jit
 def _layer_scales_kernel(
-    x_ptr, y1_ptr, y2_ptr, context_ptr, direction_ptr, projected_ptr, bias_ptr, mask_ptr,
-    scale1_ptr, scale2_ptr, gap_ptr, d, width, eps1, eps2,
+    x_ptr,  # [batch * n, d]
+    y1_ptr,  # [batch * n, d]
+    y2_ptr,  # [batch * n, d]
+    context_ptr,  # [batch * n, width]
+    direction_ptr,  # [d]
+    projected_ptr,  # [width]
+    bias_ptr,  # [d], read if BIAS
+    mask_ptr,  # [batch * n]
+    scale1_ptr,  # out, [batch * n]
+    scale2_ptr,  # out, [batch * n]
+    gap_ptr,  # out, [batch * n]
+    d, width, eps1, eps2,
     BIAS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -55,12 +65,14 @@ def _layer_scales_kernel(
 
 @dataclass(frozen=True)
 class LayerScales:
-    """Attributes, all [batch, n], float32:
+    """What the LayerNorms multiply every contribution to a token by, and how well the layer's parts add up.
 
-    scale1: 1 / s1_i, what every contribution to token i is multiplied by in LayerNorm 1.
-    scale2: 1 / (s1_i s2_i), in both LayerNorms.
-    gap: how far what enters LayerNorm 1 is from residual + projected context + bias, along one direction, relative to
-        what the direction has of a vector of that length in the mean; zero at padding.
+    Attributes:
+        scale1: 1 / s1_i, the factor of LayerNorm 1, [batch, n], float32.
+        scale2: 1 / (s1_i s2_i), the factor of both LayerNorms, [batch, n], float32.
+        gap: |p . (y1_i - (x_i + W_O c_i + b_O))| for what entered LayerNorm 1, y1, the residual x, the context c and a
+            direction p, divided by (||x_i|| + ||y1_i||) ||p|| / sqrt(d), the mean size of such a product; zero at
+            padding; [batch, n], float32.
     """
 
     scale1: Tensor
@@ -73,9 +85,9 @@ def layer_scales(
     norm_inputs: tuple[Tensor, Tensor],
     eps: tuple[float, float],
     context: Tensor,
-    probe: tuple[Tensor, Tensor],
+    check_direction: tuple[Tensor, Tensor],
     bias: Tensor | None,
-    texts: Texts,
+    tokens: TokenRanges,
 ) -> LayerScales:
     """1 / s_i = 1 / sqrt(var + eps) of what entered both LayerNorms, (6), (7), (11), and whether all of it is known.
 
@@ -84,17 +96,17 @@ def layer_scales(
         norm_inputs: what entered LayerNorm 1 and 2, [batch, n, d] each.
         eps: the two LayerNorms' eps.
         context: what entered the output projection, [batch, n, width].
-        probe: a direction p, [d], and p W_O, [width], float32.
+        check_direction: any direction p, [d], and p W_O, [width], float32, along which `gap` is measured.
         bias: b_O, [d], or None.
-        texts: the real tokens.
+        tokens: the real tokens.
 
     Raises:
         TypeError, ValueError: an argument of another shape, dtype or device; the message names it.
 
     Example:
         >>> x = torch.randn(2, 100, 768, device="cuda")
-        >>> p, texts = torch.ones(768, device="cuda"), Texts(torch.ones(2, 100, dtype=torch.bool, device="cuda"))
-        >>> layer_scales(x, (x, x), (1e-12, 1e-12), x, (p, p), None, texts).gap.shape
+        >>> p, tokens = torch.ones(768, device="cuda"), TokenRanges(torch.ones(2, 100, dtype=torch.bool, device="cuda"))
+        >>> layer_scales(x, (x, x), (1e-12, 1e-12), x, (p, p), None, tokens).gap.shape
         torch.Size([2, 100])
     """
     expect(hidden_states, "hidden_states", ("batch", "n", "d"), DTYPES)
@@ -106,15 +118,15 @@ def layer_scales(
     expect(context, "context", (batch, n, "width"), DTYPES, device)
     width = context.shape[2]
     _expect_width(width, "context")
-    direction, projected = probe
-    expect(direction, "probe[0]", (d,), single, device)
-    expect(projected, "probe[1]", (width,), single, device)
+    direction, projected = check_direction
+    expect(direction, "check_direction[0]", (d,), single, device)
+    expect(projected, "check_direction[1]", (width,), single, device)
     if bias is not None:
         expect(bias, "bias", (d,), DTYPES, device)
-    if texts.shape != (batch, n) or texts.mask.device != device:
+    if tokens.shape != (batch, n) or tokens.mask.device != device:
         raise ValueError(
-            f"texts must be those of hidden_states, [batch, n] = {[batch, n]} on {device}, got {list(texts.shape)} on "
-            f"{texts.mask.device}"
+            f"tokens must be those of hidden_states, [batch, n] = {[batch, n]} on {device}, got {list(tokens.shape)} on "
+            f"{tokens.mask.device}"
         )
     # one by one: parts of one tensor would start where no compiled kernel expects it
     scale1, scale2, gap = (torch.empty(batch, n, dtype=torch.float32, device=device) for _ in range(3))
@@ -123,7 +135,7 @@ def layer_scales(
         _layer_scales_kernel,
         (batch * n,),
         hidden_states.contiguous(), y1.contiguous(), y2.contiguous(), context.contiguous(), direction.contiguous(),
-        projected.contiguous(), direction if bias is None else bias.contiguous(), texts.mask,
+        projected.contiguous(), direction if bias is None else bias.contiguous(), tokens.mask,
         scale1, scale2, gap, d, width, *map(float, eps), BIAS=bias is not None,
         BLOCK=power_of_two(d), BLOCK_W=power_of_two(width), num_warps=_warps(max(d, width)), num_stages=1,
     )  # fmt: skip
@@ -141,7 +153,13 @@ def _expect_width(width: int, name: str) -> None:
 
 @triton.jit
 def _stage_norms_kernel(
-    y_ptr, x_ptr, gamma1_ptr, gamma2_ptr, scale_ptr, norm_ptr, d,
+    y_ptr,  # [batch * n, d]
+    x_ptr,  # [batch * n, d], read if RESIDUAL
+    gamma1_ptr,  # [d], read if NORMS >= 1
+    gamma2_ptr,  # [d], read if NORMS >= 2
+    scale_ptr,  # [batch * n], read if SCALED
+    norm_ptr,  # out, [batch * n]
+    d,
     RESIDUAL: tl.constexpr, SCALED: tl.constexpr, NORMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)

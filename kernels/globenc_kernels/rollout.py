@@ -89,11 +89,11 @@ def rollout_rows(rows: Tensor, local_map: LocalMap, used: Tensor | None = None) 
         >>> rollout_rows(torch.rand(2, 3, 100, device="cuda"), local_map).shape
         torch.Size([2, 3, 100])
     """
-    batch, n = local_map.texts.shape
+    batch, n = local_map.tokens.shape
     device = local_map.query.device
     expect(rows, "rows", (batch, "m", n), (torch.float32,), device)
     if used is None:
-        used = local_map.texts.ranges[:, :2]
+        used = local_map.tokens.ranges[:, :2]
     expect(used, "used", (batch, 2), (torch.int32,), device)
     rows, used = rows.contiguous(), used.contiguous()
     arguments = local_map.arguments()
