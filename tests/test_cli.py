@@ -19,6 +19,7 @@ from helpers import save_letter_model
 import globenc
 from globenc import cli
 from globenc.backends import BACKENDS
+from globenc.cli.attribute import attribute
 from globenc.methods import METHODS
 
 KEYS = {"tokens", "scores", "words", "label", "probability", "method", "position", "model"}
@@ -270,7 +271,7 @@ def test_interrupt_is_130(run, monkeypatch, tmp_path):
 
 
 def test_choices_are_those_of_the_library():
-    hints = get_type_hints(cli.attribute)
+    hints = get_type_hints(attribute)
     assert set(get_args(hints["backend"])) == set(BACKENDS)
     for name in get_args(get_args(hints["dtype"])[0]):
         assert getattr(torch, name).is_floating_point

@@ -1,0 +1,151 @@
+"""`globenc attribute`: one text or picture."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..render.console import Console
+from .console import UsageError, errors, print_json, say, status, warnings_in_a_line
+from .files import checked_text, picture_path, read_text, replacing
+from .options import (
+    OUTPUT,
+    QUESTION,
+    Backend,
+    Device,
+    Dtype,
+    Method,
+    Model,
+    Position,
+    Revision,
+    RowNormalize,
+    TrustRemoteCode,
+    load,
+    parse_position,
+)
+
+if TYPE_CHECKING:
+    from ..attribution import Attribution
+    from ..pictures import PictureAttribution
+
+
+def attribute(
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="The text, in quotes. One that begins with - comes after --"),
+    ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", "-f", metavar="FILE", help="Read the text from a UTF-8 file; - is stdin.")
+    ] = None,
+    image: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A picture instead of a text, for vision encoders.")
+    ] = None,
+    pair: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Second text, for models that read pairs, such as NLI.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Read at most N tokens. Default: what the model takes.")
+    ] = None,
+    method: Method = "N-Enc",
+    position: Position = "cls",
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", rich_help_panel=QUESTION, help="Also the scores up to every layer.")
+    ] = False,
+    row_normalize: RowNormalize = False,
+    top: Annotated[
+        int, typer.Option(min=1, metavar="N", rich_help_panel=OUTPUT, help="How many words the printed table has.")
+    ] = 15,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", rich_help_panel=OUTPUT, help="Print everything as one JSON object, and nothing else."),
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Also write a web page, complete in one file."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Also draw a picture: .png, .pdf, .svg."),
+    ] = None,
+    model: Model = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "auto",
+) -> None:
+    """Score every word of a text by its share in the model's answer.
+
+    The model reads the text once. A word's score is the share of the attribution that flows from it through all layers
+    to the position asked for: normally the first token, [CLS], from which most classifiers read their answer. All
+    scores, those of the special tokens included, add up to 100%. They say how much a word went into the answer, not
+    whether it spoke for or against it.
+
+    **Examples**
+
+    - `globenc attribute "a charming and often affecting journey"`
+
+    - `globenc attribute "He slept." --pair "He was awake." -m ./nli-model`
+
+    - `globenc attribute -f review.txt --per-layer --html review.html --plot r.png`
+
+    - `globenc attribute "not bad at all" --position=-2 --json`
+
+    - `globenc attribute --image cat.jpg -m google/vit-base-patch16-224 --plot c.png`
+    """
+    if image is not None and (text or file is not None or pair is not None or max_length is not None):
+        raise UsageError("--image goes alone: without TEXT, --file, --pair and --max-length")
+    written = read_text(text, file) if image is None else ""
+    second = None if pair is None else checked_text("--pair", pair)
+    if html is not None and plot is not None and os.path.realpath(html) == os.path.realpath(plot):
+        raise UsageError("--html and --plot are the same file")
+    with errors(), warnings_in_a_line(), contextlib.ExitStack() as outputs:
+        picture = None if plot is None else outputs.enter_context(replacing(picture_path(plot)))
+        web_page = None if html is None else outputs.enter_context(replacing(html))
+        explainer = load(model, device, dtype, backend, revision, trust_remote_code)
+        if (image is not None) != explainer.reads_pictures:
+            reads, instead = (
+                ("pictures", "--image FILE") if explainer.reads_pictures else ("texts", "TEXT or --file FILE")
+            )
+            raise UsageError(f"this model reads {reads}: give {instead}")
+        with status("reading the text" if image is None else "looking at the picture"):
+            result = explainer(
+                written if image is None else image,
+                second,
+                method=method,
+                position=parse_position(position),
+                per_layer=per_layer,
+                row_normalize=row_normalize,
+                max_length=max_length,
+            )
+        if picture is not None:
+            with status("drawing"):
+                logging.getLogger("matplotlib").setLevel(logging.ERROR)
+                result.plot(picture)
+        if web_page is not None:
+            result.save_html(web_page)
+        _print(result, as_json, top)
+    for path in (html, plot):
+        if path is not None:
+            say("wrote", str(path))
+
+
+def _print(result: Attribution | PictureAttribution, as_json: bool, top: int) -> None:
+    from ..pictures import PictureAttribution
+
+    if as_json:
+        print_json(result.to_json())
+        return
+    if isinstance(result, PictureAttribution):
+        from ..render.picture import show as show_picture
+
+        show_picture(result, Console(), top)
+        return
+    from ..render.terminal import show
+
+    show(result, Console(), top)

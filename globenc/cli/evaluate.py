@@ -1,0 +1,270 @@
+"""`globenc evaluate`: attribution methods measured on texts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ..printing import printable
+from ..render.console import Console
+from .console import UsageError, check_device, errors, quiet, say, status, warnings_in_a_line
+from .options import (
+    ENGINE,
+    INPUT,
+    OUTPUT,
+    QUESTION,
+    Backend,
+    Device,
+    Dtype,
+    Model,
+    Position,
+    Revision,
+    TrustRemoteCode,
+    names,
+    parse_position,
+)
+
+if TYPE_CHECKING:
+    from ..evaluate import Evaluation
+
+
+def evaluate(
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="DATA...",
+            show_default=False,
+            help="Texts, as for globenc extract: JSONL, CSV, TSV, Parquet, plain text, gzip of those, - or hf://...",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            show_default=False,
+            help="Folder to write: report.html, results.json, results.csv, examples.parquet, figures/. Needed.",
+        ),
+    ] = None,
+    rationales: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=INPUT, help="Texts with words that people marked, for plausibility."
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=INPUT,
+            help="The paper's checkpoint and data from the hub: paper-sst2, paper-mnli, paper-hatexplain, also with "
+            "-large or -electra. DATA and --model replace them.",
+        ),
+    ] = None,
+    text_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column of the text. Default: text.")
+    ] = None,
+    pair_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column of the second text of pairs.")
+    ] = None,
+    id_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column that names a text.")
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column of the gold label, for accuracy.")
+    ] = None,
+    tokens_column: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Of the rationales: the words. Default: tokens."),
+    ] = None,
+    marks_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=INPUT,
+            help="Of the rationales: a mark from 0 to 1 for each word. Default: rationale or rationale_mean.",
+        ),
+    ] = None,
+    format: Annotated[
+        Literal["jsonl", "csv", "tsv", "parquet", "text"] | None,
+        typer.Option(metavar="NAME", rich_help_panel=INPUT, help="jsonl, csv, tsv, parquet, text."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=INPUT, help="Read the first N rows.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=INPUT, help="Read N tokens of a text.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            rich_help_panel=QUESTION,
+            help="Separated by commas: of the eight, and W-Flow, HTA, HTA-Input, which take long. Default: the eight.",
+        ),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            rich_help_panel=QUESTION,
+            help="Separated by commas: correlation, faithfulness, plausibility. Default: all there is data for.",
+        ),
+    ] = None,
+    position: Position = "cls",
+    saliency_of: Annotated[
+        Literal["predicted", "gold"],
+        typer.Option(metavar="WHICH", rich_help_panel=QUESTION, help="Class of the saliency: predicted, or gold."),
+    ] = "predicted",
+    saliency_output: Annotated[
+        Literal["logit", "probability"],
+        typer.Option(metavar="WHICH", rich_help_panel=QUESTION, help="What is derived: logit or probability."),
+    ] = "logit",
+    drop_special: Annotated[
+        bool,
+        typer.Option(
+            "--drop-special",
+            rich_help_panel=QUESTION,
+            help="Correlation without special tokens; the paper keeps them.",
+        ),
+    ] = False,
+    removal: Annotated[
+        Literal["auto", "mask", "delete"],
+        typer.Option(
+            metavar="HOW",
+            rich_help_panel=QUESTION,
+            help="Faithfulness: mask tokens or delete them. auto masks where the tokenizer can.",
+        ),
+    ] = "auto",
+    removal_texts: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=QUESTION,
+            help="How many texts faithfulness changes.",
+        ),
+    ] = 200,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", rich_help_panel=QUESTION, help="Of random scores and chosen texts.")
+    ] = 0,
+    published: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE", rich_help_panel=OUTPUT, help="With --preset: JSON of numbers to stand beside these."
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace the evaluation that DIR holds.")
+    ] = False,
+    batch_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=ENGINE, help="Most tokens at once, with padding.")
+    ] = None,
+    model: Model = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "auto",
+) -> None:
+    """Hold attribution methods against saliency, against removed tokens and against people's marks, on your texts.
+
+    The paper's evaluation, rank correlation with gradient saliency over the layers, and the measures of its critics:
+    AOPC, comprehensiveness, sufficiency and agreement with human rationales. The report is one web page that explains
+    itself.
+
+    **Examples**
+
+    - `globenc evaluate reviews.csv --text-column review -o evaluation`
+
+    - `globenc evaluate dev.jsonl -o out -m ./my-model --rationales marked.jsonl`
+
+    - `globenc evaluate --preset paper-sst2 -o sst2`
+    """
+    if output is None:
+        raise UsageError("--output DIR is needed: the folder for the report")
+    if not inputs and preset is None and rationales is None:
+        raise UsageError("DATA is needed: files of texts, as for globenc extract")
+    if preset is None and published is not None:
+        raise UsageError("--published goes with --preset")
+    columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
+    columns |= {"tokens_column": tokens_column, "marks_column": marks_column}
+    given = {name: column for name, column in columns.items() if column is not None}
+    if preset is not None and (given or rationales is not None):
+        name = next(iter(given), "rationales").replace("_", "-")
+        raise UsageError(f"--{name} does not go with --preset, which knows its data")
+    with errors(), warnings_in_a_line():
+        with status("importing torch and transformers"):
+            quiet()
+            from ..evaluate import evaluate as run
+            from ..evaluate import evaluate_preset
+        if device is not None:
+            check_device(device)
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
+        options: dict[str, Any] = {
+            "model": model,
+            "methods": names(methods),
+            "metrics": names(metrics),
+            "limit": limit,
+            "seed": seed,
+            "id_column": id_column,
+            "format": format,
+            "max_length": max_length,
+            "position": parse_position(position),
+            "saliency_of": saliency_of,
+            "saliency_output": saliency_output,
+            "drop_special": drop_special,
+            "removal": removal,
+            "removal_texts": removal_texts,
+            "batch_tokens": batch_tokens,
+            "overwrite": overwrite,
+            "device": device,
+            "dtype": dtype,
+            "backend": backend,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+        }
+        if preset is not None:
+            found = evaluate_preset(preset, output, inputs=inputs or None, published=published, **options)
+        else:
+            found = run(inputs or None, output, rationales=rationales, **options | given)
+        _show_evaluation(found, preset)
+
+
+def _show_evaluation(found: Evaluation, preset: str | None) -> None:
+    """The main tables on standard output, and where the rest is."""
+    from ..evaluate.report import published_notes, tables
+
+    console = Console()
+    for title, head, rows in tables(found.results):
+        table = Table(
+            box=None, pad_edge=False, header_style="dim", title=title, title_justify="left", title_style="bold"
+        )
+        for column, name in enumerate(head):
+            table.add_column(name, justify="right" if column else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+        console.print()
+    notes = published_notes(found.results) if "correlation" in found.results else []
+    for k, note in enumerate(notes):
+        console.print(Text(f"{'- ' if k else ''}{printable(note)}", "dim"))
+    if notes:
+        console.print()
+    texts = found.results["texts"]
+    if preset is not None and found.results["published"] is None:
+        say("warning", "no published numbers of this preset are there to stand beside these: see --published")
+    for count, what in (
+        (texts["rejected"], "rows were left out: results.json names the first"),
+        (texts["truncated"], "texts were longer than the model takes, and cut"),
+        (texts["rationales_left_out"], "rows of the rationales have no marks that can be used"),
+    ):
+        if count:
+            say("warning", f"{count:,} {what}")
+    say("wrote", str(found.report))

@@ -1,0 +1,206 @@
+"""`globenc extract`: texts of files and data sets to Parquet files of scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .console import check_device, errors, quiet, say, status, warnings_in_a_line
+from .options import (
+    ENGINE,
+    INPUT,
+    OUTPUT,
+    QUESTION,
+    Backend,
+    Device,
+    Dtype,
+    Method,
+    Model,
+    Position,
+    Revision,
+    RowNormalize,
+    TrustRemoteCode,
+    parse_position,
+)
+
+if TYPE_CHECKING:
+    from ..extraction.run import ExtractSummary
+
+
+def extract(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="JSONL, CSV, TSV, Parquet or plain text (a text a line), or gzip of those; - is standard input; "
+            "hf://OWNER/DATASET?split=train is a Hugging Face data set, with &name= and &revision= too.",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write: data/*.parquet, manifest.json.")
+    ],
+    text_column: Annotated[
+        str, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column of the text. Plain text has text.")
+    ] = "text",
+    pair_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column of the second text of pairs.")
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", rich_help_panel=INPUT, help="Column kept as id. Default: the row's number, from 0."
+        ),
+    ] = None,
+    label_column: Annotated[
+        str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column kept as gold_label.")
+    ] = None,
+    format: Annotated[
+        Literal["jsonl", "csv", "tsv", "parquet", "text"] | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=INPUT,
+            help="jsonl, csv, tsv, parquet, text. Default: by the file's ending; - is looked at.",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=INPUT, help="Read the first N rows.")
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", rich_help_panel=INPUT, help="Read N tokens of a text. Default: what the model takes."
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", rich_help_panel=INPUT, help="Stop at the first bad row; see rejects.jsonl.")
+    ] = False,
+    method: Method = "N-Enc",
+    position: Position = "cls",
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", rich_help_panel=QUESTION, help="Also layer_scores: up to every layer.")
+    ] = False,
+    row_normalize: RowNormalize = False,
+    words: Annotated[
+        bool,
+        typer.Option(
+            "--words", rich_help_panel=OUTPUT, help="Also words, word_scores, word_tokens; no special tokens."
+        ),
+    ] = False,
+    keep_text: Annotated[bool, typer.Option("--keep-text", rich_help_panel=OUTPUT, help="Also the text.")] = False,
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=OUTPUT,
+            help="Rows of a file, which is also what a killed run may have to do again. Default: 2000.",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Start anew where DIR holds an extraction.")
+    ] = False,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            rich_help_panel=ENGINE,
+            help="Most tokens at once, padding included. Default: by the free memory.",
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(metavar="NAME", rich_help_panel=ENGINE, help="local, or ray for many GPUs or machines."),
+    ] = "local",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", rich_help_panel=ENGINE, help="Models at once, with ray. Default: one for each GPU."
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", rich_help_panel=ENGINE, help="A running cluster. Default: this machine."),
+    ] = None,
+    model: Model = None,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    backend: Backend = "auto",
+) -> None:
+    """Score every word of every text of a file or data set, and write the scores as Parquet files.
+
+    Rows come out in the order of the input, each exactly once. Rows without a usable text are left out and listed in
+    DIR/rejects.jsonl, with their numbers and the reasons. Whatever stops a run, the same command goes on from the last
+    whole file.
+
+    **Examples**
+
+    - `globenc extract reviews.csv --text-column review --output attributions`
+
+    - `globenc extract part-*.jsonl.gz -o out --words --label-column label`
+
+    - `globenc extract "hf://stanfordnlp/imdb?split=test" -o imdb -m ./my-model`
+    """
+    with errors(), warnings_in_a_line():
+        with status("importing torch and transformers"):
+            quiet()
+            from ..extraction.run import extract as run
+            from ..extraction.store import done_rows
+        if device is not None:
+            check_device(device)
+        try:
+            summary = run(
+                inputs,
+                output,
+                model=model,
+                text_column=text_column,
+                pair_column=pair_column,
+                id_column=id_column,
+                label_column=label_column,
+                format=format,
+                limit=limit,
+                method=method,
+                position=parse_position(position),
+                per_layer=per_layer,
+                row_normalize=row_normalize,
+                max_length=max_length,
+                words=words,
+                keep_text=keep_text,
+                batch_tokens=batch_tokens,
+                shard_rows=shard_rows,
+                strict=strict,
+                overwrite=overwrite,
+                engine=engine,
+                ray_address=ray_address,
+                workers=workers,
+                device=device,
+                dtype=dtype,
+                backend=backend,
+                revision=revision,
+                trust_remote_code=trust_remote_code,
+            )
+        except (KeyboardInterrupt, SystemExit):
+            again = "the same command without --overwrite" if overwrite else "the same command"
+            rows = done_rows(output)
+            say("interrupted", f"{rows:,} rows of the input are done in {str(output)!r}; {again} goes on from there")
+            raise
+    _report(summary)
+
+
+def _report(summary: ExtractSummary) -> None:
+    """An extraction's counts on standard error; what it wrote is for programs."""
+    new = summary.input_rows - summary.resumed
+    speed = f" in {summary.seconds:,.1f} s, {new / summary.seconds:,.0f} rows/s" if new else ", all done before"
+    before = f" ({summary.resumed:,} done before)" if summary.resumed and new else ""
+    say("wrote", f"{summary.output}: {summary.rows:,} of {summary.input_rows:,} rows{before}{speed}")
+    for count, what in (
+        (summary.rejected, "rows were rejected: rejects.jsonl has the reasons"),
+        (summary.truncated, "texts were longer than the model takes, and cut"),
+        (summary.unknown, "texts have no word that the tokenizer knows: is it this model's?"),
+    ):
+        if count:
+            say("warning", f"{count:,} {what}")
