@@ -119,8 +119,8 @@ def evaluate_table() -> str:
 
 
 def published_table() -> str:
-    """The paper's numbers and the notes on them, of globenc/evaluate/published.json."""
-    found = json.loads((ROOT / "globenc" / "evaluate" / "published.json").read_text(encoding="utf-8"))
+    """The paper's numbers and the notes on them, of globenc/evaluation/published.json."""
+    found = json.loads((ROOT / "globenc" / "evaluation" / "published.json").read_text(encoding="utf-8"))
 
     def cell(mean: float, std: float) -> str:
         return f"{mean:.2f} ± {std:.2f}"

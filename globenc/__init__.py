@@ -12,13 +12,23 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import evaluate
+    from . import metrics
     from .attribution import Attribution, Passage, Word
     from .encoders import EncoderFamily, register_encoder, supported_encoders
+    from .evaluation.presets import evaluate_preset
+    from .evaluation.run import Evaluation, evaluate
     from .explainer import GlobEnc
     from .extraction.run import extract
     from .extraction.store import load_extract
-    from .functional import AttributionOutput, attribute, completeness_gap, contribution_maps, mixing_ratios
+    from .functional import (
+        AttributionOutput,
+        MethodsOutput,
+        attribute,
+        compare_methods,
+        completeness_gap,
+        contribution_maps,
+        mixing_ratios,
+    )
     from .loading import ModelSource
     from .pictures import PictureAttribution
     from .rollouts import rollout
@@ -28,14 +38,19 @@ _MODULES = {
     "Attribution": "attribution",
     "AttributionOutput": "functional",
     "EncoderFamily": "encoders",
+    "Evaluation": "evaluation.run",
     "GlobEnc": "explainer",
+    "MethodsOutput": "functional",
     "ModelSource": "loading",
     "Passage": "attribution",
     "PictureAttribution": "pictures",
     "Word": "attribution",
     "attribute": "functional",
+    "compare_methods": "functional",
     "completeness_gap": "functional",
     "contribution_maps": "functional",
+    "evaluate": "evaluation.run",
+    "evaluate_preset": "evaluation.presets",
     "extract": "extraction.run",
     "load_extract": "extraction.store",
     "mixing_ratios": "functional",
@@ -48,18 +63,23 @@ __all__ = [
     "Attribution",
     "AttributionOutput",
     "EncoderFamily",
+    "Evaluation",
     "GlobEnc",
+    "MethodsOutput",
     "ModelSource",
     "Passage",
     "PictureAttribution",
     "Word",
     "__version__",
     "attribute",
+    "compare_methods",
     "completeness_gap",
     "contribution_maps",
     "evaluate",
+    "evaluate_preset",
     "extract",
     "load_extract",
+    "metrics",
     "mixing_ratios",
     "register_encoder",
     "rollout",
@@ -68,8 +88,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "evaluate":
-        return import_module(".evaluate", __name__)
+    if name == "metrics":
+        return import_module(".metrics", __name__)
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_MODULES[name]}", __name__), name)

@@ -305,7 +305,7 @@ def compare_methods(
         >>> import globenc
         >>> explainer = globenc.GlobEnc.from_pretrained()
         >>> inputs = explainer.tokenizer("a charming journey", return_tensors="pt")
-        >>> out = globenc.evaluate.compare_methods(explainer.model, **inputs)
+        >>> out = globenc.compare_methods(explainer.model, **inputs)
         >>> len(out.rollouts), out.rollouts["N-Enc"].shape[1:]
         (8, torch.Size([1, 5]))
     """

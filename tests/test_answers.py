@@ -16,8 +16,9 @@ from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import globenc
+from globenc import compare_methods, evaluate
 from globenc.answers import Answer, answers_of, head_of, in_words, kind_of
-from globenc.evaluate import aopc, compare_methods, evaluate, saliency
+from globenc.metrics import aopc, saliency
 from globenc.render.html import page
 from globenc.render.terminal import show
 

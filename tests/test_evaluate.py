@@ -11,7 +11,7 @@ from helpers import assert_rows_close, attention_state, tiny_model, token_batch
 from scipy import stats
 
 import globenc
-from globenc.evaluate import align, attention_flow, hta, hta_maps, plausibility, saliency, spearman
+from globenc.metrics import align, attention_flow, hta, hta_maps, plausibility, saliency, spearman
 
 FAMILIES = ("bert", "electra-projected", "albert", "distilbert", "modernbert", "deberta-v3", "longformer", "esm")
 
@@ -284,13 +284,13 @@ def test_flow_refuses(maps, position, message):
 
 
 def test_evaluate_is_part_of_the_package():
-    assert globenc.evaluate.saliency is saliency
+    assert globenc.metrics.saliency is saliency
 
 
 @pytest.mark.parametrize("family", ["longformer", "big_bird"])
 def test_hta_of_models_that_pad_inside(family):
     inputs = token_batch((5, 3))
-    maps = globenc.evaluate.hta_maps(tiny_model(family), **inputs)
+    maps = globenc.metrics.hta_maps(tiny_model(family), **inputs)
     assert maps.shape[1:] == (2, 5, 5)
     assert bool((maps[:, 1, 3:] == 0).all())
     assert bool((maps[:, 0].sum(-1) > 0).all())

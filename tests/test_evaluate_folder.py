@@ -16,10 +16,10 @@ import pytest
 from helpers import save_letter_model
 from typer.testing import CliRunner
 
+from globenc import evaluate
 from globenc.cli import app
-from globenc.evaluate import evaluate
-from globenc.evaluate import folder as folder_module
-from globenc.evaluate.folder import FIGURE_ENDINGS, FIGURE_NAMES, OutputFolder
+from globenc.evaluation import folder as folder_module
+from globenc.evaluation.folder import FIGURE_ENDINGS, FIGURE_NAMES, OutputFolder
 
 STEPS = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 NAMES = ["examples.parquet", "report.html", "results.csv", "results.json"]

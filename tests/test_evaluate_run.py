@@ -1,4 +1,4 @@
-"""`globenc.evaluate.evaluate` and `globenc evaluate`: the numbers against plain calls, the files, what goes wrong."""
+"""`globenc.evaluate` and `globenc evaluate`: the numbers against plain calls, the files, what goes wrong."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ from scipy import stats
 from typer.testing import CliRunner
 
 import globenc
+from globenc import evaluate, evaluate_preset
 from globenc.cli import app
-from globenc.evaluate import PRESETS, evaluate, evaluate_preset, plausibility, saliency
-from globenc.evaluate import report as report_module
-from globenc.evaluate.presets import PUBLISHED, TASKS, published_numbers
-from globenc.evaluate.run import PAPER_ORDER, tidy
+from globenc.evaluation import page as page_module
+from globenc.evaluation.measurements import PAPER_ORDER
+from globenc.evaluation.presets import PRESETS, PUBLISHED, TASKS, published_numbers
+from globenc.evaluation.tables import tables, tidy
+from globenc.metrics import plausibility, saliency
 
 TEXTS = ["a charming and often affecting journey", "unflinchingly bleak and desperate", "dull", "it works"]
 ROWS = [{"text": text, "label": k % 2} for k, text in enumerate(TEXTS)]
@@ -100,9 +102,9 @@ def test_faithfulness_equals_plain_calls(whole, explainer):
         }
         for name, row in scores.items():
             for metric, call in (
-                ("aopc", globenc.evaluate.aopc),
-                ("comprehensiveness", globenc.evaluate.comprehensiveness),
-                ("sufficiency", globenc.evaluate.sufficiency),
+                ("aopc", globenc.metrics.aopc),
+                ("comprehensiveness", globenc.metrics.comprehensiveness),
+                ("sufficiency", globenc.metrics.sufficiency),
             ):
                 (value,) = of_text(whole, id=str(k), metric=metric, method=name)
                 assert value == pytest.approx(call(explainer.model, row, **options).mean, abs=1e-5)
@@ -207,8 +209,8 @@ def test_flow_and_hta(letters, tmp_path):
         inputs = model.tokenizer(row["text"], return_tensors="pt")
         reference = saliency(model.model, **inputs)[0].numpy()
         maps = globenc.contribution_maps(model.model, method="W", **inputs)[:, 0]
-        flow = globenc.evaluate.attention_flow(maps.numpy())
-        jacobians = globenc.evaluate.hta(model.model, **inputs)[0][-1, 0, 0].numpy()
+        flow = globenc.metrics.attention_flow(maps.numpy())
+        jacobians = globenc.metrics.hta(model.model, **inputs)[0][-1, 0, 0].numpy()
         for name, scores in (("W-Flow", flow), ("HTA-Input", jacobians)):
             (value,) = of_text(found, id=str(k), setting="rollout", method=name, layer=3)
             assert value == pytest.approx(stats.spearmanr(scores, reference).statistic, abs=1e-6), name
@@ -282,7 +284,7 @@ def test_what_is_written_is_not_lost(letters, tmp_path, monkeypatch):
         raise OSError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(report_module, "write_report", fail)
+        patch.setattr(page_module, "write_report", fail)
         with pytest.raises(OSError, match="no space"):
             evaluate([{"text": "c d"}], tmp_path, overwrite=True, **options)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
@@ -349,9 +351,9 @@ def test_presets_read_what_the_paper_read(monkeypatch, tmp_path):
     """Every preset names the published checkpoint and the data on the hub."""
     asked = []
     monkeypatch.setattr(
-        "globenc.evaluate.presets.evaluate", lambda inputs, output, **options: asked.append((inputs, options))
+        "globenc.evaluation.presets.evaluate", lambda inputs, output, **options: asked.append((inputs, options))
     )
-    monkeypatch.setattr("globenc.evaluate.presets._joined", lambda given, task, format_: [{"text": given}])
+    monkeypatch.setattr("globenc.evaluation.presets._joined", lambda given, task, format_: [{"text": given}])
     for preset in PRESETS:
         evaluate_preset(preset, tmp_path)
     assert len(asked) == 9
@@ -415,7 +417,7 @@ def test_published_numbers_stand_beside_ours(letters, tmp_path):
     assert page.count("<li>digits &lt;may&gt; be wrong</li>") == page.count("<li>paper-sst2, N: its sign</li>") == 1
     assert "another model" not in page
     assert re.search(r"N, published</td><td>-0.38 ± 0.25</td><td>0.06 ± 0.50</td><td>0.06 ± 0.50", page)
-    titles = [title for title, _, _ in report_module.tables(found.results)]
+    titles = [title for title, _, _ in tables(found.results)]
     assert titles == ["Spearman correlation with saliency, mean ± std", "Rollout up to a layer, mean ± std"]
 
 

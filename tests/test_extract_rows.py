@@ -131,11 +131,11 @@ def test_evaluate_leaves_such_texts_out(grown, tmp_path):
     marked = [{"tokens": ["a", "b"], "rationale": [1, 0]}, {"tokens": ["<new>", "b"], "rationale": [0, 1]}]
     options = {"model": grown, "rationales": marked, "methods": ["N"], "progress": False}
     metrics = ["correlation", "plausibility"]
-    texts = globenc.evaluate.evaluate(rows, tmp_path / "out", metrics=metrics, **options).results["texts"]
+    texts = globenc.evaluate(rows, tmp_path / "out", metrics=metrics, **options).results["texts"]
     assert (texts["read"], texts["rejected"]) == (2, 2)
     assert "row 1: token id 57 ('<new>') is beyond the model's 57 embeddings" in texts["first_rejects"][1]
     with pytest.raises(ValueError, match="no sentence with marks that can be read: token id 57"):
-        globenc.evaluate.evaluate(rows, tmp_path / "none", **{**options, "rationales": marked[1:]})
+        globenc.evaluate(rows, tmp_path / "none", **{**options, "rationales": marked[1:]})
 
 
 class PanicException(BaseException):

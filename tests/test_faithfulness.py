@@ -12,8 +12,8 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 import globenc
-from globenc.evaluate import aopc, comprehensiveness, sufficiency
-from globenc.evaluate.faithfulness import MEASURES, removal_drops
+from globenc.metrics import aopc, comprehensiveness, sufficiency
+from globenc.metrics.faithfulness import MEASURES, removal_drops
 
 MASK, CLS, SEP, PAD, STRONG, WEAK, NOTHING = 1, 2, 3, 0, 10, 11, 12
 WEIGHTS = {STRONG: 3.0, WEAK: 1.0}

@@ -25,9 +25,10 @@ LAYERS = [
     ["functional"],
     ["render"],
     ["attribution", "pictures", "tokenization", "loading"],
+    ["metrics"],
     ["explainer"],
     ["extraction"],
-    ["evaluate"],
+    ["evaluation"],
     ["cli"],
     ["__main__"],
 ]

@@ -20,10 +20,10 @@ CALLS = {
     "attribute": lambda model, inputs: globenc.attribute(model, **inputs),
     "all": lambda model, inputs: globenc.attribute(model, position="all", **inputs),
     "completeness_gap": lambda model, inputs: globenc.completeness_gap(model, **inputs),
-    "compare_methods": lambda model, inputs: globenc.evaluate.compare_methods(model, **inputs),
-    "saliency": lambda model, inputs: globenc.evaluate.saliency(model, **inputs),
-    "hta": lambda model, inputs: globenc.evaluate.hta_maps(model, **inputs),
-    "aopc": lambda model, inputs: globenc.evaluate.aopc(
+    "compare_methods": lambda model, inputs: globenc.compare_methods(model, **inputs),
+    "saliency": lambda model, inputs: globenc.metrics.saliency(model, **inputs),
+    "hta": lambda model, inputs: globenc.metrics.hta_maps(model, **inputs),
+    "aopc": lambda model, inputs: globenc.metrics.aopc(
         model, torch.ones(inputs["input_ids"].shape), mask_token_id=4, **inputs
     ),
 }
@@ -251,7 +251,7 @@ def test_a_vmap_that_was_left_open_is_closed(bert):
 
     handle = bert.encoder.layer[1].register_forward_pre_hook(interrupted)
     with pytest.raises(Interrupt):
-        globenc.evaluate.hta_maps(bert, **token_batch((5,)))
+        globenc.metrics.hta_maps(bert, **token_batch((5,)))
     handle.remove()
     assert torch.rand(2).shape == (2,)
 

@@ -30,7 +30,7 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..evaluate import Evaluation
+    from ..evaluation.run import Evaluation
 
 
 def evaluate(
@@ -202,8 +202,8 @@ def evaluate(
     with errors(), warnings_in_a_line():
         with status("importing torch and transformers"):
             quiet()
-            from ..evaluate import evaluate as run
-            from ..evaluate import evaluate_preset
+            from ..evaluation.presets import evaluate_preset
+            from ..evaluation.run import evaluate as run
         if device is not None:
             check_device(device)
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -239,7 +239,7 @@ def evaluate(
 
 def _show_evaluation(found: Evaluation, preset: str | None) -> None:
     """The main tables on standard output, and where the rest is."""
-    from ..evaluate.report import published_notes, tables
+    from ..evaluation.tables import published_notes, tables
 
     console = Console()
     for title, head, rows in tables(found.results):

@@ -52,7 +52,7 @@ def saliency(
         >>> import globenc
         >>> explainer = globenc.GlobEnc.from_pretrained()
         >>> inputs = explainer.tokenizer("a charming journey", return_tensors="pt")
-        >>> globenc.evaluate.saliency(explainer.model, **inputs).shape
+        >>> globenc.metrics.saliency(explainer.model, **inputs).shape
         torch.Size([1, 5])
     """
     if output not in OUTPUTS:

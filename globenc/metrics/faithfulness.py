@@ -105,7 +105,7 @@ def aopc(
         >>> inputs = explainer.tokenizer("a charming journey", return_tensors="pt")
         >>> scores = globenc.attribute(explainer.model, **inputs).scores
         >>> mask = explainer.tokenizer.mask_token_id
-        >>> globenc.evaluate.aopc(explainer.model, scores, mask_token_id=mask, **inputs).drops.shape
+        >>> globenc.metrics.aopc(explainer.model, scores, mask_token_id=mask, **inputs).drops.shape
         (9, 1)
     """
     if order not in ORDERS:

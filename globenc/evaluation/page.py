@@ -1,4 +1,4 @@
-"""An evaluation drawn and told: figures as files, and one web page that needs neither the paper nor other files."""
+"""An evaluation told: one web page that needs neither the paper nor other files."""
 
 from __future__ import annotations
 
@@ -9,27 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from ..printing import printable
-from .run import EXTRAS, RANDOM, RANDOM_DRAWS, SALIENCY, Found, published_of
+from .measurements import EXTRAS, RANDOM, RANDOM_DRAWS, SALIENCY, Found
+from .tables import (
+    MARKS_COLUMNS,
+    REMOVAL_COLUMNS,
+    correlation_rows,
+    layer_tables,
+    mean_and_std,
+    measure_rows,
+    published_notes,
+)
 
-# weights in warm, norms in cool colours, what is no method in greys; N-Enc is the darkest
-_COLOURS = {
-    "W": "#f59e0b",
-    "W-FixedRes": "#ea580c",
-    "W-Res": "#b91c1c",
-    "N": "#a3e635",
-    "N-FixedRes": "#10b981",
-    "N-Res": "#06b6d4",
-    "N-ResLN": "#818cf8",
-    "N-Enc": "#1e3a8a",
-    "W-Flow": "#a16207",
-    "HTA": "#a21caf",
-    "HTA-Input": "#db2777",
-    SALIENCY: "#374151",
-    RANDOM: "#9ca3af",
-}
 _MEANING = {
     "W": "attention weights, mean over heads",
     "W-FixedRes": "attention weights, half identity for the residual (attention rollout)",
@@ -43,13 +35,6 @@ _MEANING = {
     SALIENCY: "gradient times input of the answer, no method of attention",
     RANDOM: f"random numbers, mean of {RANDOM_DRAWS} draws",
 }
-_REMOVAL_COLUMNS = (
-    ("aopc", "AOPC, most first ↑"),
-    ("aopc-least", "AOPC, least first ↓"),
-    ("comprehensiveness", "comprehensiveness ↑"),
-    ("sufficiency", "sufficiency ↓"),
-)
-_MARKS_COLUMNS = (("auprc", "AUPRC ↑"), ("f1", "token F1 ↑"), ("iou", "IOU ↑"))
 _STYLE = """
 :root { color-scheme: light dark; --line: rgba(128,128,128,.35); --muted: rgba(110,118,129,1); }
 body { margin: 2rem auto; max-width: 66rem; padding: 0 1.2rem; background: #ffffff; color: #1b1f24;
@@ -77,208 +62,6 @@ details { margin: .8em 0; } summary { cursor: pointer; }
 def escape(text: str) -> str:
     """Text of the data's as HTML."""
     return html.escape(printable(text))
-
-
-def write_figures(folder: Path, found: Found, results: Mapping[str, Any]) -> None:
-    """Draw what was measured, each figure as .png and .svg."""
-    drawn: dict[str, Figure] = {}
-    if "correlation" in results:
-        drawn["correlation_per_layer"] = _per_layer(found, results["correlation"])
-        drawn["correlation_boxes"] = _boxes(found)
-        drawn["correlation_table"] = _table_picture(results)
-    if "faithfulness" in results:
-        drawn["faithfulness_curves"] = _curves(results["faithfulness"])
-    for name, figure in drawn.items():
-        for ending in ("png", "svg"):
-            figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight")
-
-
-def _per_layer(found: Found, correlation: Mapping[str, Any]) -> Figure:
-    """The paper's Figure 3: mean correlation with its 99 % confidence band, for rollouts and single layers."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    layers = np.arange(1, found.layers + 1)
-    for place, kind, title in ((axes[0], "rollout", "rollout up to the layer"), (axes[1], "layer", "the layer alone")):
-        for name, numbers in correlation[kind].items():
-            mean, low, high = (
-                np.array([np.nan if n[key] is None else n[key] for n in numbers]) for key in ("mean", "low99", "high99")
-            )
-            place.plot(
-                layers,
-                mean,
-                color=_COLOURS[name],
-                label=name,
-                linewidth=2.6 if name == "N-Enc" else 1.6,
-                linestyle="--" if name.startswith("W") else "-",
-                marker="o",
-                markersize=3,
-            )
-            place.fill_between(layers, low, high, color=_COLOURS[name], alpha=0.18, linewidth=0)
-        place.axhline(0, color="#9ca3af", linewidth=0.8)
-        place.set_xticks(layers if found.layers <= 24 else layers[:: found.layers // 12])
-        place.set_xlabel("layer")
-        place.set_title(title, fontsize=11)
-        place.spines[["top", "right"]].set_visible(False)
-        place.grid(axis="y", alpha=0.25)
-    low, high = axes[0].get_ylim()
-    axes[0].set_ylim(max(low, -1.05), min(high, 1.05))  # intervals of few texts reach beyond what there is
-    axes[0].set_ylabel("Spearman correlation with saliency")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", frameon=False)
-    return figure
-
-
-def _boxes(found: Found) -> Figure:
-    """How the correlations of single texts are spread, for the whole rollout."""
-    figure = Figure(figsize=(9, 0.9 + 0.42 * len(found.methods)), layout="constrained")
-    axes = figure.subplots()
-    values = [found.correlations["rollout"][:, m, -1] for m in range(len(found.methods))]
-    made = axes.boxplot(
-        [v[~np.isnan(v)] for v in values],
-        orientation="horizontal",
-        patch_artist=True,
-        widths=0.62,
-        showmeans=True,
-        flierprops={"markersize": 2, "alpha": 0.5},
-        medianprops={"color": "#111827"},
-        meanprops={"marker": "D", "markersize": 4, "markerfacecolor": "#ffffff", "markeredgecolor": "#111827"},
-    )
-    for box, name in zip(made["boxes"], found.methods, strict=True):
-        box.set(facecolor=_COLOURS[name], alpha=0.75)
-    axes.set_yticks(range(1, len(found.methods) + 1), found.methods)
-    axes.invert_yaxis()
-    axes.axvline(0, color="#9ca3af", linewidth=0.8)
-    axes.set_xlim(-1.02, 1.02)
-    axes.set_xlabel("Spearman correlation with saliency of each text, whole rollout")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", alpha=0.25)
-    return figure
-
-
-def _table_picture(results: Mapping[str, Any]) -> Figure:
-    """The paper's Tables 1 and 2 in form: a row for each method, mean and deviation."""
-    head, rows, best = correlation_rows(results)
-    figure = Figure(figsize=(2.1 * len(head), 0.42 * (len(rows) + 1)), layout="constrained")
-    axes = figure.subplots()
-    axes.axis("off")
-    table = axes.table(cellText=rows, colLabels=head, loc="center", cellLoc="right", edges="horizontal")
-    table.auto_set_font_size(False)
-    table.set_fontsize(11)
-    table.scale(1, 1.5)
-    for (row, column), cell in table.get_celld().items():
-        cell.set_edgecolor("#d1d5db")
-        cell.set_text_props(ha="right" if column else "left")
-        if row == 0 or (row - 1, column) in best:
-            cell.set_text_props(weight="bold")
-    return figure
-
-
-def correlation_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
-    """Heading, cells and which are the best of their column: whole rollout, best layers, published whole rollout."""
-    correlation, published = results["correlation"], (results.get("published") or {}).get("correlation") or {}
-    head = ["method", "whole rollout", "best rollout (layer)", "best single (layer)"]
-    head += ["published"] if published else []
-    rows: list[list[str]] = []
-    values: list[list[float]] = []
-    for name in correlation["rollout"]:
-        rollout, alone = correlation["rollout"][name], correlation["layer"][name]
-        cells, numbers = [name, _mean_std(rollout[-1])], [_number(rollout[-1]["mean"])]
-        for layers in (rollout, alone):
-            means = [_number(layer["mean"]) for layer in layers]
-            top = int(np.argmax(means))
-            cells.append(f"{_mean_std(layers[top])} ({top + 1})")
-            numbers.append(means[top])
-        if published:
-            cells.append(_mean_std(published[name]) if name in published else "")
-        rows.append(cells)
-        values.append(numbers)
-    best = {(int(np.argmax([row[column] for row in values])), column + 1) for column in range(3)}
-    return head, rows, best
-
-
-def layer_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, heading and rows for the layers of which numbers are published: each method, and below it these."""
-    made = []
-    for kind, title in (("rollout", "Rollout up to a layer"), ("layer", "A layer alone")):
-        published = ((results.get("published") or {}).get("layers") or {}).get(kind) or {}
-        ours = {name: numbers for name, numbers in results["correlation"][kind].items() if name in published}
-        if not ours:
-            continue
-        layers = list(dict.fromkeys(layer for name in ours for layer in published[name]))
-        rows = []
-        for name, numbers in ours.items():
-            cells: dict[str, Any] = {str(layer): n for layer, n in enumerate(numbers, 1)}
-            cells["max"] = max(numbers, key=lambda n: _number(n["mean"]))
-            rows.append([name, *(_mean_std(cells[layer]) if layer in cells else "" for layer in layers)])
-            known = [published_of(results, kind, name, layer) for layer in layers]
-            rows.append([f"{name}, published", *("" if n is None else _mean_std(n) for n in known)])
-        head = ["method", *("best layer" if layer == "max" else f"layer {layer}" for layer in layers)]
-        made.append((f"{title}, mean ± std", head, rows))
-    return made
-
-
-def tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Title, heading and rows of the main tables, for a terminal."""
-    made: list[tuple[str, list[str], list[list[str]]]] = []
-    if "correlation" in results:
-        head, rows, _ = correlation_rows(results)
-        made.append(("Spearman correlation with saliency, mean ± std", head, rows))
-        made += layer_tables(results)
-    for name, title, columns in (
-        ("faithfulness", "Faithfulness, mean ± half of the 99 % interval", _REMOVAL_COLUMNS),
-        ("plausibility", "Plausibility, mean ± half of the 99 % interval", _MARKS_COLUMNS),
-    ):
-        if name in results:
-            head, rows, _ = _measures(results[name], columns)
-            made.append((title, head, rows))
-    return made
-
-
-def published_notes(results: Mapping[str, Any]) -> list[str]:
-    """What is to be known of the published numbers: whose they are, from where, and what is doubtful in them."""
-    published = results.get("published")
-    if not published:
-        return []
-    of = [f"they are of {published['of']}"] if published.get("of") else []
-    return [f"Published numbers: {published['source']}", *of, *published.get("notes", ())]
-
-
-def _number(value: float | None) -> float:
-    return -2.0 if value is None else value  # below every correlation
-
-
-def _mean_std(numbers: Mapping[str, Any]) -> str:
-    if numbers["mean"] is None:
-        return "none"
-    return f"{numbers['mean']:.2f}" + ("" if numbers.get("std") is None else f" ± {numbers['std']:.2f}")
-
-
-def _curves(faithfulness: Mapping[str, Any]) -> Figure:
-    """Drop of the answer's probability by share of removed tokens."""
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for place, kind, title in (
-        (axes[0], "aopc", "most important first (higher is better)"),
-        (axes[1], "aopc-least", "least important first (lower is better)"),
-    ):
-        for name, numbers in faithfulness[kind].items():
-            drops = [np.nan if drop is None else drop for drop in numbers["drops"]]
-            place.plot(
-                [100 * share for share in numbers["shares"]],
-                drops,
-                color=_COLOURS[name],
-                label=name,
-                linewidth=2.6 if name == "N-Enc" else 1.6,
-                linestyle=":" if name in (SALIENCY, RANDOM) else "--" if name.startswith("W") else "-",
-            )
-        place.set_xlabel("tokens removed, %")
-        place.set_title(title, fontsize=11)
-        place.spines[["top", "right"]].set_visible(False)
-        place.grid(alpha=0.25)
-    axes[0].set_ylabel("drop of the answer's probability")
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside right center", frameon=False)
-    return figure
 
 
 def write_report(path: Path, figures: Path, found: Found, results: Mapping[str, Any]) -> None:
@@ -486,7 +269,7 @@ def _faithfulness(results: Mapping[str, Any], figures: Path) -> str:
         "left. An arrow upwards: higher is better. A model has not seen such broken texts in training, so compare "
         "methods with one another and with random, and read nothing into the size alone. ± is half of the 99 % "
         "confidence interval.</p>"
-        f"<div class='scroll'>{_table(*_measures(tables, _REMOVAL_COLUMNS))}</div>"
+        f"<div class='scroll'>{_table(*measure_rows(tables, REMOVAL_COLUMNS))}</div>"
         + _image(figures / "faithfulness_curves.svg", "Drop of the answer's probability, by how much was removed.")
     )
 
@@ -502,31 +285,8 @@ def _plausibility(results: Mapping[str, Any]) -> str:
         "marked tokens from the others. F1 and IOU: agreement of as many highest tokens as are marked with the marked "
         "ones. Plausible is not faithful: a method is not wrong where the model looks at other words than people do. "
         "± is half of the 99 % confidence interval.</p>"
-        f"<div class='scroll'>{_table(*_measures(results['plausibility'], _MARKS_COLUMNS))}</div>"
+        f"<div class='scroll'>{_table(*measure_rows(results['plausibility'], MARKS_COLUMNS))}</div>"
     )
-
-
-def _measures(
-    tables: Mapping[str, Any], columns: Sequence[tuple[str, str]]
-) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
-    """Heading, cells and which are the best method's, saliency and random aside."""
-    names = list(tables[columns[0][0]])
-    methods = [name for name in names if name not in (SALIENCY, RANDOM)]
-    best = set()
-    for column, (kind, title) in enumerate(columns, 1):
-        there = {name: tables[kind][name]["mean"] for name in methods if tables[kind][name]["mean"] is not None}
-        if there:
-            top = (max if title.endswith("↑") else min)(there, key=lambda name: there[name])
-            best.add((names.index(top), column))
-    rows = [[name, *(_mean_half(tables[kind][name]) for kind, _ in columns)] for name in names]
-    return ["method", *(title for _, title in columns)], rows, best
-
-
-def _mean_half(numbers: Mapping[str, Any]) -> str:
-    if numbers["mean"] is None:
-        return "none"
-    half = "" if numbers["high99"] is None else f" ± {numbers['high99'] - numbers['mean']:.3f}"
-    return f"{numbers['mean']:.3f}{half}"
 
 
 def _signed(value: float | None) -> str:
@@ -550,7 +310,7 @@ def _heat(methods: Mapping[str, Any]) -> str:
     for name, layers in methods.items():
         cells = "".join(
             f"<td style='background:rgba({'37,99,235' if (n['mean'] or 0) > 0 else '220,38,38'},"
-            f"{0.55 * abs(n['mean'] or 0):.2f})' title='{_mean_std(n)}, {n['count']} texts'>"
+            f"{0.55 * abs(n['mean'] or 0):.2f})' title='{mean_and_std(n)}, {n['count']} texts'>"
             f"{'none' if n['mean'] is None else format(n['mean'], '.2f')}</td>"
             for n in layers
         )

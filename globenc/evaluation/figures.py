@@ -1,0 +1,152 @@
+"""An evaluation drawn: figures as files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .measurements import RANDOM, SALIENCY, Found
+from .tables import correlation_rows
+
+# weights in warm, norms in cool colours, what is no method in greys; N-Enc is the darkest
+_COLOURS = {
+    "W": "#f59e0b",
+    "W-FixedRes": "#ea580c",
+    "W-Res": "#b91c1c",
+    "N": "#a3e635",
+    "N-FixedRes": "#10b981",
+    "N-Res": "#06b6d4",
+    "N-ResLN": "#818cf8",
+    "N-Enc": "#1e3a8a",
+    "W-Flow": "#a16207",
+    "HTA": "#a21caf",
+    "HTA-Input": "#db2777",
+    SALIENCY: "#374151",
+    RANDOM: "#9ca3af",
+}
+
+
+def write_figures(folder: Path, found: Found, results: Mapping[str, Any]) -> None:
+    """Draw what was measured, each figure as .png and .svg."""
+    drawn: dict[str, Figure] = {}
+    if "correlation" in results:
+        drawn["correlation_per_layer"] = _per_layer(found, results["correlation"])
+        drawn["correlation_boxes"] = _boxes(found)
+        drawn["correlation_table"] = _table_picture(results)
+    if "faithfulness" in results:
+        drawn["faithfulness_curves"] = _curves(results["faithfulness"])
+    for name, figure in drawn.items():
+        for ending in ("png", "svg"):
+            figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight")
+
+
+def _per_layer(found: Found, correlation: Mapping[str, Any]) -> Figure:
+    """The paper's Figure 3: mean correlation with its 99 % confidence band, for rollouts and single layers."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    layers = np.arange(1, found.layers + 1)
+    for place, kind, title in ((axes[0], "rollout", "rollout up to the layer"), (axes[1], "layer", "the layer alone")):
+        for name, numbers in correlation[kind].items():
+            mean, low, high = (
+                np.array([np.nan if n[key] is None else n[key] for n in numbers]) for key in ("mean", "low99", "high99")
+            )
+            place.plot(
+                layers,
+                mean,
+                color=_COLOURS[name],
+                label=name,
+                linewidth=2.6 if name == "N-Enc" else 1.6,
+                linestyle="--" if name.startswith("W") else "-",
+                marker="o",
+                markersize=3,
+            )
+            place.fill_between(layers, low, high, color=_COLOURS[name], alpha=0.18, linewidth=0)
+        place.axhline(0, color="#9ca3af", linewidth=0.8)
+        place.set_xticks(layers if found.layers <= 24 else layers[:: found.layers // 12])
+        place.set_xlabel("layer")
+        place.set_title(title, fontsize=11)
+        place.spines[["top", "right"]].set_visible(False)
+        place.grid(axis="y", alpha=0.25)
+    low, high = axes[0].get_ylim()
+    axes[0].set_ylim(max(low, -1.05), min(high, 1.05))  # intervals of few texts reach beyond what there is
+    axes[0].set_ylabel("Spearman correlation with saliency")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", frameon=False)
+    return figure
+
+
+def _boxes(found: Found) -> Figure:
+    """How the correlations of single texts are spread, for the whole rollout."""
+    figure = Figure(figsize=(9, 0.9 + 0.42 * len(found.methods)), layout="constrained")
+    axes = figure.subplots()
+    values = [found.correlations["rollout"][:, m, -1] for m in range(len(found.methods))]
+    made = axes.boxplot(
+        [v[~np.isnan(v)] for v in values],
+        orientation="horizontal",
+        patch_artist=True,
+        widths=0.62,
+        showmeans=True,
+        flierprops={"markersize": 2, "alpha": 0.5},
+        medianprops={"color": "#111827"},
+        meanprops={"marker": "D", "markersize": 4, "markerfacecolor": "#ffffff", "markeredgecolor": "#111827"},
+    )
+    for box, name in zip(made["boxes"], found.methods, strict=True):
+        box.set(facecolor=_COLOURS[name], alpha=0.75)
+    axes.set_yticks(range(1, len(found.methods) + 1), found.methods)
+    axes.invert_yaxis()
+    axes.axvline(0, color="#9ca3af", linewidth=0.8)
+    axes.set_xlim(-1.02, 1.02)
+    axes.set_xlabel("Spearman correlation with saliency of each text, whole rollout")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", alpha=0.25)
+    return figure
+
+
+def _table_picture(results: Mapping[str, Any]) -> Figure:
+    """The paper's Tables 1 and 2 in form: a row for each method, mean and deviation."""
+    head, rows, best = correlation_rows(results)
+    figure = Figure(figsize=(2.1 * len(head), 0.42 * (len(rows) + 1)), layout="constrained")
+    axes = figure.subplots()
+    axes.axis("off")
+    table = axes.table(cellText=rows, colLabels=head, loc="center", cellLoc="right", edges="horizontal")
+    table.auto_set_font_size(False)
+    table.set_fontsize(11)
+    table.scale(1, 1.5)
+    for (row, column), cell in table.get_celld().items():
+        cell.set_edgecolor("#d1d5db")
+        cell.set_text_props(ha="right" if column else "left")
+        if row == 0 or (row - 1, column) in best:
+            cell.set_text_props(weight="bold")
+    return figure
+
+
+def _curves(faithfulness: Mapping[str, Any]) -> Figure:
+    """Drop of the answer's probability by share of removed tokens."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for place, kind, title in (
+        (axes[0], "aopc", "most important first (higher is better)"),
+        (axes[1], "aopc-least", "least important first (lower is better)"),
+    ):
+        for name, numbers in faithfulness[kind].items():
+            drops = [np.nan if drop is None else drop for drop in numbers["drops"]]
+            place.plot(
+                [100 * share for share in numbers["shares"]],
+                drops,
+                color=_COLOURS[name],
+                label=name,
+                linewidth=2.6 if name == "N-Enc" else 1.6,
+                linestyle=":" if name in (SALIENCY, RANDOM) else "--" if name.startswith("W") else "-",
+            )
+        place.set_xlabel("tokens removed, %")
+        place.set_title(title, fontsize=11)
+        place.spines[["top", "right"]].set_visible(False)
+        place.grid(alpha=0.25)
+    axes[0].set_ylabel("drop of the answer's probability")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside right center", frameon=False)
+    return figure
