@@ -24,7 +24,7 @@ from globenc.cli import app
 from globenc.evaluation import page as page_module
 from globenc.evaluation.measurements import PAPER_ORDER
 from globenc.evaluation.presets import PRESETS, PUBLISHED, TASKS, published_numbers
-from globenc.evaluation.tables import tables, tidy
+from globenc.evaluation.tables import tables, as_rows
 from globenc.metrics import plausibility, saliency
 
 TEXTS = ["a charming and often affecting journey", "unflinchingly bleak and desperate", "dull", "it works"]
@@ -76,7 +76,7 @@ def test_correlations_equal_plain_calls(whole, explainer, method):
 
 
 def test_means_are_those_of_the_examples(whole):
-    for row in tidy(whole.results):
+    for row in as_rows(whole.results):
         if row["metric"] == "correlation":
             values = of_text(whole, metric="correlation", **{k: row[k] for k in ("setting", "method", "layer")})
         else:

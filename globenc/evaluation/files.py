@@ -10,7 +10,7 @@ from typing import Any
 
 from ..printing import escaped
 from .measurements import Found
-from .tables import tidy
+from .tables import as_rows
 
 
 def write_json(path: Path, results: Mapping[str, Any]) -> None:
@@ -20,7 +20,7 @@ def write_json(path: Path, results: Mapping[str, Any]) -> None:
 
 def write_csv(path: Path, results: Mapping[str, Any]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        rows = tidy(results)
+        rows = as_rows(results)
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

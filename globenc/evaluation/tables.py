@@ -131,7 +131,7 @@ def published_of(
     return published.get("layers", {}).get(kind, {}).get(method, {}).get(str(layer))
 
 
-def tidy(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def as_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     """results.json's numbers as rows: metric, setting, method, layer, what `describe` says, and what was published."""
     rows: list[dict[str, Any]] = []
     columns = ("count", "undefined", "mean", "std", "low99", "high99")
