@@ -51,7 +51,7 @@ class Found:
     examples: list[dict[str, Any]] = field(default_factory=list)
 
 
-def describe(values: np.ndarray) -> dict[str, Any]:
+def summary_statistics(values: np.ndarray) -> dict[str, Any]:
     """Mean, population standard deviation and 99 % confidence interval of the mean (Student's t), of values that are
     there."""
     there = values[~np.isnan(values)]
@@ -84,23 +84,23 @@ def summary(found: Found, asked: Iterable[str]) -> dict[str, Any]:
     if "correlation" in asked:
         made["correlation"] = {
             kind: {
-                name: [describe(table[:, m, layer]) for layer in range(found.layers)]
+                name: [summary_statistics(table[:, m, layer]) for layer in range(found.layers)]
                 for m, name in enumerate(found.methods)
             }
             for kind, table in found.correlations.items()
         }
         last = found.correlations["rollout"][:, :, -1]
         made["correlation"]["main_minus"] = {
-            name: describe(last[:, place] - last[:, m]) for m, name in enumerate(found.methods) if m != place
+            name: summary_statistics(last[:, place] - last[:, m]) for m, name in enumerate(found.methods) if m != place
         }
     if "faithfulness" in asked:
         made["faithfulness"] = {
             kind: {
                 name: {
-                    **describe(drops[kind].mean(0)),
-                    "main_minus_this": describe((found.drops[main][kind] - drops[kind]).mean(0)),
+                    **summary_statistics(drops[kind].mean(0)),
+                    "main_minus_this": summary_statistics((found.drops[main][kind] - drops[kind]).mean(0)),
                     "shares": list(measure.shares),
-                    "drops": [describe(row)["mean"] for row in drops[kind]],
+                    "drops": [summary_statistics(row)["mean"] for row in drops[kind]],
                 }
                 for name, drops in found.drops.items()
             }
@@ -110,8 +110,8 @@ def summary(found: Found, asked: Iterable[str]) -> dict[str, Any]:
         made["plausibility"] = {
             kind: {
                 name: {
-                    **describe(table[:, column]),
-                    "main_minus_this": describe((found.plausible[main] - table)[:, column]),
+                    **summary_statistics(table[:, column]),
+                    "main_minus_this": summary_statistics((found.plausible[main] - table)[:, column]),
                 }
                 for name, table in found.plausible.items()
             }
