@@ -24,7 +24,7 @@ from globenc.cli import app
 from globenc.evaluation import page as page_module
 from globenc.evaluation.measurements import PAPER_ORDER
 from globenc.evaluation.presets import PRESETS, PUBLISHED, TASKS, published_numbers
-from globenc.evaluation.tables import tables, as_rows
+from globenc.evaluation.tables import as_rows, tables
 from globenc.metrics import plausibility, saliency
 
 TEXTS = ["a charming and often affecting journey", "unflinchingly bleak and desperate", "dull", "it works"]

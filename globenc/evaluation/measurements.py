@@ -15,7 +15,7 @@ from ..metrics.faithfulness import MEASURES
 METRICS = ("correlation", "faithfulness", "plausibility")
 # in the paper's order; HTA and flow cost minutes a text and are evaluated where they are asked for
 PAPER_ORDER = ("W", "W-FixedRes", "W-Res", "N", "N-FixedRes", "N-Res", "N-ResLN", "N-Enc")
-EXTRAS = {
+COSTLY_METHODS = {
     "W-Flow": "attention flow: maximum flow through the mean attention weights (Abnar and Zuidema 2020)",
     "HTA": "hidden token attribution: norms of the layers' Jacobians, rolled out (Brunner et al. 2020)",
     "HTA-Input": "HTA x Input (18): the paper's upper bound",

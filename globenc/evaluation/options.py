@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..methods import get_method
-from .measurements import EXTRAS, METRICS, PAPER_ORDER
+from .measurements import COSTLY_METHODS, METRICS, PAPER_ORDER
 
 
 def checked_metrics(metrics: Sequence[str] | None, data: bool, rationales: bool) -> tuple[str, ...]:
@@ -31,14 +31,14 @@ def checked_metrics(metrics: Sequence[str] | None, data: bool, rationales: bool)
 def checked_methods(methods: Sequence[str]) -> list[str]:
     if isinstance(methods, str):
         raise TypeError(f"methods must be a list of names, got the string {methods!r}")
-    known = [name if name in EXTRAS else None for name in methods]
-    for name, extra in zip(methods, known, strict=True):
-        if extra is None:
+    known = [name if name in COSTLY_METHODS else None for name in methods]
+    for name, costly in zip(methods, known, strict=True):
+        if costly is None:
             try:
                 get_method(name)
             except ValueError as error:
-                raise ValueError(f"{error}; besides these {', '.join(EXTRAS)}") from None
+                raise ValueError(f"{error}; besides these {', '.join(COSTLY_METHODS)}") from None
     if not known:
         raise ValueError("methods is an empty list: give at least one name")
-    order = [*PAPER_ORDER, *EXTRAS]
+    order = [*PAPER_ORDER, *COSTLY_METHODS]
     return sorted(set(methods), key=order.index)

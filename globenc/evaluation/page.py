@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..printing import printable
-from .measurements import EXTRAS, RANDOM, RANDOM_DRAWS, SALIENCY, Found
+from .measurements import COSTLY_METHODS, RANDOM, RANDOM_DRAWS, SALIENCY, Found
 from .tables import (
     MARKS_COLUMNS,
     REMOVAL_COLUMNS,
@@ -31,7 +31,7 @@ _MEANING = {
     "N-Res": "norms with the residual added as it is",
     "N-ResLN": "norms behind the first LayerNorm",
     "N-Enc": "norms behind the whole layer: with rollout, GlobEnc",
-    **EXTRAS,
+    **COSTLY_METHODS,
     SALIENCY: "gradient times input of the answer, no method of attention",
     RANDOM: f"random numbers, mean of {RANDOM_DRAWS} draws",
 }

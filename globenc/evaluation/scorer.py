@@ -20,7 +20,7 @@ from ..metrics.flow import attention_flow
 from ..metrics.gradients import hta_maps, saliency
 from ..rollouts import rollout
 from ..tokenization import Encoding, pad
-from .measurements import EXTRAS
+from .measurements import COSTLY_METHODS
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Runner:
         self.explainer, self.names, self.position, self.output = explainer, names, position, output
         self.batch_tokens = batch_tokens
         self.plain = [name for name in names if name in METHODS]
-        self.extras = [name for name in names if name in EXTRAS]
-        if self.extras and (position != "cls" or not Encoder.of(explainer.model).family.has_cls):
-            raise ValueError(f"{self.extras[0]} is evaluated for position 'cls' alone, got {position!r}")
+        self.costly = [name for name in names if name in COSTLY_METHODS]
+        if self.costly and (position != "cls" or not Encoder.of(explainer.model).family.has_cls):
+            raise ValueError(f"{self.costly[0]} is evaluated for position 'cls' alone, got {position!r}")
 
     def encoded(
         self, examples: Sequence[Example], max_length: int | None
@@ -78,8 +78,8 @@ class Runner:
         out = compare_methods(model, methods=self.plain or ["W"], position=self.position, backend=backend, **inputs)
         rollouts = {name: out.rollouts[name].cpu().double().numpy() for name in self.plain}
         layers = {name: out.layers[name].cpu().double().numpy() for name in self.plain}
-        for name in self.extras:
-            rollouts[name], layers[name] = self._extra(name, inputs)
+        for name in self.costly:
+            rollouts[name], layers[name] = self._costly(name, inputs)
         gradients = saliency(model, label=label, output=self.output, **inputs).cpu().double().numpy()
         logits = logits_of(model, out.model_output)
         assert logits is not None  # saliency has looked
@@ -95,7 +95,7 @@ class Runner:
             for k, n in enumerate(lengths)
         ]
 
-    def _extra(self, name: str, inputs: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    def _costly(self, name: str, inputs: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the first token up to every layer, and of every layer alone, [layers, batch, n]."""
         model = self.explainer.model
         if name != "W-Flow":
