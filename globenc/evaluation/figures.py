@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from .measurements import RANDOM, SALIENCY, Found
+from .measurements import RANDOM, SALIENCY, Measurements
 from .tables import correlation_rows
 
 # weights in warm, norms in cool colours, what is no method in greys; N-Enc is the darkest
@@ -30,7 +30,7 @@ _COLOURS = {
 }
 
 
-def write_figures(folder: Path, found: Found, results: Mapping[str, Any]) -> None:
+def write_figures(folder: Path, found: Measurements, results: Mapping[str, Any]) -> None:
     """Draw what was measured, each figure as .png and .svg."""
     drawn: dict[str, Figure] = {}
     if "correlation" in results:
@@ -44,7 +44,7 @@ def write_figures(folder: Path, found: Found, results: Mapping[str, Any]) -> Non
             figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight")
 
 
-def _per_layer(found: Found, correlation: Mapping[str, Any]) -> Figure:
+def _per_layer(found: Measurements, correlation: Mapping[str, Any]) -> Figure:
     """The paper's Figure 3: mean correlation with its 99 % confidence band, for rollouts and single layers."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
@@ -79,7 +79,7 @@ def _per_layer(found: Found, correlation: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _boxes(found: Found) -> Figure:
+def _boxes(found: Measurements) -> Figure:
     """How the correlations of single texts are spread, for the whole rollout."""
     figure = Figure(figsize=(9, 0.9 + 0.42 * len(found.methods)), layout="constrained")
     axes = figure.subplots()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..printing import escaped
-from .measurements import Found
+from .measurements import Measurements
 from .tables import as_rows
 
 
@@ -26,7 +26,7 @@ def write_csv(path: Path, results: Mapping[str, Any]) -> None:
         writer.writerows(rows)
 
 
-def write_examples(path: Path, found: Found) -> None:
+def write_examples(path: Path, found: Measurements) -> None:
     """Every single value: id, metric, setting, method, layer, value; null where it is not defined."""
     import pyarrow as pa
     from pyarrow import parquet

@@ -13,17 +13,17 @@ from ..metrics.correlation import rank_correlations
 from ..metrics.faithfulness import MEASURES, removal_drops
 from ..metrics.plausibility import align, plausibility
 from ..tokenization import Encoding, pad
-from .measurements import RANDOM, RANDOM_DRAWS, SALIENCY, Found, main_method
+from .measurements import RANDOM, RANDOM_DRAWS, SALIENCY, Measurements, main_method
 from .progress import Steps
 from .rationales import Rationale
-from .scorer import Row, Runner
+from .scorer import MethodScorer, TextScores
 
 _SHOWN_TOKENS = 40  # of an example in the report
 
 
 def correlate(
-    runner: Runner,
-    found: Found,
+    scorer: MethodScorer,
+    found: Measurements,
     texts: list[Example],
     encodings: list[Encoding],
     wanted: set[int],
@@ -32,13 +32,13 @@ def correlate(
     chosen: list[int] | None,
     drop_special: bool,
     steps: Steps,
-) -> dict[int, Row]:
+) -> dict[int, TextScores]:
     """Fill in the correlations, and keep the last rollouts of the sample."""
     order = sorted(wanted)
-    kept: dict[int, Row] = {}
+    kept: dict[int, TextScores] = {}
     steps.begin("attributions and saliency", len(order))
     labels = None if chosen is None else [chosen[k] for k in order]
-    for place, row in runner.rows([encodings[k] for k in order], labels):
+    for place, row in scorer.rows([encodings[k] for k in order], labels):
         k = order[place]
         if not found.correlations:
             shape = (len(texts), *row.rollouts.shape[:2])
@@ -52,18 +52,18 @@ def correlate(
         if golds is not None:
             found.right[k] = golds[k] == row.answer
         if k in sample:
-            kept[k] = Row(row.rollouts[:, -1:], row.layers[:, :0], row.saliency, row.answer)
+            kept[k] = TextScores(row.rollouts[:, -1:], row.layers[:, :0], row.saliency, row.answer)
         steps.advance()
     found.ids = [example.id for example in texts]
     if golds is not None and len(order) < len(texts):
         found.right = [found.right[k] for k in order]
-    _show(runner, found, texts, encodings, order, labels)
+    _show(scorer, found, texts, encodings, order, labels)
     return kept
 
 
 def _show(
-    runner: Runner,
-    found: Found,
+    scorer: MethodScorer,
+    found: Measurements,
     texts: list[Example],
     encodings: list[Encoding],
     order: list[int],
@@ -79,7 +79,7 @@ def _show(
     for p, agreement in ((ranked[len(ranked) // 2], "middle"), (ranked[0], "least")):
         picks.setdefault(p, agreement)
     scored = dict(
-        runner.rows([encodings[order[p]] for p in picks], None if labels is None else [labels[p] for p in picks])
+        scorer.rows([encodings[order[p]] for p in picks], None if labels is None else [labels[p] for p in picks])
     )
     for place, (p, agreement) in enumerate(picks.items()):
         row, encoding = scored[place], encodings[order[p]]
@@ -89,7 +89,7 @@ def _show(
                 "agreement": agreement,
                 "correlation": float(values[p]),
                 "id": texts[order[p]].id,
-                "tokens": runner.explainer.tokenizer.convert_ids_to_tokens(encoding.ids.tolist()),
+                "tokens": scorer.explainer.tokenizer.convert_ids_to_tokens(encoding.ids.tolist()),
                 "special": (encoding.segments < 0).tolist(),
                 "scores": {
                     SALIENCY: (row.saliency / total if total > 0 else row.saliency).tolist(),
@@ -100,17 +100,17 @@ def _show(
 
 
 def remove_tokens(
-    runner: Runner,
-    found: Found,
+    scorer: MethodScorer,
+    found: Measurements,
     encodings: list[Encoding],
-    kept: dict[int, Row],
+    kept: dict[int, TextScores],
     sample: list[int],
     removal: str,
     rng: np.random.Generator,
     steps: Steps,
 ) -> None:
     """Fill in the drops, a few texts at a time."""
-    tokenizer, model = runner.explainer.tokenizer, runner.explainer.model
+    tokenizer, model = scorer.explainer.tokenizer, scorer.explainer.model
     names = [*found.methods, SALIENCY, *(f"{RANDOM} {k}" for k in range(RANDOM_DRAWS))]
     ordered = sorted(sample, key=lambda k: len(encodings[k]))
     drops: dict[str, dict[str, np.ndarray]] = {
@@ -138,7 +138,7 @@ def remove_tokens(
             removal=removal,
             mask_token_id=tokenizer.mask_token_id if removal == "mask" else None,
             special_tokens_mask=special,
-            batch_tokens=runner.batch_tokens * 4,
+            batch_tokens=scorer.batch_tokens * 4,
             **inputs,
         )
         places = [sample.index(k) for k in part]
@@ -152,15 +152,15 @@ def remove_tokens(
 
 
 def compare_with_marks(
-    runner: Runner,
-    found: Found,
+    scorer: MethodScorer,
+    found: Measurements,
     marked: list[Rationale],
     max_length: int | None,
     rng: np.random.Generator,
     steps: Steps,
 ) -> None:
     """Fill in the plausibility."""
-    explainer = runner.explainer
+    explainer = scorer.explainer
     encodings = explainer.encode_each([m.text for m in marked], None, explainer.limit(max_length))
     good = {k: e for k, e in enumerate(encodings) if isinstance(e, Encoding) and not e.empty}
     if not good:
@@ -173,7 +173,7 @@ def compare_with_marks(
     noise = [rng.random((RANDOM_DRAWS, len(e) if isinstance(e, Encoding) else 0)) for e in encodings]
     steps.begin("plausibility: sentences", len(good))
     numbers = [*good]
-    for place, row in runner.rows([*good.values()]):
+    for place, row in scorer.rows([*good.values()]):
         k = numbers[place]
         encoding = good[k]
         spans = [

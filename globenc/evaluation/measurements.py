@@ -25,7 +25,7 @@ RANDOM_DRAWS = 5
 
 
 @dataclass
-class Found:
+class Measurements:
     """Everything that was measured, text by text.
 
     Attributes:
@@ -76,7 +76,7 @@ def main_method(methods: Sequence[str]) -> int:
     return methods.index("N-Enc") if "N-Enc" in methods else len(methods) - 1
 
 
-def summary(found: Found, asked: Iterable[str]) -> dict[str, Any]:
+def summary(found: Measurements, asked: Iterable[str]) -> dict[str, Any]:
     """What results.json says of every metric."""
     place = main_method(found.methods)
     main = found.methods[place]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..printing import printable
-from .measurements import COSTLY_METHODS, RANDOM, RANDOM_DRAWS, SALIENCY, Found
+from .measurements import COSTLY_METHODS, RANDOM, RANDOM_DRAWS, SALIENCY, Measurements
 from .tables import (
     MARKS_COLUMNS,
     REMOVAL_COLUMNS,
@@ -64,7 +64,7 @@ def escape(text: str) -> str:
     return html.escape(printable(text))
 
 
-def write_report(path: Path, figures: Path, found: Found, results: Mapping[str, Any]) -> None:
+def write_report(path: Path, figures: Path, found: Measurements, results: Mapping[str, Any]) -> None:
     """Write the web page; figures are taken into it."""
     sections = [
         _head(results),
@@ -189,7 +189,7 @@ def _others(table: Mapping[str, Any], top: str) -> str:
     return ", ".join(f"{name} {table[name]['mean']:.3f}" for name in names)
 
 
-def _correlation(found: Found, results: Mapping[str, Any], figures: Path) -> str:
+def _correlation(found: Measurements, results: Mapping[str, Any], figures: Path) -> str:
     if "correlation" not in results:
         return ""
     settings, correlation = results["settings"], results["correlation"]

@@ -26,11 +26,11 @@ from .figures import write_figures
 from .files import write_csv, write_examples, write_json
 from .folder import EXAMPLES, FIGURES, REPORT, RESULTS, ROWS, OutputFolder
 from .measure import compare_with_marks, correlate, remove_tokens
-from .measurements import PAPER_ORDER, Found, summary
+from .measurements import PAPER_ORDER, Measurements, summary
 from .options import checked_methods, checked_metrics
 from .progress import Steps
 from .rationales import read_rationales
-from .scorer import Runner
+from .scorer import MethodScorer
 from .texts import check_model, gold_class, read_examples
 
 REMOVAL_TEXTS = 200
@@ -173,7 +173,7 @@ def evaluate(
         check_model(explainer, label_column is not None)
         meaningful = Encoder.of(explainer.model).methods
         names = names or [name for name in PAPER_ORDER if name in meaningful]
-        runner = Runner(
+        scorer = MethodScorer(
             explainer,
             names,
             plain_position(position),
@@ -184,11 +184,11 @@ def evaluate(
         if removal == "mask" and mask_token_id is None:
             raise ValueError("removal 'mask' needs a tokenizer with a mask token, and this one has none: take 'delete'")
         removal = ("delete" if mask_token_id is None else "mask") if removal == "auto" else removal
-        found = Found(names)
+        found = Measurements(names)
         rng = np.random.default_rng(seed)
         timings: dict[str, float] = {}
         with Steps(progress) as steps:
-            texts, encodings, empty = runner.encoded(examples, max_length)
+            texts, encodings, empty = scorer.encoded(examples, max_length)
             truncated = sum(encoding.lost > 0 for encoding in encodings)
             rejected = [*rejected, *empty]
             if inputs is not None and not texts:
@@ -205,16 +205,16 @@ def evaluate(
                 wanted = set(range(len(texts))) if "correlation" in asked else set(sample)
                 with _timed(timings, "attribution and correlation"):
                     kept = correlate(
-                        runner, found, texts, encodings, wanted, set(sample), golds, chosen, drop_special, steps
+                        scorer, found, texts, encodings, wanted, set(sample), golds, chosen, drop_special, steps
                     )
                 if "correlation" not in asked:
                     found.correlations = {}
                 if sample:
                     with _timed(timings, "faithfulness"):
-                        remove_tokens(runner, found, encodings, kept, sample, removal, rng, steps)
+                        remove_tokens(scorer, found, encodings, kept, sample, removal, rng, steps)
             if marked:
                 with _timed(timings, "plausibility"):
-                    compare_with_marks(runner, found, marked, max_length, rng, steps)
+                    compare_with_marks(scorer, found, marked, max_length, rng, steps)
         means = summary(found, asked)
         timings["in all"] = time.monotonic() - start
         results: dict[str, Any] = {

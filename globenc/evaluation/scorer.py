@@ -24,7 +24,7 @@ from .measurements import COSTLY_METHODS
 
 
 @dataclass(frozen=True)
-class Row:
+class TextScores:
     """One text's scores: rollouts and layers [methods, layers, n], saliency [n], the class answered."""
 
     rollouts: np.ndarray
@@ -33,7 +33,7 @@ class Row:
     answer: int
 
 
-class Runner:
+class MethodScorer:
     """Attributions of many texts under every method, and their saliency."""
 
     def __init__(self, explainer: GlobEnc, names: list[str], position: Any, output: str, batch_tokens: int):
@@ -66,14 +66,16 @@ class Runner:
                 found.append(encoding)
         return good, found, bad
 
-    def rows(self, encodings: Sequence[Encoding], golds: Sequence[int] | None = None) -> Iterator[tuple[int, Row]]:
+    def rows(
+        self, encodings: Sequence[Encoding], golds: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, TextScores]]:
         """Index and scores of every text, batch by batch."""
         for batch in self.explainer.batches([len(e) for e in encodings], self.batch_tokens):
             inputs = pad([encodings[k] for k in batch], self.explainer.tokenizer, self.explainer.model)
             label: Any = "predicted" if golds is None else torch.tensor([golds[k] for k in batch])
             yield from zip(batch, self._batch(inputs, label), strict=True)
 
-    def _batch(self, inputs: dict[str, torch.Tensor], label: Any) -> list[Row]:
+    def _batch(self, inputs: dict[str, torch.Tensor], label: Any) -> list[TextScores]:
         model, backend = self.explainer.model, self.explainer.backend
         out = compare_methods(model, methods=self.plain or ["W"], position=self.position, backend=backend, **inputs)
         rollouts = {name: out.rollouts[name].cpu().double().numpy() for name in self.plain}
@@ -86,7 +88,7 @@ class Runner:
         answers = logits.argmax(-1).tolist()
         lengths = inputs["attention_mask"].sum(-1).tolist()
         return [
-            Row(
+            TextScores(
                 np.stack([rollouts[name][:, k, :n] for name in self.names]),
                 np.stack([layers[name][:, k, :n] for name in self.names]),
                 gradients[k, :n],
