@@ -132,7 +132,7 @@ def published_of(
 
 
 def as_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """results.json's numbers as rows: metric, setting, method, layer, what `summary_statistics` says, and what was published."""
+    """results.json's numbers as rows: metric, setting, method, layer, `summary_statistics` and what was published."""
     rows: list[dict[str, Any]] = []
     columns = ("count", "undefined", "mean", "std", "low99", "high99")
     notes = "; ".join((results.get("published") or {}).get("notes", ()))
