@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -31,6 +34,22 @@ CORPUS = [
 def family_model(request) -> transformers.PreTrainedModel:
     """The base model of every family, float64."""
     return tiny_model(request.param)
+
+
+@pytest.fixture
+def poisoned_outputs(monkeypatch) -> None:
+    """What is made without values is made of NaN: an element that no kernel writes shows."""
+
+    def poisoned(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @functools.wraps(make)
+        def made(*args: Any, **options: Any) -> torch.Tensor:
+            tensor = make(*args, **options)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+        return made
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
 
 
 @pytest.fixture

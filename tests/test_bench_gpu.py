@@ -281,7 +281,7 @@ def test_gpu_tests(monkeypatch, code, green):
     assert gpu.gpu_tests(7.0) is green
     (command, cwd, timeout) = commands[0]
     assert command[1:3] == ["-m", "pytest"]
-    assert {"tests/test_kernels.py", "tests/test_gpu.py"} < set(command)
+    assert {"tests/test_kernel_attention.py", "tests/test_kernel_rollout.py", "tests/test_gpu.py"} < set(command)
     assert (cwd, timeout) == (ROOT, 7.0)
 
 

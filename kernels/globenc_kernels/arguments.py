@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import sys
 import threading
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from .interpreter import interpret
 
 BLOCK = 64  # tokens a block in the arrays of layouts.py; a map's tiles divide it
 MAX_HEADS, HEAD_DIMS, MAX_TOKENS, MAX_HIDDEN_SIZE = 32, (16, 128), 131072, 4096
@@ -147,7 +147,7 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     """Run a kernel on its tensors' device; says so where a first compilation takes long."""
     device = next(arg.device for arg in args if isinstance(arg, Tensor))
     if device.type == "cpu":
-        _interpret(kernel, grid, args, options)
+        interpret(kernel, grid, args, options)
         return
     dtypes = tuple(arg.dtype for arg in args if isinstance(arg, Tensor))
     case = (kernel, device, dtypes, *sorted(options.items()))
@@ -163,43 +163,6 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         finally:
             note.cancel()
         _launched.add(case)
-
-
-_interpreter = threading.Lock()  # Triton's keeps its state in globals
-
-
-def _interpret(kernel: Any, grid: tuple[int, ...], args: tuple, options: dict[str, Any]) -> None:
-    """Run a kernel in Triton's interpreter, which knows no bfloat16 products: those tensors go as float32."""
-    given = list(args)
-    for i, arg in enumerate(args):
-        if isinstance(arg, Tensor) and arg.dtype == torch.bfloat16:
-            memory = torch.empty(0, dtype=arg.dtype).set_(arg.untyped_storage()).float()
-            given[i] = memory.as_strided(arg.shape, arg.stride(), arg.storage_offset())
-    _accept_new_numpy()
-    with _interpreter, warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of what is computed and not used
-        kernel[grid](*given, **options)
-    for arg, computed in zip(args, given, strict=True):
-        if arg is not computed and not torch.equal(arg.float().view(torch.int32), computed.view(torch.int32)):
-            arg.copy_(computed)
-
-
-@functools.cache
-def _accept_new_numpy() -> None:
-    """Triton's interpreter before 3.7 takes arrays of one element for numbers, which NumPy 2.4 does no longer."""
-    import triton
-    from triton.runtime import interpreter
-
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) >= (3, 7):
-        return
-    patch_tensor = interpreter._patch_lang_tensor
-
-    def with_plain_index(tensor: Any, *scope: Any) -> None:  # a scope to undo it by: not before 3.6
-        patch_tensor(tensor, *scope)
-        set_attribute = scope[0].set_attr if scope else setattr
-        set_attribute(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    interpreter._patch_lang_tensor = with_plain_index
 
 
 def _say_compiling(kernel: Any, options: dict[str, Any]) -> None:

@@ -42,6 +42,7 @@ def _layer_scales_kernel(
     d, width, eps1, eps2,
     BIAS: tl.constexpr, BLOCK: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
+    """Both scales and the gap of one token."""
     row = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK)
     inside = offs < d
@@ -125,8 +126,8 @@ def layer_scales(
         expect(bias, "bias", (d,), DTYPES, device)
     if tokens.shape != (batch, n) or tokens.mask.device != device:
         raise ValueError(
-            f"tokens must be those of hidden_states, [batch, n] = {[batch, n]} on {device}, got {list(tokens.shape)} on "
-            f"{tokens.mask.device}"
+            f"tokens must be those of hidden_states, [batch, n] = {[batch, n]} on {device}, got {list(tokens.shape)} "
+            f"on {tokens.mask.device}"
         )
     # one by one: parts of one tensor would start where no compiled kernel expects it
     scale1, scale2, gap = (torch.empty(batch, n, dtype=torch.float32, device=device) for _ in range(3))
@@ -162,6 +163,7 @@ def _stage_norms_kernel(
     d,
     RESIDUAL: tl.constexpr, SCALED: tl.constexpr, NORMS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """The norm of one token."""
     row = tl.program_id(0).to(tl.int64)
     offs = tl.arange(0, BLOCK)
     inside = offs < d
