@@ -15,7 +15,7 @@ from torch import nn
 
 from .answers import Answer, answers_of
 from .attribution import Attribution
-from .backends import check_backend
+from .contributions.backend import check_backend
 from .encoders import Encoder
 from .errors import blames_text, named, refuses_target, short
 from .functional import attribute

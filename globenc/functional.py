@@ -9,11 +9,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import contributions, equations
+from . import equations
 from .answers import by_name, returning_tuples
-from .backends import layer_maps
 from .capture import Attend, Begin, Finish, LayerTrace, capture
-from .contributions import LayerMap, MakeLayer, normalize_rows
+from .contributions import completeness, torch_backend
+from .contributions.backend import layer_maps
+from .contributions.layer_map import LayerMap, normalize_rows
+from .contributions.layer_norms import late_scale
+from .contributions.reference_backend import by_rows, equation_layer
+from .contributions.torch_backend import MakeLayer, top_rows, torch_layer
+from .contributions.weight_cache import forget
 from .encoders import Encoder
 from .errors import refuses_target
 from .inputs import check_inputs
@@ -119,7 +124,7 @@ class _Run:
         """Show every layer to `consume`, or to `begin` (see `capture`), whose numbers keep their own precision."""
 
         def check(trace: LayerTrace) -> None:
-            gap = contributions.patched(trace) if trace.attention is None else trace.attention.patched(trace)
+            gap = completeness.patched(trace) if trace.attention is None else trace.attention.patched(trace)
             self.gaps.append(gap.to(self.mask.device))
             self.doubts.extend(doubt.to(self.mask.device) for doubt in trace.doubts)
 
@@ -177,7 +182,7 @@ class _Run:
                 if not self.doubts or not bool(torch.stack(self.doubts).any()):
                     break
                 for layer in self.layers:  # the weights have changed since the last call
-                    contributions.forget(layer)
+                    forget(layer)
             else:
                 raise RuntimeError("the model's weights change during the call: attribute when they stand still")
         except torch.OutOfMemoryError as error:
@@ -362,14 +367,14 @@ def _rows_of_rollout(
         modules, is_top = trace.modules, index == len(run.layers) - 1
         layer = rows = None
         if is_top and wanted.positions is not None:
-            rows = contributions.top_rows(trace, method, wanted.positions, make_layer)
+            rows = top_rows(trace, method, wanted.positions, make_layer)
         else:
             layer = make_layer(trace, method)
             if not is_top:
                 below.append(layer)
 
         def finish(output_norm_input: Tensor | None, output: Tensor) -> None:
-            scale = contributions.late_scale(modules, method, output_norm_input)
+            scale = late_scale(modules, method, output_norm_input)
             if layer is not None:
                 if scale is not None:
                     layer.scale_rows(scale)
@@ -386,10 +391,10 @@ def _rows_of_rollout(
         elif wanted.positions is None:
             through_top(make_layer(trace, method))
         else:
-            take_top(contributions.top_rows(trace, method, wanted.positions, make_layer))
+            take_top(top_rows(trace, method, wanted.positions, make_layer))
 
     # the kernels and the equations want a layer whole
-    output = run.forward(consume, begin if make_layer is contributions.torch_layer else None)
+    output = run.forward(consume, begin if make_layer is torch_layer else None)
     with torch.no_grad(), precise(run.mask.device):
         return output, *top_down(top[0], wanted, reversed(below), row_normalize, per_layer)
 
@@ -474,11 +479,9 @@ def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "au
 
     def ratio(trace: LayerTrace) -> Tensor:
         if backend == "reference":
-            return contributions.by_rows(
-                trace, lambda part: equations.mixing_ratio(contributions.equation_layer(part), stage.name)
-            )
+            return by_rows(trace, lambda part: equations.mixing_ratio(equation_layer(part), stage.name))
         if trace.attention is None:
-            return contributions.by_rows(trace, lambda part: contributions.mixing_ratios(part, stage))
+            return by_rows(trace, lambda part: torch_backend.mixing_ratios(part, stage))
         return trace.attention.mixing_ratios(trace, stage)
 
     def compute() -> Tensor:
@@ -525,8 +528,8 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
         def consume(index: int, trace: LayerTrace) -> None:
             if outputs:
                 before = outputs.pop()
-                gaps[-1] = torch.maximum(gaps[-1], contributions.relative_gap(trace.hidden_states, before, trace.mask))
-            gaps.append(contributions.by_rows(trace, contributions.completeness_gap))
+                gaps[-1] = torch.maximum(gaps[-1], completeness.relative_gap(trace.hidden_states, before, trace.mask))
+            gaps.append(by_rows(trace, completeness.completeness_gap))
             assert trace.output is not None
             outputs.append(trace.output)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contributions import LayerMap, normalize_rows, whole
+from .contributions.layer_map import LayerMap, normalize_rows, whole
 
 NAMED_POSITIONS = ("cls", "mean", "all")
 POSITIONS = '"cls", "mean", "all", a token position, a non-empty list of positions or a weight tensor'

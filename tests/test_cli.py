@@ -18,8 +18,8 @@ from helpers import save_letter_model
 
 import globenc
 from globenc import cli
-from globenc.backends import BACKENDS
 from globenc.cli.attribute import attribute
+from globenc.contributions.backend import BACKENDS
 from globenc.methods import METHODS
 
 KEYS = {"tokens", "scores", "words", "label", "probability", "method", "position", "model"}

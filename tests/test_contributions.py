@@ -8,9 +8,12 @@ import pytest
 import torch
 from helpers import METHODS, STAGES, assert_rows_close, row_error, synthetic_trace
 
-from globenc import contributions, equations
+from globenc import equations
 from globenc.capture import LayerTrace
-from globenc.contributions import TorchLayer, equation_layer
+from globenc.contributions import attention_weights, head_factors
+from globenc.contributions.completeness import completeness_gap
+from globenc.contributions.reference_backend import equation_layer
+from globenc.contributions.torch_backend import TorchLayer, mixing_ratios, top_rows
 from globenc.methods import METHODS as TABLE
 from globenc.methods import STAGES as STAGE_TABLE
 from globenc.rollouts import full_map
@@ -24,7 +27,7 @@ def fast_map(trace: LayerTrace, method: str) -> torch.Tensor:
 
 def fast_row(trace: LayerTrace, method: str, positions: torch.Tensor) -> torch.Tensor:
     """Rows of the last layer's map, which may take a way of their own."""
-    return contributions.top_rows(trace, TABLE[method], positions, TorchLayer)
+    return top_rows(trace, TABLE[method], positions, TorchLayer)
 
 
 def direct_map(trace: LayerTrace, method: str) -> torch.Tensor:
@@ -112,7 +115,7 @@ def test_float64_degenerate(kind, method):
 def test_float64_mixing_ratios(lengths, heads, head_dim, d, stage):
     trace = synthetic_trace(lengths, heads, head_dim, d)
     expected = equations.mixing_ratio(equation_layer(trace), stage)
-    torch.testing.assert_close(contributions.mixing_ratios(trace, STAGE_TABLE[stage]), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(mixing_ratios(trace, STAGE_TABLE[stage]), expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -205,9 +208,9 @@ def test_block_boundaries(monkeypatch, method, scores_per_block):
     trace = synthetic_trace((31, 12), heads=6, head_dim=4)
     whole = fast_map(trace, method)
     blocks = len(list(TorchLayer(trace, TABLE[method]).blocks()))
-    monkeypatch.setattr(contributions, "SCORES_PER_BLOCK", scores_per_block)
-    monkeypatch.setattr(contributions, "QUERIES_PER_BLOCK", 1)
-    monkeypatch.setattr(contributions, "TOKENS_PER_CHUNK", 7)
+    monkeypatch.setattr(attention_weights, "SCORES_PER_BLOCK", scores_per_block)
+    monkeypatch.setattr(attention_weights, "QUERIES_PER_BLOCK", 1)
+    monkeypatch.setattr(head_factors, "TOKENS_PER_CHUNK", 7)
     layer = TorchLayer(trace, TABLE[method])
     tiles = list(layer.blocks())
     assert len(tiles) > blocks
@@ -219,11 +222,11 @@ def test_block_boundaries(monkeypatch, method, scores_per_block):
 @pytest.mark.parametrize("stage", STAGES)
 def test_block_boundaries_of_mixing_ratios(monkeypatch, stage):
     trace = synthetic_trace((31, 12), heads=6, head_dim=4)
-    whole = contributions.mixing_ratios(trace, STAGE_TABLE[stage])
-    monkeypatch.setattr(contributions, "SCORES_PER_BLOCK", 400)
-    monkeypatch.setattr(contributions, "QUERIES_PER_BLOCK", 1)
-    monkeypatch.setattr(contributions, "TOKENS_PER_CHUNK", 5)
-    torch.testing.assert_close(contributions.mixing_ratios(trace, STAGE_TABLE[stage]), whole, rtol=1e-13, atol=0)
+    whole = mixing_ratios(trace, STAGE_TABLE[stage])
+    monkeypatch.setattr(attention_weights, "SCORES_PER_BLOCK", 400)
+    monkeypatch.setattr(attention_weights, "QUERIES_PER_BLOCK", 1)
+    monkeypatch.setattr(head_factors, "TOKENS_PER_CHUNK", 5)
+    torch.testing.assert_close(mixing_ratios(trace, STAGE_TABLE[stage]), whole, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -241,7 +244,7 @@ def test_non_contiguous_tensors(dtype):
 
 def test_completeness_gap_of_a_consistent_layer():
     trace = synthetic_trace((9, 4), heads=6)
-    gap = contributions.completeness_gap(trace)
+    gap = completeness_gap(trace)
     assert gap.shape == (2, 9)
     assert float(gap.max()) < 1e-13
     assert bool((gap[1, 4:] == 0).all())
@@ -252,7 +255,7 @@ def test_completeness_gap_can_fail(wrong):
     trace = synthetic_trace((9, 4), heads=6)
     moved = getattr(trace, wrong).clone()
     moved[0, ..., :3, :2] += 0.01
-    assert float(contributions.completeness_gap(replace(trace, **{wrong: moved})).max()) > 1e-4
+    assert float(completeness_gap(replace(trace, **{wrong: moved})).max()) > 1e-4
 
 
 def test_layer_norm_without_weight():

@@ -24,8 +24,10 @@ from helpers import (
 )
 
 import globenc
-from globenc import contributions
-from globenc.backends import layer_maps
+from globenc.contributions import completeness
+from globenc.contributions.backend import layer_maps
+from globenc.contributions.torch_backend import torch_layer
+from globenc.contributions.weight_cache import _kept
 from globenc.model_state import precise
 
 ROOT = Path(__file__).parents[1]
@@ -236,7 +238,7 @@ def test_changed_weights_are_seen():
 
 def test_a_doubt_begins_again(bert32, monkeypatch):
     calls = []
-    real = contributions.patched
+    real = completeness.patched
 
     def doubtful(trace):
         calls.append(trace)
@@ -244,7 +246,7 @@ def test_a_doubt_begins_again(bert32, monkeypatch):
             trace.doubts.append(torch.tensor(True))
         return real(trace)
 
-    monkeypatch.setattr(contributions, "patched", doubtful)
+    monkeypatch.setattr(completeness, "patched", doubtful)
     globenc.attribute(bert32, backend="torch", **on_device(token_batch()))
     assert len(calls) == 2 * SIZES["num_hidden_layers"]
 
@@ -257,18 +259,18 @@ def test_layers_may_share_a_projection(monkeypatch):
     for _ in range(2):
         found, plain = (globenc.contribution_maps(model, backend=b, **inputs) for b in ("triton", "reference"))
         assert float(row_error(found, plain).max()) < 1e-5
-    keys = contributions._kept[first.dense]
+    keys = _kept[first.dense]
     assert len({key for key in keys if "gram" in key[0]}) == 2
 
 
 def test_weights_that_never_stand_still(bert32, monkeypatch):
-    real = contributions.patched
+    real = completeness.patched
 
     def doubtful(trace):
         trace.doubts.append(torch.tensor(True))
         return real(trace)
 
-    monkeypatch.setattr(contributions, "patched", doubtful)
+    monkeypatch.setattr(completeness, "patched", doubtful)
     with pytest.raises(RuntimeError, match="weights change during the call"):
         globenc.attribute(bert32, backend="torch", **on_device(token_batch()))
 
@@ -376,7 +378,7 @@ def test_models_that_kernels_cannot_take(config, dtype, message):
 def test_auto_leaves_single_layers_to_torch(monkeypatch):
     """Where the device has the kernels, a layer that they cannot take is PyTorch's, without a word."""
     mask = torch.ones(1, 7, dtype=torch.bool, device=DEVICE)
-    monkeypatch.setattr("globenc.backends.takes_kernels", lambda device: True)
+    monkeypatch.setattr("globenc.contributions.backend.takes_kernels", lambda device: True)
     model = model_of(dtype=torch.float64)
     _, attend = layer_maps("auto", mask)
     assert attend is not None
@@ -389,7 +391,7 @@ def test_auto_leaves_single_layers_to_torch(monkeypatch):
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="here is a GPU")
 def test_auto_on_a_cpu_is_pytorch():
-    assert layer_maps("auto", torch.ones(1, 7, dtype=torch.bool)) == (contributions.torch_layer, None)
+    assert layer_maps("auto", torch.ones(1, 7, dtype=torch.bool)) == (torch_layer, None)
 
 
 def test_cpu_tensors_without_the_interpreter():

@@ -9,7 +9,7 @@ import torch
 from helpers import raw, row_error, tiny_model, token_batch
 
 import globenc
-from globenc.backends import layer_maps
+from globenc.contributions.backend import layer_maps
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 SIZES = {"hidden_size": 96, "num_attention_heads": 6, "num_hidden_layers": 3, "max_position_embeddings": 600}

@@ -19,8 +19,6 @@ LAYERS = [
     ["encoders"],
     ["capture", "inputs"],
     ["contributions"],
-    ["fused"],
-    ["backends"],
     ["rollouts"],
     ["functional"],
     ["render"],
@@ -129,7 +127,7 @@ def test_kernels_never_import_globenc():
 
 def test_only_two_files_know_the_kernels():
     users = {path.stem for path in PACKAGE.rglob("*.py") if "globenc_kernels" in foreign(path)}
-    assert users == {"backends", "fused"}
+    assert users == {"backend", "triton_backend"}
 
 
 def test_kernels_folder_is_no_package():

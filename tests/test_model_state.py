@@ -13,7 +13,7 @@ from helpers import assert_rows_close, attention_state, tiny_model, token_batch
 
 import globenc
 from globenc import model_state
-from globenc.contributions import rounding
+from globenc.contributions.completeness import rounding
 from globenc.model_state import Loan, precise
 
 CALLS = {

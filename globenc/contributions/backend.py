@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .capture import Attend
-from .contributions import MakeLayer, reference_layer, torch_layer
+from ..capture import Attend
+from .reference_backend import reference_layer
+from .torch_backend import MakeLayer, torch_layer
 
 BACKENDS = ("auto", "reference", "torch", "triton")
 
@@ -25,7 +26,7 @@ def layer_maps(backend: str, mask: Tensor) -> tuple[MakeLayer, Attend | None]:
     if backend == "reference":
         return reference_layer, None
     if backend == "triton" or (backend == "auto" and takes_kernels(mask.device)):
-        from .fused import FusedLayers  # triton is imported where it is used
+        from .triton_backend import FusedLayers  # triton is imported where it is used
 
         layers = FusedLayers(mask, explicit=backend == "triton")
         return layers, layers.attend

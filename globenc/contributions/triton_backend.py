@@ -1,4 +1,4 @@
-"""A layer's local map by the Triton kernels: what `contributions.py` does in PyTorch, fused, for GPUs.
+"""A layer's local map by the Triton kernels: what `torch_backend.py` does in PyTorch, fused, for GPUs.
 
 The attention of the forward pass itself is theirs, so that a row's log-sum-exp costs nothing extra. What stays of a
 layer until the rollout are its queries, keys, log-sum-exps and factors: memory linear in n.
@@ -13,10 +13,15 @@ import globenc_kernels as kernels
 import torch
 from torch import Tensor, nn
 
-from .capture import AttentionInputs, LayerTrace
-from .contributions import LayerMap, kept, norm_weight, rounding, stage_product, torch_layer
-from .encoders import LayerModules, norm_eps
-from .methods import STAGES, Method, Stage
+from ..capture import AttentionInputs, LayerTrace
+from ..encoders import LayerModules, norm_eps
+from ..methods import STAGES, Method, Stage
+from .completeness import rounding
+from .head_factors import stage_product
+from .layer_map import LayerMap
+from .layer_norms import norm_weight
+from .torch_backend import torch_layer
+from .weight_cache import kept
 
 
 class FusedLayers:
@@ -88,7 +93,7 @@ class FusedAttention:
         return self.scales
 
     def patched(self, trace: LayerTrace) -> Tensor:
-        """As `contributions.patched`."""
+        """As `completeness.patched`."""
         return self.layer_scales(trace).gap.amax() / rounding(trace.context.dtype, trace.context.device)
 
     def row_scale(self, trace: LayerTrace, stage: Stage) -> Tensor:
