@@ -9,15 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from . import equations
 from .answers import by_name, returning_tuples
-from .capture import Attend, Begin, Finish, LayerTrace, capture
-from .contributions import completeness, torch_backend
-from .contributions.backend import layer_maps
-from .contributions.layer_map import LayerMap, normalize_rows
+from .capture import Begin, Finish, LayerTrace, capture
+from .contributions import completeness
+from .contributions.backend import Backend, choose_backend
+from .contributions.layer_map import LayerMap, by_rows, normalize_rows
 from .contributions.layer_norms import late_scale
-from .contributions.reference_backend import by_rows, equation_layer
-from .contributions.torch_backend import MakeLayer, top_rows, torch_layer
 from .contributions.weight_cache import forget
 from .encoders import Encoder
 from .errors import refuses_target
@@ -69,13 +66,13 @@ T = TypeVar("T")
 class _Run:
     """A model and its inputs, checked and ready for one forward pass."""
 
-    def __init__(self, model: nn.Module, inputs: dict[str, Any]):
+    def __init__(self, model: nn.Module, inputs: dict[str, Any], backend: str = "torch"):
         encoder = Encoder.of(model)
         self.model, self.family, self.layers = encoder.model, encoder.family, encoder.layers
         self.methods = encoder.methods
         self.inputs = by_name(self.model, inputs)
         self.mask = check_inputs(encoder, inputs)
-        self.attend: Attend | None = None
+        self.backend: Backend = choose_backend(backend, self.mask, self.layers)
         self.gaps: list[Tensor] = []
         self.doubts: list[Tensor] = []
 
@@ -88,16 +85,6 @@ class _Run:
         method = get_method(name)
         self._check_stage(method.stage)
         return method
-
-    def layer_maps(self, backend: str) -> tuple[MakeLayer, Attend | None]:
-        """As `backends.layer_maps`, for the model's layers."""
-        made = layer_maps(backend, self.mask)
-        if backend == "triton" and self.layers[0].own is not None:
-            raise RuntimeError(
-                "backend='triton' cannot take this model: it computes attention in code of its own; use "
-                "backend='torch' or 'auto'"
-            )
-        return made
 
     def stage(self, name: str) -> Stage:
         """The stage of that name; raises as `method`."""
@@ -124,8 +111,7 @@ class _Run:
         """Show every layer to `consume`, or to `begin` (see `capture`), whose numbers keep their own precision."""
 
         def check(trace: LayerTrace) -> None:
-            gap = completeness.patched(trace) if trace.attention is None else trace.attention.patched(trace)
-            self.gaps.append(gap.to(self.mask.device))
+            self.gaps.append(self.backend.residual_mismatch(trace).to(self.mask.device))
             self.doubts.extend(doubt.to(self.mask.device) for doubt in trace.doubts)
 
         def observe(index: int, trace: LayerTrace) -> None:
@@ -152,7 +138,7 @@ class _Run:
 
         def captured() -> Any:
             with returning_tuples(self.model):
-                return capture(self.model, self.layers, self.inputs, self.mask, observe, self.attend, begun)
+                return capture(self.model, self.layers, self.inputs, self.mask, observe, self.backend.attention, begun)
 
         if self.family.prepare is None:
             return captured()
@@ -260,16 +246,14 @@ def attribute(
         >>> globenc.attribute(explainer.model, **inputs).scores.shape
         torch.Size([1, 5])
     """
-    run = _Run(model, model_inputs)
-    chosen, (make_layer, run.attend) = run.method(method), run.layer_maps(backend)
+    run = _Run(model, model_inputs, backend)
+    chosen = run.method(method)
     run.check_position(position)
     if isinstance(position, str) and position == "all":
-        output, mantissa, scale = run.checked(lambda: _all_rows(run, chosen, make_layer, per_layer, row_normalize))
+        output, mantissa, scale = run.checked(lambda: _all_rows(run, chosen, per_layer, row_normalize))
     else:
         rows = requested_rows(position, run.mask, torch.float64 if run.model.dtype == torch.float64 else torch.float32)
-        output, mantissa, scale = run.checked(
-            lambda: _rows_of_rollout(run, chosen, make_layer, rows, per_layer, row_normalize)
-        )
+        output, mantissa, scale = run.checked(lambda: _rows_of_rollout(run, chosen, rows, per_layer, row_normalize))
         if rows.single:
             mantissa, scale = mantissa[:, :, 0], scale[:, :, 0]
     total = _finite(mantissa.sum(-1))
@@ -314,14 +298,13 @@ def compare_methods(
         >>> len(out.rollouts), out.rollouts["N-Enc"].shape[1:]
         (8, torch.Size([1, 5]))
     """
-    run = _Run(model, model_inputs)
+    run = _Run(model, model_inputs, backend)
     if isinstance(methods, str):
         raise TypeError(f"methods must be a list of names, got the string {methods!r}")
     names = run.methods if methods is None else list(methods)
     if not names:
         raise ValueError("methods is an empty list: give at least one name")
     chosen = [run.method(name) for name in names]
-    make_layer, run.attend = run.layer_maps(backend)
     run.check_position(position)
     if isinstance(position, str) and position == "all":
         raise ValueError("position must be a single one here, got 'all'")
@@ -334,7 +317,7 @@ def compare_methods(
 
         def consume(index: int, trace: LayerTrace) -> None:
             for method in chosen:
-                made[method.name].append(make_layer(trace, method))
+                made[method.name].append(run.backend.layer_map(trace, method))
 
         output = run.forward(consume)
         rollouts, alone = {}, {}
@@ -350,7 +333,7 @@ def compare_methods(
 
 
 def _rows_of_rollout(
-    run: _Run, method: Method, make_layer: MakeLayer, wanted: RequestedRows, per_layer: bool, row_normalize: bool
+    run: _Run, method: Method, wanted: RequestedRows, per_layer: bool, row_normalize: bool
 ) -> tuple[Any, Tensor, Tensor]:
     """Model output, and mantissa [G, B, m, n] and scale [G, B, m] of the requested rows of the rollout."""
     below: list[LayerMap] = []
@@ -367,9 +350,9 @@ def _rows_of_rollout(
         modules, is_top = trace.modules, index == len(run.layers) - 1
         layer = rows = None
         if is_top and wanted.positions is not None:
-            rows = top_rows(trace, method, wanted.positions, make_layer)
+            rows = run.backend.top_rows(trace, method, wanted.positions)
         else:
-            layer = make_layer(trace, method)
+            layer = run.backend.layer_map(trace, method)
             if not is_top:
                 below.append(layer)
 
@@ -387,27 +370,24 @@ def _rows_of_rollout(
 
     def consume(index: int, trace: LayerTrace) -> None:
         if index < len(run.layers) - 1:
-            below.append(make_layer(trace, method))
+            below.append(run.backend.layer_map(trace, method))
         elif wanted.positions is None:
-            through_top(make_layer(trace, method))
+            through_top(run.backend.layer_map(trace, method))
         else:
-            take_top(top_rows(trace, method, wanted.positions, make_layer))
+            take_top(run.backend.top_rows(trace, method, wanted.positions))
 
-    # the kernels and the equations want a layer whole
-    output = run.forward(consume, begin if make_layer is torch_layer else None)
+    output = run.forward(consume, begin if run.backend.maps_before_feed_forward else None)
     with torch.no_grad(), precise(run.mask.device):
         return output, *top_down(top[0], wanted, reversed(below), row_normalize, per_layer)
 
 
-def _all_rows(
-    run: _Run, method: Method, make_layer: MakeLayer, per_layer: bool, row_normalize: bool
-) -> tuple[Any, Tensor, Tensor]:
+def _all_rows(run: _Run, method: Method, per_layer: bool, row_normalize: bool) -> tuple[Any, Tensor, Tensor]:
     """Model output, and mantissa [G, B, n, n] and scale [G, B, n] of the whole rollout, layer after layer."""
     products: list[tuple[Tensor, Tensor]] = []
     nothing = (None, torch.zeros(run.mask.shape, dtype=torch.float64, device=run.mask.device))
 
     def consume(index: int, trace: LayerTrace) -> None:
-        local = full_map(make_layer(trace, method), row_normalize)
+        local = full_map(run.backend.layer_map(trace, method), row_normalize)
         before = products[-1] if products else nothing
         if not per_layer:
             products.clear()
@@ -439,12 +419,12 @@ def contribution_maps(model: nn.Module, *, method: str = "N-Enc", backend: str =
         >>> globenc.contribution_maps(explainer.model, **inputs).shape[1:]
         torch.Size([1, 5, 5])
     """
-    run = _Run(model, model_inputs)
-    chosen, (make_layer, run.attend) = run.method(method), run.layer_maps(backend)
+    run = _Run(model, model_inputs, backend)
+    chosen = run.method(method)
 
     def compute() -> Tensor:
         maps: list[Tensor] = []
-        run.forward(lambda index, trace: maps.append(full_map(make_layer(trace, chosen))))
+        run.forward(lambda index, trace: maps.append(full_map(run.backend.layer_map(trace, chosen))))
         return torch.stack(maps)
 
     return _finite(run.checked(compute))
@@ -473,20 +453,12 @@ def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "au
         >>> globenc.mixing_ratios(explainer.model, **inputs).shape[1:]
         torch.Size([1, 5])
     """
-    run = _Run(model, model_inputs)
+    run = _Run(model, model_inputs, backend)
     stage = run.stage(method)
-    _, run.attend = run.layer_maps(backend)
-
-    def ratio(trace: LayerTrace) -> Tensor:
-        if backend == "reference":
-            return by_rows(trace, lambda part: equations.mixing_ratio(equation_layer(part), stage.name))
-        if trace.attention is None:
-            return by_rows(trace, lambda part: torch_backend.mixing_ratios(part, stage))
-        return trace.attention.mixing_ratios(trace, stage)
 
     def compute() -> Tensor:
         ratios: list[Tensor] = []
-        run.forward(lambda index, trace: ratios.append(ratio(trace)))
+        run.forward(lambda index, trace: ratios.append(run.backend.mixing_ratios(trace, stage)))
         return torch.stack(ratios)
 
     return _finite(run.checked(compute))

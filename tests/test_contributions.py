@@ -13,7 +13,7 @@ from globenc.capture import LayerTrace
 from globenc.contributions import attention_weights, head_factors
 from globenc.contributions.completeness import completeness_gap
 from globenc.contributions.reference_backend import equation_layer
-from globenc.contributions.torch_backend import TorchLayer, mixing_ratios, top_rows
+from globenc.contributions.torch_backend import TorchBackend, TorchLayer, mixing_ratios
 from globenc.methods import METHODS as TABLE
 from globenc.methods import STAGES as STAGE_TABLE
 from globenc.rollouts import full_map
@@ -27,7 +27,7 @@ def fast_map(trace: LayerTrace, method: str) -> torch.Tensor:
 
 def fast_row(trace: LayerTrace, method: str, positions: torch.Tensor) -> torch.Tensor:
     """Rows of the last layer's map, which may take a way of their own."""
-    return top_rows(trace, TABLE[method], positions, TorchLayer)
+    return TorchBackend().top_rows(trace, TABLE[method], positions)
 
 
 def direct_map(trace: LayerTrace, method: str) -> torch.Tensor:

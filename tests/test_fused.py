@@ -24,10 +24,12 @@ from helpers import (
 )
 
 import globenc
-from globenc.contributions import completeness
-from globenc.contributions.backend import layer_maps
-from globenc.contributions.torch_backend import torch_layer
+from globenc.contributions.backend import choose_backend
+from globenc.contributions.reference_backend import ReferenceBackend
+from globenc.contributions.torch_backend import TorchBackend
+from globenc.contributions.triton_backend import TritonBackend
 from globenc.contributions.weight_cache import _kept
+from globenc.encoders import Encoder
 from globenc.model_state import precise
 
 ROOT = Path(__file__).parents[1]
@@ -238,15 +240,15 @@ def test_changed_weights_are_seen():
 
 def test_a_doubt_begins_again(bert32, monkeypatch):
     calls = []
-    real = completeness.patched
+    real = TorchBackend.residual_mismatch
 
-    def doubtful(trace):
+    def doubtful(backend, trace):
         calls.append(trace)
         if len(calls) == 1:
             trace.doubts.append(torch.tensor(True))
-        return real(trace)
+        return real(backend, trace)
 
-    monkeypatch.setattr(completeness, "patched", doubtful)
+    monkeypatch.setattr(TorchBackend, "residual_mismatch", doubtful)
     globenc.attribute(bert32, backend="torch", **on_device(token_batch()))
     assert len(calls) == 2 * SIZES["num_hidden_layers"]
 
@@ -264,13 +266,13 @@ def test_layers_may_share_a_projection(monkeypatch):
 
 
 def test_weights_that_never_stand_still(bert32, monkeypatch):
-    real = completeness.patched
+    real = TorchBackend.residual_mismatch
 
-    def doubtful(trace):
+    def doubtful(backend, trace):
         trace.doubts.append(torch.tensor(True))
-        return real(trace)
+        return real(backend, trace)
 
-    monkeypatch.setattr(completeness, "patched", doubtful)
+    monkeypatch.setattr(TorchBackend, "residual_mismatch", doubtful)
     with pytest.raises(RuntimeError, match="weights change during the call"):
         globenc.attribute(bert32, backend="torch", **on_device(token_batch()))
 
@@ -380,18 +382,19 @@ def test_auto_leaves_single_layers_to_torch(monkeypatch):
     mask = torch.ones(1, 7, dtype=torch.bool, device=DEVICE)
     monkeypatch.setattr("globenc.contributions.backend.takes_kernels", lambda device: True)
     model = model_of(dtype=torch.float64)
-    _, attend = layer_maps("auto", mask)
-    assert attend is not None
+    layers = Encoder.of(model).layers
+    assert isinstance(choose_backend("auto", mask, layers), TritonBackend)
     found = globenc.attribute(model, **on_device(token_batch()))
     expected = globenc.attribute(model, backend="torch", **on_device(token_batch()))
     torch.testing.assert_close(found.scores, expected.scores, rtol=1e-14, atol=0)  # scaled in another order
-    assert layer_maps("torch", mask)[1] is None
-    assert layer_maps("reference", mask)[1] is None
+    assert isinstance(choose_backend("torch", mask, layers), TorchBackend)
+    assert isinstance(choose_backend("reference", mask, layers), ReferenceBackend)
 
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="here is a GPU")
-def test_auto_on_a_cpu_is_pytorch():
-    assert layer_maps("auto", torch.ones(1, 7, dtype=torch.bool)) == (torch_layer, None)
+def test_auto_on_a_cpu_is_pytorch(bert32):
+    layers = Encoder.of(bert32).layers
+    assert isinstance(choose_backend("auto", torch.ones(1, 7, dtype=torch.bool), layers), TorchBackend)
 
 
 def test_cpu_tensors_without_the_interpreter():

@@ -9,7 +9,9 @@ import torch
 from helpers import raw, row_error, tiny_model, token_batch
 
 import globenc
-from globenc.contributions.backend import layer_maps
+from globenc.contributions.backend import choose_backend
+from globenc.contributions.triton_backend import TritonBackend
+from globenc.encoders import Encoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 SIZES = {"hidden_size": 96, "num_attention_heads": 6, "num_hidden_layers": 3, "max_position_embeddings": 600}
@@ -25,8 +27,8 @@ def batch_on(device: str, *lengths: int) -> dict:
 
 def test_auto_takes_the_kernels():
     mask = torch.ones(1, 7, dtype=torch.bool, device="cuda")
-    assert layer_maps("auto", mask)[1] is not None
     model, inputs = model_on(dtype=torch.bfloat16), batch_on("cuda", 40, 130)
+    assert isinstance(choose_backend("auto", mask, Encoder.of(model).layers), TritonBackend)
     found, kernels = (globenc.attribute(model, backend=b, **inputs).scores for b in ("auto", "triton"))
     assert torch.equal(found, kernels)
 

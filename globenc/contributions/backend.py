@@ -1,43 +1,84 @@
-"""Which code makes a layer's map: the equations as they stand, PyTorch, or the Triton kernels."""
+"""Which code makes a layer's map: the equations as they stand, PyTorch, or the Triton kernels. Chosen once a call."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from ..capture import Attend
-from .reference_backend import reference_layer
-from .torch_backend import MakeLayer, torch_layer
+from ..capture import AttentionInputs, LayerTrace
+from ..encoders import LayerModules
+from ..methods import Method, Stage
+from .layer_map import LayerMap
+from .reference_backend import ReferenceBackend
+from .torch_backend import TorchBackend
 
 BACKENDS = ("auto", "reference", "torch", "triton")
 
 
-def layer_maps(backend: str, mask: Tensor) -> tuple[MakeLayer, Attend | None]:
-    """What makes a layer's map for texts with real tokens `mask` [B, n], and the attention that this needs, if any.
+class Backend(Protocol):
+    """What makes the method's numbers of what a layer computed."""
+
+    @property
+    def maps_before_feed_forward(self) -> bool:
+        """Whether `layer_map`, `top_rows` and `residual_mismatch` can be asked before the feed-forward block has run:
+        their rows then lack 1 / s2, by which they are multiplied later."""
+
+    def attention(
+        self, modules: LayerModules, hidden_states: Tensor, inputs: AttentionInputs
+    ) -> tuple[Tensor, Any] | None:
+        """The layer's attention: context [B, n, H, d_h] and what it leaves for the trace; None leaves it to torch."""
+
+    def layer_map(self, trace: LayerTrace, method: Method) -> LayerMap:
+        """The layer's local map, [B, n, n]."""
+
+    def top_rows(self, trace: LayerTrace, method: Method, positions: Tensor) -> Tensor:
+        """Rows of the last layer's map at positions [B, m], the cheapest way there is, [B, m, n]."""
+
+    def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:
+        """(8), (14): r_i of a stage, [B, n]; zero at padding."""
+
+    def residual_mismatch(self, trace: LayerTrace) -> Tensor:
+        """How much of the sum behind the attention block is not x + W_O context + b_O, a scalar tensor: what rounding
+        allows is 1."""
+
+
+def choose_backend(name: str, mask: Tensor, layers: Sequence[LayerModules]) -> Backend:
+    """The backend of that name for texts with real tokens `mask` [B, n] and a model's layers.
 
     "auto" takes the kernels where the device has them (and, layer by layer, where they know its shape), else PyTorch.
     An explicit choice never falls back.
 
     Raises:
         ValueError: no such backend.
-        RuntimeError: backend "triton" cannot run here; the message says why.
+        RuntimeError: backend "triton" cannot run here, or cannot take the model; the message says why.
     """
-    check_backend(backend, mask.device)
-    if backend == "reference":
-        return reference_layer, None
-    if backend == "triton" or (backend == "auto" and takes_kernels(mask.device)):
-        from .triton_backend import FusedLayers  # triton is imported where it is used
+    check_backend(name, mask.device)
+    if name == "reference":
+        return ReferenceBackend()
+    if name == "triton" and layers[0].own is not None:
+        raise RuntimeError(
+            "backend='triton' cannot take this model: it computes attention in code of its own; use "
+            "backend='torch' or 'auto'"
+        )
+    if name == "triton" or (name == "auto" and takes_kernels(mask.device)):
+        from .triton_backend import TritonBackend  # triton is imported where it is used
 
-        layers = FusedLayers(mask, explicit=backend == "triton")
-        return layers, layers.attend
-    return torch_layer, None
+        return TritonBackend(mask, explicit=name == "triton")
+    return TorchBackend()
 
 
-def check_backend(backend: str, device: torch.device) -> None:
-    """Raises as `layer_maps`."""
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}")
-    if backend == "triton":
+def check_backend(name: str, device: torch.device) -> None:
+    """Whether a backend of that name can run on a device.
+
+    Raises:
+        ValueError, RuntimeError: as `choose_backend`.
+    """
+    if name not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}; got {name!r}")
+    if name == "triton":
         reason = _kernels_missing(device)
         if reason is not None:
             raise RuntimeError(f"backend='triton' cannot run here: {reason}; use backend='torch'")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from ..capture import LayerTrace
 
 Keys = slice | Tensor
 """Tokens that some queries see: a stretch of them, or a list that begins with a stretch."""
@@ -170,3 +172,12 @@ def write_diagonal(columns: Tensor, rows: slice | Tensor, values: Tensor) -> Non
         columns[:, rows].diagonal(dim1=1, dim2=2).copy_(values)
     else:
         columns.scatter_(1, rows[:, None], values[:, None])
+
+
+def by_rows(trace: LayerTrace, compute: Callable[[LayerTrace], Tensor]) -> Tensor:
+    """compute(trace), [B, n, ...], with the rows of tokens with global attention from the trace that holds for them."""
+    result = compute(trace)
+    if trace.global_rows is None or trace.global_keys is None:
+        return result
+    chosen = trace.global_keys.view(*trace.global_keys.shape, *[1] * (result.ndim - 2))
+    return torch.where(chosen, compute(trace.global_rows), result)

@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 from torch import Tensor
 
 from .. import equations
-from ..capture import LayerTrace
-from ..methods import Method
-from .layer_map import LayerMap, StoredLayer
+from ..capture import AttentionInputs, LayerTrace
+from ..encoders import LayerModules
+from ..methods import Method, Stage
+from .completeness import patched
+from .layer_map import LayerMap, StoredLayer, by_rows
 from .layer_norms import norm_scale, norm_weight, working_dtype
 
 
-def reference_layer(trace: LayerTrace, method: Method) -> LayerMap:
-    """A layer's local map by `equations.py`: the direct sum, for checking and teaching."""
-    return StoredLayer(by_rows(trace, lambda part: equations.local_map(equation_layer(part), method.name)))
+class ReferenceBackend:
+    """The direct sum (4)-(16) in memory O(n^2 d)."""
 
+    maps_before_feed_forward = False
 
-def by_rows(trace: LayerTrace, compute: Callable[[LayerTrace], Tensor]) -> Tensor:
-    """compute(trace), [B, n, ...], with the rows of tokens with global attention from the trace that holds for them."""
-    result = compute(trace)
-    if trace.global_rows is None or trace.global_keys is None:
-        return result
-    chosen = trace.global_keys.view(*trace.global_keys.shape, *[1] * (result.ndim - 2))
-    return torch.where(chosen, compute(trace.global_rows), result)
+    def attention(self, modules: LayerModules, hidden_states: Tensor, inputs: AttentionInputs) -> None:
+        """torch's own."""
+
+    def layer_map(self, trace: LayerTrace, method: Method) -> LayerMap:
+        """As `Backend.layer_map`."""
+        return StoredLayer(by_rows(trace, lambda part: equations.local_map(equation_layer(part), method.name)))
+
+    def top_rows(self, trace: LayerTrace, method: Method, positions: Tensor) -> Tensor:
+        """As `Backend.top_rows`."""
+        return self.layer_map(trace, method).rows_at(positions)
+
+    def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:
+        """As `Backend.mixing_ratios`."""
+        return by_rows(trace, lambda part: equations.mixing_ratio(equation_layer(part), stage.name))
+
+    def residual_mismatch(self, trace: LayerTrace) -> Tensor:
+        """As `Backend.residual_mismatch`."""
+        return patched(trace)
 
 
 def equation_layer(trace: LayerTrace) -> equations.EncoderLayer:

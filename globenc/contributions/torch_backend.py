@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ..capture import LayerTrace
+from ..capture import AttentionInputs, LayerTrace
+from ..encoders import LayerModules
 from ..methods import STAGES, Method, Stage
 from .attention_weights import attention_weights
+from .completeness import patched
 from .head_factors import HeadFactors, HeadVectors
 from .layer_map import (
     Keys,
@@ -17,6 +19,7 @@ from .layer_map import (
     MixedLayer,
     StoredLayer,
     _Blocks,
+    by_rows,
     divide,
     is_off_diagonal,
     read_diagonal,
@@ -26,19 +29,40 @@ from .layer_map import (
     write_diagonal,
 )
 from .layer_norms import row_scale_of
-from .reference_backend import reference_layer
 
-MakeLayer = Callable[[LayerTrace, Method], LayerMap]
 DIRECT_ROWS = 2  # up to so many rows cost less by the direct sum than by a factor of every key
 
 
-def torch_layer(trace: LayerTrace, method: Method) -> LayerMap:
-    """A layer's local map, in PyTorch. Where the model's own attention weights were seen, the map is made at once: one
-    number a pair is kept of them, not one for each head."""
-    layer = TorchLayer(trace, method)
-    if trace.global_rows is not None and trace.global_keys is not None:
-        return MixedLayer(layer, TorchLayer(trace.global_rows, method), trace.global_keys)
-    return layer if trace.weights is None else StoredLayer(whole(layer))
+class TorchBackend:
+    """The factor form in PyTorch, on any device."""
+
+    maps_before_feed_forward = True
+
+    def attention(self, modules: LayerModules, hidden_states: Tensor, inputs: AttentionInputs) -> None:
+        """torch's own."""
+
+    def layer_map(self, trace: LayerTrace, method: Method) -> LayerMap:
+        """As `Backend.layer_map`. Of attention weights that the model gave, the map is made at once: it holds one
+        number a pair, not one for each head."""
+        layer = TorchLayer(trace, method)
+        if trace.global_rows is not None and trace.global_keys is not None:
+            return MixedLayer(layer, TorchLayer(trace.global_rows, method), trace.global_keys)
+        return layer if trace.weights is None else StoredLayer(whole(layer))
+
+    def top_rows(self, trace: LayerTrace, method: Method, positions: Tensor) -> Tensor:
+        """As `Backend.top_rows`."""
+        few = positions.shape[1] <= DIRECT_ROWS and trace.global_rows is None
+        if few and method.stage is not None and method.mix != "ratio":
+            return direct_rows(trace, method, method.stage, positions)
+        return self.layer_map(trace, method).rows_at(positions)
+
+    def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:
+        """As `Backend.mixing_ratios`."""
+        return by_rows(trace, lambda part: mixing_ratios(part, stage))
+
+    def residual_mismatch(self, trace: LayerTrace) -> Tensor:
+        """As `Backend.residual_mismatch`."""
+        return patched(trace)
 
 
 class TorchLayer(_Blocks):
@@ -99,14 +123,6 @@ def _finish(columns: Tensor, method: Method, own: slice | Tensor | None, real: T
         columns.mul_(divide(ratio * real, total)[:, None])
         write_diagonal(columns, own, (1 - ratio) * real)
     return columns.transpose(1, 2)
-
-
-def top_rows(trace: LayerTrace, method: Method, positions: Tensor, make_layer: MakeLayer) -> Tensor:
-    """Rows of the last layer's map at positions [B, m], the cheapest way the backend has, [B, m, n]."""
-    by_torch = make_layer is not reference_layer and trace.attention is None and trace.global_rows is None
-    if by_torch and positions.shape[1] <= DIRECT_ROWS and method.stage and method.mix != "ratio":
-        return direct_rows(trace, method, method.stage, positions)
-    return make_layer(trace, method).rows_at(positions)
 
 
 def direct_rows(trace: LayerTrace, method: Method, stage: Stage, positions: Tensor) -> Tensor:

@@ -20,22 +20,26 @@ from .completeness import rounding
 from .head_factors import stage_product
 from .layer_map import LayerMap
 from .layer_norms import norm_weight
-from .torch_backend import torch_layer
+from .torch_backend import TorchBackend
 from .weight_cache import kept
 
 
-class FusedLayers:
-    """The backend for one forward pass over texts with real tokens `mask` [B, n]: its attention and its layer maps."""
+class TritonBackend:
+    """The kernels for one forward pass over texts with real tokens `mask` [B, n]; layers that they cannot take are
+    PyTorch's, unless the kernels were asked for (`explicit`)."""
+
+    maps_before_feed_forward = False
 
     def __init__(self, mask: Tensor, explicit: bool):
+        self.torch = TorchBackend()
         self.texts = {mask.device: kernels.TokenRanges(mask)}
         self.first = self.texts[mask.device]
         self.explicit = explicit
 
-    def attend(
+    def attention(
         self, modules: LayerModules, hidden_states: Tensor, inputs: AttentionInputs
     ) -> tuple[Tensor, FusedAttention] | None:
-        """As `capture.Attend`; what the kernels cannot take is left to torch, or an error if they were asked for.
+        """As `Backend.attention`.
 
         Raises:
             RuntimeError: backend "triton" was chosen and the kernels cannot take the layer.
@@ -63,9 +67,27 @@ class FusedLayers:
         output = kernels.attention(query, key, value, texts, scaling, inputs.window)
         return output.context, FusedAttention(output, texts)
 
-    def __call__(self, trace: LayerTrace, method: Method) -> LayerMap:
-        """The layer's map."""
-        return torch_layer(trace, method) if trace.attention is None else FusedLayer(trace, method)
+    def layer_map(self, trace: LayerTrace, method: Method) -> LayerMap:
+        """As `Backend.layer_map`."""
+        return self.torch.layer_map(trace, method) if trace.attention is None else FusedLayer(trace, method)
+
+    def top_rows(self, trace: LayerTrace, method: Method, positions: Tensor) -> Tensor:
+        """As `Backend.top_rows`."""
+        if trace.attention is None:
+            return self.torch.top_rows(trace, method, positions)
+        return FusedLayer(trace, method).rows_at(positions)
+
+    def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:
+        """As `Backend.mixing_ratios`."""
+        if trace.attention is None:
+            return self.torch.mixing_ratios(trace, stage)
+        return trace.attention.mixing_ratios(trace, stage)
+
+    def residual_mismatch(self, trace: LayerTrace) -> Tensor:
+        """As `Backend.residual_mismatch`."""
+        if trace.attention is None:
+            return self.torch.residual_mismatch(trace)
+        return trace.attention.patched(trace)
 
 
 class FusedAttention:
