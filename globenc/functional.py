@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .answers import by_name, returning_tuples
-from .capture import Begin, Finish, LayerTrace, capture
+from .capture import LayerTrace
 from .contributions import completeness
-from .contributions.backend import Backend, choose_backend
 from .contributions.layer_map import LayerMap, by_rows, normalize_rows
-from .contributions.layer_norms import late_scale
-from .contributions.weight_cache import forget
-from .encoders import Encoder
 from .errors import refuses_target
-from .inputs import check_inputs
-from .methods import Method, Stage, get_method, get_stage
-from .model_state import Loan, precise
-from .rollouts import Position, RequestedRows, full_map, multiply, requested_rows, top_down
+from .forward_pass import ForwardPass, WholeLayers
+from .layer_rollouts import TopDownRollout, WholeRollout
+from .model_state import precise
+from .rollouts import Position, full_map, requested_rows, top_down
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,135 +53,6 @@ class MethodsOutput:
     rollouts: dict[str, Tensor]
     layers: dict[str, Tensor]
     model_output: Any
-
-
-T = TypeVar("T")
-
-
-class _Run:
-    """A model and its inputs, checked and ready for one forward pass."""
-
-    def __init__(self, model: nn.Module, inputs: dict[str, Any], backend: str = "torch"):
-        encoder = Encoder.of(model)
-        self.model, self.family, self.layers = encoder.model, encoder.family, encoder.layers
-        self.methods = encoder.methods
-        self.inputs = by_name(self.model, inputs)
-        self.mask = check_inputs(encoder, inputs)
-        self.backend: Backend = choose_backend(backend, self.mask, self.layers)
-        self.gaps: list[Tensor] = []
-        self.doubts: list[Tensor] = []
-
-    def method(self, name: str) -> Method:
-        """The method of that name.
-
-        Raises:
-            ValueError: there is none, or it has no meaning for the model's family.
-        """
-        method = get_method(name)
-        self._check_stage(method.stage)
-        return method
-
-    def stage(self, name: str) -> Stage:
-        """The stage of that name; raises as `method`."""
-        stage = get_stage(name)
-        self._check_stage(stage)
-        return stage
-
-    def _check_stage(self, stage: Stage | None) -> None:
-        if self.family.pre_norm and stage is not None and stage.norms == 1:
-            raise ValueError(
-                f"method {stage.name!r} has no meaning for {self.family.model_type!r}: no LayerNorm follows its "
-                "residual sums (pre-LN); N-Enc and N-Res are what a token adds to the residual stream"
-            )
-
-    def check_position(self, position: Position) -> None:
-        """Raises ValueError where a named position does not exist in the family."""
-        if isinstance(position, str) and position == "cls" and not self.family.has_cls:
-            raise ValueError(
-                f"position 'cls' has no meaning for {self.family.model_type!r}: no token of it stands for the whole; "
-                "use position='mean', or a number"
-            )
-
-    def forward(self, consume: Callable[[int, LayerTrace], None], begin: Begin | None = None) -> Any:
-        """Show every layer to `consume`, or to `begin` (see `capture`), whose numbers keep their own precision."""
-
-        def check(trace: LayerTrace) -> None:
-            self.gaps.append(self.backend.residual_mismatch(trace).to(self.mask.device))
-            self.doubts.extend(doubt.to(self.mask.device) for doubt in trace.doubts)
-
-        def observe(index: int, trace: LayerTrace) -> None:
-            with precise(self.mask.device):
-                consume(index, trace)
-                check(trace)
-
-        def observe_begin(index: int, trace: LayerTrace) -> Finish | None:
-            assert begin is not None
-            with precise(self.mask.device):
-                finish = begin(index, trace)
-                if finish is None:
-                    return None
-                check(trace)
-
-            def observe_end(output_norm_input: Tensor | None, output: Tensor) -> None:
-                with precise(self.mask.device):
-                    finish(output_norm_input, output)
-
-            return observe_end
-
-        self.gaps, self.doubts = [], []
-        begun = None if begin is None else observe_begin
-
-        def captured() -> Any:
-            with returning_tuples(self.model):
-                return capture(self.model, self.layers, self.inputs, self.mask, observe, self.backend.attention, begun)
-
-        if self.family.prepare is None:
-            return captured()
-        loan, base_model = Loan(), self.model.base_model
-
-        def prepared() -> Any:
-            loan.one_at_a_time(base_model)
-            change = self.family.prepare(base_model, self.mask.shape[1])  # type: ignore[misc]
-            if change is not None:
-                loan.change(*change)
-            self.layers = Encoder.of(self.model).layers
-            return captured()
-
-        return loan.run(prepared)
-
-    def checked(self, compute: Callable[[], T], check: bool = True) -> T:
-        """compute(), which calls `forward`; its answers are looked at when all the work is on its way.
-
-        Raises:
-            ValueError: something of the caller's changes what flows from the attention to the first LayerNorm (unless
-                `check` is off), so that the parts would not be the output's.
-            torch.OutOfMemoryError: the device's memory is too small; the message says what to lower.
-        """
-        try:
-            for _ in range(3):
-                result = Loan().run(compute)
-                if not self.doubts or not bool(torch.stack(self.doubts).any()):
-                    break
-                for layer in self.layers:  # the weights have changed since the last call
-                    forget(layer)
-            else:
-                raise RuntimeError("the model's weights change during the call: attribute when they stand still")
-        except torch.OutOfMemoryError as error:
-            batch, n = self.mask.shape
-            raise torch.OutOfMemoryError(
-                f"out of memory on {self.mask.device} with {batch} texts of {n} tokens: take fewer texts at once, cut "
-                "them shorter, load the model in half precision (dtype=torch.bfloat16), and ask for position='all', "
-                f"maps and backend='reference' only where n x n numbers fit; {str(error).splitlines()[0]}"
-            ) from error
-        worst = torch.stack(self.gaps)
-        if check and bool((worst > 1).any()):
-            raise ValueError(
-                f"layer {int((worst > 1).nonzero()[0])}: what enters the first LayerNorm is not the residual plus the "
-                "output projection of the attention; a hook or a replaced forward changes it in between (remove it, or "
-                "patch the value vectors or the layer's input instead), or the encoder family's names are wrong; "
-                "completeness_gap shows by how much"
-            )
-        return result
 
 
 def _finite(values: Tensor) -> Tensor:
@@ -246,16 +112,27 @@ def attribute(
         >>> globenc.attribute(explainer.model, **inputs).scores.shape
         torch.Size([1, 5])
     """
-    run = _Run(model, model_inputs, backend)
-    chosen = run.method(method)
-    run.check_position(position)
+    forward_pass = ForwardPass(model, model_inputs, backend)
+    chosen = forward_pass.method(method)
+    forward_pass.check_position(position)
     if isinstance(position, str) and position == "all":
-        output, mantissa, scale = run.checked(lambda: _all_rows(run, chosen, per_layer, row_normalize))
+
+        def compute() -> tuple[Any, Tensor, Tensor]:
+            rollout = WholeRollout(forward_pass, chosen, per_layer, row_normalize)
+            return forward_pass.run(WholeLayers(forward_pass, rollout.read)), *rollout.result()
+
+        output, mantissa, scale = forward_pass.with_fresh_weights(compute)
     else:
-        rows = requested_rows(position, run.mask, torch.float64 if run.model.dtype == torch.float64 else torch.float32)
-        output, mantissa, scale = run.checked(lambda: _rows_of_rollout(run, chosen, rows, per_layer, row_normalize))
+        rows = requested_rows(position, forward_pass.mask, forward_pass.dtype)
+
+        def compute_rows() -> tuple[Any, Tensor, Tensor]:
+            rollout = TopDownRollout(forward_pass, chosen, rows, row_normalize)
+            return forward_pass.run(rollout), *rollout.result(per_layer)
+
+        output, mantissa, scale = forward_pass.with_fresh_weights(compute_rows)
         if rows.single:
             mantissa, scale = mantissa[:, :, 0], scale[:, :, 0]
+    forward_pass.check_residuals()
     total = _finite(mantissa.sum(-1))
     scores = normalize_rows(mantissa)
     scale = torch.where(total > 0, scale + torch.log2(total.where(total > 0, torch.ones_like(total)).double()), 0)
@@ -298,104 +175,40 @@ def compare_methods(
         >>> len(out.rollouts), out.rollouts["N-Enc"].shape[1:]
         (8, torch.Size([1, 5]))
     """
-    run = _Run(model, model_inputs, backend)
+    forward_pass = ForwardPass(model, model_inputs, backend)
     if isinstance(methods, str):
         raise TypeError(f"methods must be a list of names, got the string {methods!r}")
-    names = run.methods if methods is None else list(methods)
+    names = forward_pass.encoder.methods if methods is None else list(methods)
     if not names:
         raise ValueError("methods is an empty list: give at least one name")
-    chosen = [run.method(name) for name in names]
-    run.check_position(position)
+    chosen = [forward_pass.method(name) for name in names]
+    forward_pass.check_position(position)
     if isinstance(position, str) and position == "all":
         raise ValueError("position must be a single one here, got 'all'")
-    rows = requested_rows(position, run.mask, torch.float64 if run.model.dtype == torch.float64 else torch.float32)
+    rows = requested_rows(position, forward_pass.mask, forward_pass.dtype)
     if not rows.single:
         raise ValueError("position must be a single one here, got several")
 
     def compute() -> MethodsOutput:
-        made: dict[str, list[LayerMap]] = {method.name: [] for method in chosen}
+        maps: dict[str, list[LayerMap]] = {method.name: [] for method in chosen}
 
-        def consume(index: int, trace: LayerTrace) -> None:
+        def read(trace: LayerTrace) -> None:
             for method in chosen:
-                made[method.name].append(run.backend.layer_map(trace, method))
+                maps[method.name].append(forward_pass.backend.layer_map(trace, method))
 
-        output = run.forward(consume)
-        rollouts, alone = {}, {}
-        with torch.no_grad(), precise(run.mask.device):
-            for name, maps in made.items():
-                own = [layer.through(rows.weights, False) for layer in maps]
-                mantissa, _ = top_down(own[-1], rows, reversed(maps[:-1]), False, per_layer=True)
+        output = forward_pass.run(WholeLayers(forward_pass, read))
+        rollouts, layers = {}, {}
+        with torch.no_grad(), precise(forward_pass.mask.device):
+            for name, layer_maps in maps.items():
+                alone = [layer.through(rows.weights, False) for layer in layer_maps]
+                mantissa, _ = top_down(alone[-1], rows, reversed(layer_maps[:-1]), False, per_layer=True)
                 rollouts[name] = normalize_rows(_finite(mantissa[:, :, 0]))
-                alone[name] = normalize_rows(_finite(torch.stack([row.to(mantissa.device)[:, 0] for row in own])))
-        return MethodsOutput(rollouts, alone, output)
+                layers[name] = normalize_rows(_finite(torch.stack([row.to(mantissa.device)[:, 0] for row in alone])))
+        return MethodsOutput(rollouts, layers, output)
 
-    return run.checked(compute)
-
-
-def _rows_of_rollout(
-    run: _Run, method: Method, wanted: RequestedRows, per_layer: bool, row_normalize: bool
-) -> tuple[Any, Tensor, Tensor]:
-    """Model output, and mantissa [G, B, m, n] and scale [G, B, m] of the requested rows of the rollout."""
-    below: list[LayerMap] = []
-    top: list[Tensor] = []
-
-    def through_top(layer: LayerMap) -> None:
-        top.append(layer.through(wanted.weights, row_normalize))
-
-    def take_top(rows: Tensor) -> None:
-        top.append(normalize_rows(rows) if row_normalize else rows)
-
-    def begin(index: int, trace: LayerTrace) -> Finish:
-        """Make of a layer what its attention says, so that no more than this is held while the rest of it runs."""
-        modules, is_top = trace.modules, index == len(run.layers) - 1
-        layer = rows = None
-        if is_top and wanted.positions is not None:
-            rows = run.backend.top_rows(trace, method, wanted.positions)
-        else:
-            layer = run.backend.layer_map(trace, method)
-            if not is_top:
-                below.append(layer)
-
-        def finish(output_norm_input: Tensor | None, output: Tensor) -> None:
-            scale = late_scale(modules, method, output_norm_input)
-            if layer is not None:
-                if scale is not None:
-                    layer.scale_rows(scale)
-                if is_top:
-                    through_top(layer)
-            elif rows is not None and wanted.positions is not None:
-                take_top(rows if scale is None else rows * scale.gather(1, wanted.positions)[:, :, None])
-
-        return finish
-
-    def consume(index: int, trace: LayerTrace) -> None:
-        if index < len(run.layers) - 1:
-            below.append(run.backend.layer_map(trace, method))
-        elif wanted.positions is None:
-            through_top(run.backend.layer_map(trace, method))
-        else:
-            take_top(run.backend.top_rows(trace, method, wanted.positions))
-
-    output = run.forward(consume, begin if run.backend.maps_before_feed_forward else None)
-    with torch.no_grad(), precise(run.mask.device):
-        return output, *top_down(top[0], wanted, reversed(below), row_normalize, per_layer)
-
-
-def _all_rows(run: _Run, method: Method, per_layer: bool, row_normalize: bool) -> tuple[Any, Tensor, Tensor]:
-    """Model output, and mantissa [G, B, n, n] and scale [G, B, n] of the whole rollout, layer after layer."""
-    products: list[tuple[Tensor, Tensor]] = []
-    nothing = (None, torch.zeros(run.mask.shape, dtype=torch.float64, device=run.mask.device))
-
-    def consume(index: int, trace: LayerTrace) -> None:
-        local = full_map(run.backend.layer_map(trace, method), row_normalize)
-        before = products[-1] if products else nothing
-        if not per_layer:
-            products.clear()
-        products.append(multiply(local, *before))
-
-    output = run.forward(consume)
-    mantissas, scales = zip(*products, strict=True)
-    return output, torch.stack(mantissas), torch.stack(scales)
+    output = forward_pass.with_fresh_weights(compute)
+    forward_pass.check_residuals()
+    return output
 
 
 @refuses_target
@@ -419,15 +232,9 @@ def contribution_maps(model: nn.Module, *, method: str = "N-Enc", backend: str =
         >>> globenc.contribution_maps(explainer.model, **inputs).shape[1:]
         torch.Size([1, 5, 5])
     """
-    run = _Run(model, model_inputs, backend)
-    chosen = run.method(method)
-
-    def compute() -> Tensor:
-        maps: list[Tensor] = []
-        run.forward(lambda index, trace: maps.append(full_map(run.backend.layer_map(trace, chosen))))
-        return torch.stack(maps)
-
-    return _finite(run.checked(compute))
+    forward_pass = ForwardPass(model, model_inputs, backend)
+    chosen = forward_pass.method(method)
+    return _layer_by_layer(forward_pass, lambda trace: full_map(forward_pass.backend.layer_map(trace, chosen)))
 
 
 @refuses_target
@@ -453,15 +260,22 @@ def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "au
         >>> globenc.mixing_ratios(explainer.model, **inputs).shape[1:]
         torch.Size([1, 5])
     """
-    run = _Run(model, model_inputs, backend)
-    stage = run.stage(method)
+    forward_pass = ForwardPass(model, model_inputs, backend)
+    stage = forward_pass.stage(method)
+    return _layer_by_layer(forward_pass, lambda trace: forward_pass.backend.mixing_ratios(trace, stage))
+
+
+def _layer_by_layer(forward_pass: ForwardPass, read: Callable[[LayerTrace], Tensor]) -> Tensor:
+    """read(trace) of every layer, checked and stacked."""
 
     def compute() -> Tensor:
-        ratios: list[Tensor] = []
-        run.forward(lambda index, trace: ratios.append(run.backend.mixing_ratios(trace, stage)))
-        return torch.stack(ratios)
+        values: list[Tensor] = []
+        forward_pass.run(WholeLayers(forward_pass, lambda trace: values.append(read(trace))))
+        return torch.stack(values)
 
-    return _finite(run.checked(compute))
+    stacked = forward_pass.with_fresh_weights(compute)
+    forward_pass.check_residuals()
+    return _finite(stacked)
 
 
 @refuses_target
@@ -491,21 +305,20 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
         >>> bool(globenc.completeness_gap(explainer.model, **inputs).max() < 1e-5)
         True
     """
-    run = _Run(model, model_inputs)
+    forward_pass = ForwardPass(model, model_inputs)
 
     def compute() -> Tensor:
         gaps: list[Tensor] = []
         outputs: list[Tensor] = []  # of the layer before
 
-        def consume(index: int, trace: LayerTrace) -> None:
+        def read(trace: LayerTrace) -> None:
             if outputs:
                 before = outputs.pop()
                 gaps[-1] = torch.maximum(gaps[-1], completeness.relative_gap(trace.hidden_states, before, trace.mask))
             gaps.append(by_rows(trace, completeness.completeness_gap))
-            assert trace.output is not None
             outputs.append(trace.output)
 
-        run.forward(consume)
+        forward_pass.run(WholeLayers(forward_pass, read))
         return torch.stack(gaps)
 
-    return run.checked(compute, check=False)
+    return forward_pass.with_fresh_weights(compute)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .contributions.layer_map import LayerMap, normalize_rows, whole
+from .contributions.layer_map import LayerMap, RolloutLayer, normalize_rows, whole
 
 NAMED_POSITIONS = ("cls", "mean", "all")
 POSITIONS = '"cls", "mean", "all", a token position, a non-empty list of positions or a weight tensor'
@@ -137,7 +137,7 @@ def full_map(layer: LayerMap, row_normalize: bool = False) -> Tensor:
 
 
 def top_down(
-    top: Tensor, rows: RequestedRows, below: Iterable[LayerMap], row_normalize: bool, per_layer: bool
+    top: Tensor, rows: RequestedRows, below: Iterable[RolloutLayer], row_normalize: bool, per_layer: bool
 ) -> tuple[Tensor, Tensor]:
     """The requested rows of R_l, from the last layer's rows `top` [B, m, n] down through the layers `below`.
 

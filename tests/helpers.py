@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from globenc.capture import LayerTrace
+from globenc.capture import LayerEnd, LayerTrace, ScoredAttention
 from globenc.encoders import LayerModules
 
 METHODS = ("W", "W-FixedRes", "W-Res", "N", "N-FixedRes", "N-Res", "N-ResLN", "N-Enc")
@@ -227,7 +228,36 @@ def attention_state(model: transformers.PreTrainedModel) -> dict:
     }
 
 
-def synthetic_trace(
+@dataclass(frozen=True)
+class SyntheticLayer:
+    """What a layer computed, tensor by tensor; attributes as in `LayerTrace`."""
+
+    modules: LayerModules
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    context: Tensor
+    mask: Tensor
+    hidden_states: Tensor
+    attention_norm_input: Tensor
+    output_norm_input: Tensor
+    output: Tensor
+
+    def trace(self) -> LayerTrace:
+        return LayerTrace(
+            modules=self.modules,
+            attention=ScoredAttention(self.query, self.key, self.value, self.scaling),
+            context=self.context,
+            mask=self.mask,
+            padded=not bool(self.mask.all()),
+            hidden_states=self.hidden_states,
+            attention_norm_input=self.attention_norm_input,
+            end=LayerEnd((self.output_norm_input,), self.output),
+        )
+
+
+def synthetic_layer(
     lengths=(7,),
     heads: int = 4,
     head_dim: int = 8,
@@ -237,8 +267,8 @@ def synthetic_trace(
     residual: float = 1.0,
     seed: int = 0,
     outside: float = 0.35,
-) -> LayerTrace:
-    """One layer's trace made of random numbers, consistent in all that the method uses.
+) -> SyntheticLayer:
+    """A layer made of random numbers, consistent in all that the method uses.
 
     `kind`: "cancel" head 1 undoes head 0 up to one part in a thousand; "repeat" heads 1 and 0 are equal;
     "zero-values" no token has a value; "low-rank" all values are multiples of one vector; "staircase" every head takes
@@ -294,7 +324,7 @@ def synthetic_trace(
         y1 = projection(context) + x
         y2 = norm1(y1) + random(batch, n, d)
         output = norm2(y2)
-    return LayerTrace(
+    return SyntheticLayer(
         modules=LayerModules(nn.Identity(), nn.Identity(), projection.to(dtype), norm1.to(dtype), norm2.to(dtype)),
         query=query.to(dtype),
         key=key.to(dtype),
@@ -302,7 +332,6 @@ def synthetic_trace(
         scaling=scaling,
         context=context.to(dtype),
         mask=mask,
-        padded=not bool(mask.all()),
         hidden_states=x.to(dtype),
         attention_norm_input=y1.to(dtype),
         output_norm_input=y2.to(dtype),

@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_rows_close, row_error, synthetic_trace
+from helpers import SyntheticLayer, assert_rows_close, row_error, synthetic_layer
 from torch import Tensor
 
 from globenc import equations
-from globenc.capture import LayerTrace
 
 pytest.importorskip("triton")
 
@@ -39,7 +38,7 @@ class Layer:
     The trace is finite; the kernels find `at_padding` where `mask` is False.
     """
 
-    trace: LayerTrace
+    trace: SyntheticLayer
     mask: Tensor
     window: int | None = None
     at_padding: float = NAN
@@ -145,7 +144,7 @@ def make_layer(
     kind: str = "random",
     seed: int = 0,
 ) -> Layer:
-    trace = synthetic_trace((max(lengths),) * len(lengths), heads, head_dim, d, dtype, kind, seed=seed)
+    trace = synthetic_layer((max(lengths),) * len(lengths), heads, head_dim, d, dtype, kind, seed=seed)
     return Layer(trace, real_tokens(lengths, padding), window)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import globenc
 from globenc.capture import capture
+from globenc.contributions.torch_backend import TorchBackend
 from globenc.encoders import Encoder
 
 HEADS = (
@@ -35,9 +37,22 @@ CALLS = {
 }
 
 
+class WholeLayers:
+    """A consumer that calls `consume(index, trace)` for every complete layer."""
+
+    def __init__(self, consume):
+        self.consume, self.attention = consume, {}
+
+    def attention_done(self, index, trace):
+        self.attention[index] = trace
+
+    def layer_done(self, index, end):
+        self.consume(index, self.attention.pop(index).completed(end))
+
+
 def show(model, inputs, consume):
     """`capture` of a model with its padding mask: every layer goes to `consume`."""
-    return capture(model, Encoder.of(model).layers, inputs, inputs["attention_mask"].bool(), consume)
+    return capture(Encoder.of(model), inputs, inputs["attention_mask"].bool(), WholeLayers(consume))
 
 
 def test_the_state_comparison_can_fail(bert):
@@ -115,13 +130,53 @@ def test_layers_come_in_order_and_complete(bert):
     output = show(bert, inputs, lambda i, trace: traces.append((i, trace)))
     assert [i for i, _ in traces] == [0, 1, 2]
     for i, trace in traces:
-        assert trace.query.shape == trace.key.shape == trace.value.shape == (2, 3, 7, 8)
+        assert trace.attention.query.shape == trace.attention.key.shape == trace.value.shape == (2, 3, 7, 8)
         assert trace.context.shape == trace.hidden_states.shape == (2, 7, 24)
         real = inputs["attention_mask"].bool()
         torch.testing.assert_close(trace.hidden_states[real], hidden[i][real], rtol=1e-12, atol=1e-13)
         torch.testing.assert_close(trace.output[real], hidden[i + 1][real], rtol=1e-12, atol=1e-13)
         assert not trace.output.requires_grad
     assert torch.equal(output.last_hidden_state, traces[-1][1].output)
+
+
+@pytest.mark.parametrize("family", ["bert", "modernbert", "deberta", "longformer", "albert"])
+def test_an_attention_block_is_handed_over_and_not_held(family):
+    """Nobody but the consumer holds a layer's queries, keys and values once its feed-forward block runs."""
+    model, inputs = tiny_model(family), token_batch((7, 4))
+    events, held = [], []
+
+    class Consumer:
+        def attention_done(self, index, trace):
+            events.append(("attention", index))
+            held.append(weakref.ref(trace))
+
+        def layer_done(self, index, end):
+            events.append(("layer", index))
+            assert held[-1]() is None
+            assert len(end.norm_inputs) == (1 if trace_has_norms else 0)
+
+    trace_has_norms = bool(Encoder.of(model).layers[0].norms)
+    capture(Encoder.of(model), inputs, inputs["attention_mask"].bool(), Consumer())
+    count = len(Encoder.of(model).layers)
+    assert events == [(part, index) for index in range(count) for part in ("attention", "layer")]
+
+
+def test_the_rollout_frees_values_and_residual_before_the_feed_forward_block(bert, monkeypatch):
+    """A map needs queries, keys and factors; what the factors were made of does not outlive the attention block."""
+    inputs, values = token_batch((7, 4)), []
+    made = TorchBackend.layer_map
+
+    def layer_map(backend, trace, method):
+        values.append(weakref.ref(trace.value))
+        return made(backend, trace, method)
+
+    seen = []
+    monkeypatch.setattr(TorchBackend, "layer_map", layer_map)
+    for layer in bert.encoder.layer:
+        layer.intermediate.register_forward_hook(lambda *_: seen.append([value() is None for value in values]))
+    globenc.attribute(bert, backend="torch", position="mean", **inputs)
+    assert [len(part) for part in seen] == [1, 2, 3]
+    assert all(all(part) for part in seen)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -282,8 +337,10 @@ def test_plain_forward_in_another_thread_does_not_disturb(bert):
     show(bert, inputs, consume)
     assert len(disturbed) == len(quiet) == len(outputs) == 3
     for a, b in zip(disturbed, quiet, strict=True):
-        for name in ("query", "key", "value", "hidden_states", "attention_norm_input", "output"):
+        for name in ("value", "hidden_states", "attention_norm_input", "output"):
             assert torch.equal(getattr(a, name), getattr(b, name))
+        for name in ("query", "key"):
+            assert torch.equal(getattr(a.attention, name), getattr(b.attention, name))
     for output in outputs:
         torch.testing.assert_close(output, own)
 
@@ -464,7 +521,6 @@ def test_no_stale_weights_after_dtype_change(bert):
 def test_model_can_be_forgotten():
     """Nothing keeps a model alive after its attribution."""
     import gc
-    import weakref
 
     model = tiny_model("bert")
     globenc.attribute(model, **token_batch((7,)))

@@ -6,10 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import METHODS, STAGES, assert_rows_close, row_error, synthetic_trace
+from helpers import METHODS, STAGES, SyntheticLayer, assert_rows_close, row_error, synthetic_layer
 
 from globenc import equations
-from globenc.capture import LayerTrace
 from globenc.contributions import attention_weights, head_factors
 from globenc.contributions.completeness import completeness_gap
 from globenc.contributions.reference_backend import equation_layer
@@ -21,23 +20,23 @@ from globenc.rollouts import full_map
 FLOAT32_EPS = torch.finfo(torch.float32).eps
 
 
-def fast_map(trace: LayerTrace, method: str) -> torch.Tensor:
-    return full_map(TorchLayer(trace, TABLE[method]))
+def fast_map(layer: SyntheticLayer, method: str) -> torch.Tensor:
+    return full_map(TorchLayer(layer.trace(), TABLE[method]))
 
 
-def fast_row(trace: LayerTrace, method: str, positions: torch.Tensor) -> torch.Tensor:
+def fast_row(layer: SyntheticLayer, method: str, positions: torch.Tensor) -> torch.Tensor:
     """Rows of the last layer's map, which may take a way of their own."""
-    return TorchBackend().top_rows(trace, TABLE[method], positions)
+    return TorchBackend().top_rows(layer.trace(), TABLE[method], positions)
 
 
-def direct_map(trace: LayerTrace, method: str) -> torch.Tensor:
-    return equations.local_map(equation_layer(trace), method)
+def direct_map(layer: SyntheticLayer, method: str) -> torch.Tensor:
+    return equations.local_map(equation_layer(layer.trace()), method)
 
 
-def widened(trace: LayerTrace) -> LayerTrace:
+def widened(layer: SyntheticLayer) -> SyntheticLayer:
     """The same numbers in float64."""
     modules = {}
-    for name, module in vars(trace.modules).items():
+    for name, module in vars(layer.modules).items():
         if module is None:
             continue
         wide = torch.nn.Identity()
@@ -49,10 +48,10 @@ def widened(trace: LayerTrace) -> LayerTrace:
         modules[name] = wide
     tensors = {
         name: value.double()
-        for name, value in vars(trace).items()
+        for name, value in vars(layer).items()
         if isinstance(value, torch.Tensor) and value.is_floating_point()
     }
-    return replace(trace, modules=type(trace.modules)(**modules), **tensors)
+    return replace(layer, modules=type(layer.modules)(**modules), **tensors)
 
 
 def check_float32(*draws: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> None:
@@ -68,8 +67,8 @@ def check_float32(*draws: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> No
     assert bool((error <= allowed).all()), f"row error {error.max():.2e}, allowed {allowed:.2e}"
 
 
-def draw(trace: LayerTrace, method: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return fast_map(trace, method), direct_map(trace, method), direct_map(widened(trace), method)
+def draw(layer: SyntheticLayer, method: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return fast_map(layer, method), direct_map(layer, method), direct_map(widened(layer), method)
 
 
 SIZES = [
@@ -93,29 +92,29 @@ over_kinds = pytest.mark.parametrize("kind", ["random", "cancel", "repeat", "zer
 @pytest.mark.parametrize("method", METHODS)
 @over_sizes
 def test_float64_equals_equations(lengths, heads, head_dim, d, method):
-    trace = synthetic_trace(lengths, heads, head_dim, d)
-    expected = direct_map(trace, method)
-    assert_rows_close(fast_map(trace, method), expected, 1e-12)
+    layer = synthetic_layer(lengths, heads, head_dim, d)
+    expected = direct_map(layer, method)
+    assert_rows_close(fast_map(layer, method), expected, 1e-12)
     last = torch.tensor(lengths)[:, None] - 1
     for positions in (last, torch.cat([last, 0 * last, last // 2, last], 1)):  # few rows, many rows
         index = positions[..., None].expand(-1, -1, max(lengths))
-        assert_rows_close(fast_row(trace, method, positions), expected.gather(1, index), 1e-12)
+        assert_rows_close(fast_row(layer, method, positions), expected.gather(1, index), 1e-12)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @over_kinds
 def test_float64_degenerate(kind, method):
-    trace = synthetic_trace((13, 5), heads=6, head_dim=8, kind=kind)
+    layer = synthetic_layer((13, 5), heads=6, head_dim=8, kind=kind)
     # where heads cancel to one part in a thousand the direct sum has lost three digits itself
-    assert_rows_close(fast_map(trace, method), direct_map(trace, method), 1e-11 if kind == "cancel" else 1e-12)
+    assert_rows_close(fast_map(layer, method), direct_map(layer, method), 1e-11 if kind == "cancel" else 1e-12)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @over_sizes
 def test_float64_mixing_ratios(lengths, heads, head_dim, d, stage):
-    trace = synthetic_trace(lengths, heads, head_dim, d)
-    expected = equations.mixing_ratio(equation_layer(trace), stage)
-    torch.testing.assert_close(mixing_ratios(trace, STAGE_TABLE[stage]), expected, rtol=1e-12, atol=1e-14)
+    layer = synthetic_layer(lengths, heads, head_dim, d)
+    expected = equations.mixing_ratio(equation_layer(layer.trace()), stage)
+    torch.testing.assert_close(mixing_ratios(layer.trace(), STAGE_TABLE[stage]), expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -123,10 +122,10 @@ def test_float64_mixing_ratios(lengths, heads, head_dim, d, stage):
 def test_float32_errs_like_the_direct_sum(lengths, heads, head_dim, d, method):
     draws, first_rows = [], []
     for seed in range(6 if max(lengths) < 31 else 1):
-        trace = synthetic_trace(lengths, heads, head_dim, d, dtype=torch.float32, seed=seed)
-        fast, direct, exact = draw(trace, method)
+        layer = synthetic_layer(lengths, heads, head_dim, d, dtype=torch.float32, seed=seed)
+        fast, direct, exact = draw(layer, method)
         draws.append((fast, direct, exact))
-        row = fast_row(trace, method, torch.zeros(len(lengths), 1, dtype=torch.long))
+        row = fast_row(layer, method, torch.zeros(len(lengths), 1, dtype=torch.long))
         first_rows.append((row, direct[:, :1], exact[:, :1]))
     check_float32(*draws)
     check_float32(*first_rows, *draws)
@@ -138,14 +137,14 @@ def test_float32_errs_like_the_direct_sum(lengths, heads, head_dim, d, method):
 def test_float32_degenerate(kind, stage, residual):
     """With a small residual the diagonal no longer hides what is left where the heads cancel."""
     options = {"heads": 6, "head_dim": 8, "dtype": torch.float32, "kind": kind, "residual": residual}
-    check_float32(*(draw(synthetic_trace((24, 9), seed=seed, **options), stage) for seed in range(3)))
+    check_float32(*(draw(synthetic_layer((24, 9), seed=seed, **options), stage) for seed in range(3)))
 
 
 def test_float32_cancelling_pairs_one_by_one():
     """Not only a row's largest: the mean relative error of single pairs where all heads cancel."""
     options = {"heads": 2, "head_dim": 8, "dtype": torch.float32, "kind": "cancel", "residual": 0.0}
     for seed in range(4):
-        fast, direct, exact = draw(synthetic_trace((40,), seed=seed, **options), "N-Enc")
+        fast, direct, exact = draw(synthetic_layer((40,), seed=seed, **options), "N-Enc")
         error, plain = (row_error(m[..., None], exact[..., None]).mean() for m in (fast, direct))
         assert plain > 1e-5  # they do cancel
         assert error <= 2 * plain
@@ -156,11 +155,11 @@ def test_float32_cancelling_pairs_one_by_one():
 def test_float32_heads_that_cancel_only_together(heads, outside):
     """No head is close to the others' span and yet their sum is small: a check of neighbours does not see it."""
     options = {"heads": heads, "d": 48, "dtype": torch.float32, "kind": "staircase", "residual": 0.0}
-    check_float32(*(draw(synthetic_trace((12,), seed=seed, outside=outside, **options), "N") for seed in range(4)))
+    check_float32(*(draw(synthetic_layer((12,), seed=seed, outside=outside, **options), "N") for seed in range(4)))
 
 
 def test_the_float32_check_can_fail():
-    fast, direct, exact = draw(synthetic_trace((9,), dtype=torch.float32), "N-Enc")
+    fast, direct, exact = draw(synthetic_layer((9,), dtype=torch.float32), "N-Enc")
     check_float32((fast, direct, exact))
     wrong = fast.clone()
     wrong[0, 4] *= 1 + 1e-5
@@ -173,12 +172,12 @@ def test_the_float32_check_can_fail():
 
 def test_float32_gram_matrix_is_not_good_enough():
     """What the factor is for: the norm from a float32 Gram matrix fails the same check where heads cancel."""
-    trace = synthetic_trace((40,), heads=2, dtype=torch.float32, kind="cancel")
-    layer = equation_layer(trace)
-    f = equations.transformed_values(layer.value, layer.output_weight)
+    layer = synthetic_layer((40,), heads=2, dtype=torch.float32, kind="cancel")
+    exact = equation_layer(layer.trace())
+    f = equations.transformed_values(exact.value, exact.output_weight)
     gram = torch.einsum("bhjd,bkjd->bjhk", f, f)
-    norms = torch.einsum("bhij,bjhk,bkij->bij", layer.alpha, gram, layer.alpha).clamp(min=0).sqrt()
-    fast, direct, exact = draw(trace, "N")
+    norms = torch.einsum("bhij,bjhk,bkij->bij", exact.alpha, gram, exact.alpha).clamp(min=0).sqrt()
+    fast, direct, exact = draw(layer, "N")
     check_float32((fast, direct, exact))
     with pytest.raises(AssertionError, match="row error"):
         check_float32((norms, direct, exact))
@@ -187,32 +186,31 @@ def test_float32_gram_matrix_is_not_good_enough():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @over_kinds
 def test_no_nan_at_equal_or_zero_heads(kind, dtype):
-    trace = synthetic_trace((8,), heads=12, head_dim=2, d=3, dtype=dtype, kind=kind, residual=0.0)
+    layer = synthetic_layer((8,), heads=12, head_dim=2, d=3, dtype=dtype, kind=kind, residual=0.0)
     for method in METHODS:
-        assert bool(torch.isfinite(fast_map(trace, method)).all()), method
+        assert bool(torch.isfinite(fast_map(layer, method)).all()), method
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision_is_computed_in_float32(dtype):
     """From what a half-precision model hands over the map is as exact as from a float32 model."""
-    trace = synthetic_trace((33,), heads=6, dtype=dtype)
-    fast = fast_map(trace, "N-Enc")
+    layer = synthetic_layer((33,), heads=6, dtype=dtype)
+    fast = fast_map(layer, "N-Enc")
     assert fast.dtype == torch.float32
-    check_float32((fast, direct_map(trace, "N-Enc"), direct_map(widened(trace), "N-Enc")))
+    check_float32((fast, direct_map(layer, "N-Enc"), direct_map(widened(layer), "N-Enc")))
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("scores_per_block", [1, 400, 1500], ids=lambda s: f"scores{s}")
 def test_block_boundaries(monkeypatch, method, scores_per_block):
     """Blocks of one row, of a few rows with a rest, and keys in chunks with a rest give what one block gives."""
-    trace = synthetic_trace((31, 12), heads=6, head_dim=4)
-    whole = fast_map(trace, method)
-    blocks = len(list(TorchLayer(trace, TABLE[method]).blocks()))
+    layer = synthetic_layer((31, 12), heads=6, head_dim=4)
+    whole = fast_map(layer, method)
+    blocks = len(list(TorchLayer(layer.trace(), TABLE[method]).blocks()))
     monkeypatch.setattr(attention_weights, "SCORES_PER_BLOCK", scores_per_block)
     monkeypatch.setattr(attention_weights, "QUERIES_PER_BLOCK", 1)
     monkeypatch.setattr(head_factors, "TOKENS_PER_CHUNK", 7)
-    layer = TorchLayer(trace, TABLE[method])
-    tiles = list(layer.blocks())
+    tiles = list(TorchLayer(layer.trace(), TABLE[method]).blocks())
     assert len(tiles) > blocks
     assert [rows.start for rows, _, _ in tiles] == [0] + [rows.stop for rows, _, _ in tiles[:-1]]
     assert tiles[-1][0].stop == 31
@@ -221,30 +219,30 @@ def test_block_boundaries(monkeypatch, method, scores_per_block):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_block_boundaries_of_mixing_ratios(monkeypatch, stage):
-    trace = synthetic_trace((31, 12), heads=6, head_dim=4)
-    whole = mixing_ratios(trace, STAGE_TABLE[stage])
+    layer = synthetic_layer((31, 12), heads=6, head_dim=4)
+    whole = mixing_ratios(layer.trace(), STAGE_TABLE[stage])
     monkeypatch.setattr(attention_weights, "SCORES_PER_BLOCK", 400)
     monkeypatch.setattr(attention_weights, "QUERIES_PER_BLOCK", 1)
     monkeypatch.setattr(head_factors, "TOKENS_PER_CHUNK", 5)
-    torch.testing.assert_close(mixing_ratios(trace, STAGE_TABLE[stage]), whole, rtol=1e-13, atol=0)
+    torch.testing.assert_close(mixing_ratios(layer.trace(), STAGE_TABLE[stage]), whole, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_non_contiguous_tensors(dtype):
-    trace = synthetic_trace((12, 5), heads=6, dtype=dtype)
+    layer = synthetic_layer((12, 5), heads=6, dtype=dtype)
     strided = {}
     for name in ("query", "key", "value", "context", "hidden_states", "attention_norm_input", "output_norm_input"):
-        tensor = getattr(trace, name)
+        tensor = getattr(layer, name)
         strided[name] = tensor.transpose(1, 2).contiguous().transpose(1, 2)
         assert not strided[name].is_contiguous()
     for method in METHODS:
         tolerance = 20 * torch.finfo(dtype).eps
-        assert_rows_close(fast_map(replace(trace, **strided), method), fast_map(trace, method), tolerance)
+        assert_rows_close(fast_map(replace(layer, **strided), method), fast_map(layer, method), tolerance)
 
 
 def test_completeness_gap_of_a_consistent_layer():
-    trace = synthetic_trace((9, 4), heads=6)
-    gap = completeness_gap(trace)
+    layer = synthetic_layer((9, 4), heads=6)
+    gap = completeness_gap(layer.trace())
     assert gap.shape == (2, 9)
     assert float(gap.max()) < 1e-13
     assert bool((gap[1, 4:] == 0).all())
@@ -252,18 +250,18 @@ def test_completeness_gap_of_a_consistent_layer():
 
 @pytest.mark.parametrize("wrong", ["value", "query", "hidden_states", "attention_norm_input", "output"])
 def test_completeness_gap_can_fail(wrong):
-    trace = synthetic_trace((9, 4), heads=6)
-    moved = getattr(trace, wrong).clone()
+    layer = synthetic_layer((9, 4), heads=6)
+    moved = getattr(layer, wrong).clone()
     moved[0, ..., :3, :2] += 0.01
-    assert float(completeness_gap(replace(trace, **{wrong: moved})).max()) > 1e-4
+    assert float(completeness_gap(replace(layer, **{wrong: moved}).trace()).max()) > 1e-4
 
 
 def test_layer_norm_without_weight():
-    trace = synthetic_trace((9,), heads=3)
+    layer = synthetic_layer((9,), heads=3)
     plain = torch.nn.LayerNorm(24, elementwise_affine=False).double()
     ones = torch.nn.LayerNorm(24).double()
-    bare = replace(trace, modules=replace(trace.modules, output_norm=plain))
-    affine = replace(trace, modules=replace(trace.modules, output_norm=ones))
+    bare = replace(layer, modules=replace(layer.modules, output_norm=plain))
+    affine = replace(layer, modules=replace(layer.modules, output_norm=ones))
     assert torch.equal(fast_map(bare, "N-Enc"), fast_map(affine, "N-Enc"))
     assert_rows_close(fast_map(bare, "N-Enc"), direct_map(bare, "N-Enc"), 1e-12)
 
@@ -272,10 +270,10 @@ def test_layer_norm_without_weight():
 def test_float32_layers_of_any_scale(power):
     """A layer whose LayerNorm weights and activations are all so large or small: only the map's scale changes."""
     scale = 10.0**power
-    trace = synthetic_trace((20,), heads=6, dtype=torch.float32)
+    layer = synthetic_layer((20,), heads=6, dtype=torch.float32)
     with torch.no_grad():
-        for norm in (trace.modules.attention_norm, trace.modules.output_norm):
+        for norm in (layer.modules.attention_norm, layer.modules.output_norm):
             norm.weight.mul_(scale)
             norm.eps *= scale**2
     names = ("value", "context", "hidden_states", "attention_norm_input", "output_norm_input")
-    check_float32(draw(replace(trace, **{name: getattr(trace, name) * scale for name in names}), "N-Enc"))
+    check_float32(draw(replace(layer, **{name: getattr(layer, name) * scale for name in names}), "N-Enc"))

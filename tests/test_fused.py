@@ -449,6 +449,6 @@ def test_out_of_memory_says_what_to_lower(bert32, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nProcess 1 has ...")
 
-    monkeypatch.setattr("globenc.functional.capture", full)
+    monkeypatch.setattr("globenc.forward_pass.capture", full)
     with pytest.raises(torch.OutOfMemoryError, match=r"with 2 texts of 9 tokens: take fewer texts at once.*20.00 GiB"):
         globenc.attribute(bert32, **on_device(token_batch((9, 5))))

@@ -20,6 +20,8 @@ LAYERS = [
     ["capture", "inputs"],
     ["contributions"],
     ["rollouts"],
+    ["forward_pass"],
+    ["layer_rollouts"],
     ["functional"],
     ["render"],
     ["attribution", "pictures", "tokenization", "loading"],

@@ -1,48 +1,65 @@
-"""One forward pass of an unmodified transformers encoder, handing over what each layer computed.
+"""One forward pass of an unmodified transformers encoder, handing over what each layer computes.
 
 Queries, keys and values come through transformers' attention interface, the residual and the
 LayerNorm inputs through forward hooks; of families with attention code of their own, the attention weights
-and values through hooks as well. A layer is handed to `consume` the moment it is complete, so
+and values through hooks as well. A layer is handed over the moment it is there, so
 that its tensors need not outlive it. The model is left exactly as found, also after an exception.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from ..encoders import LayerModules
+from ..encoders import Encoder
 from ..model_state import Loan
 from .attention import distances, in_reach
 from .recorder import Recorder
-from .trace import Attend, AttentionInputs, Begin, Finish, LayerTrace
+from .trace import (
+    AttentionResult,
+    AttentionTrace,
+    GivenWeights,
+    GlobalTokens,
+    LayerAttention,
+    LayerConsumer,
+    LayerEnd,
+    LayerTrace,
+    ScoredAttention,
+)
 
-__all__ = ["Attend", "AttentionInputs", "Begin", "Finish", "LayerTrace", "capture", "distances", "in_reach"]
+__all__ = [
+    "AttentionResult",
+    "AttentionTrace",
+    "GivenWeights",
+    "GlobalTokens",
+    "LayerAttention",
+    "LayerConsumer",
+    "LayerEnd",
+    "LayerTrace",
+    "ScoredAttention",
+    "capture",
+    "distances",
+    "in_reach",
+]
 
 
 def capture(
-    model: PreTrainedModel,
-    layers: Sequence[LayerModules],
+    encoder: Encoder,
     model_inputs: dict[str, Any],
     mask: Tensor,
-    consume: Callable[[int, LayerTrace], None],
-    attend: Attend | None = None,
-    begin: Begin | None = None,
+    consumer: LayerConsumer,
+    attention: LayerAttention | None = None,
 ) -> Any:
-    """Run `model(**model_inputs)` once, without gradients and dropout, and show every layer to `consume`.
+    """Run the model once, without gradients and dropout, and show every layer to `consumer`.
 
     Args:
-        model: a transformers encoder of a known family, with any head.
-        layers: its layers in order of execution (`Encoder.layers`).
+        encoder: a transformers encoder with any head.
         model_inputs: keyword arguments of its forward.
         mask: True at real tokens, [B, n].
-        consume: called with (layer index, LayerTrace) as soon as a layer is complete, in order.
-        attend: an attention of our own in place of torch's.
-        begin: shown each layer before its feed-forward block; one that it takes over is not shown to `consume`.
+        consumer: shown each layer after its attention and at its end, in order.
+        attention: one to run in place of torch's.
 
     Returns:
         The model's own output object.
@@ -50,7 +67,8 @@ def capture(
     Raises:
         RuntimeError: the family's names do not fit the model.
     """
-    recorder, loan = Recorder(layers, mask, consume, attend, begin), Loan()
+    model, layers = encoder.model, encoder.layers
+    recorder, loan = Recorder(layers, mask, consumer, attention), Loan()
     modules = list(model.modules())
 
     def run() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
 from ..model_state import ATTENTION, active_recorder
-from .trace import AttentionInputs
+from .trace import AttentionResult, ScoredAttention
 
 QUERIES_AT_ONCE = 512  # of a local layer
 
@@ -45,20 +46,26 @@ def _capturing_attention(
     if key.shape[1] != query.shape[1]:  # grouped queries share keys and values
         key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
     window = None if sliding_window is None or sliding_window > query.shape[2] else sliding_window - 1
-    inputs = AttentionInputs(query, key, value, scaling, window, position_bias)
-    output, log_sum_exp = None if recorder is None else recorder.attend(inputs), None
-    if output is None:
-        if recorder is not None and query.device.type == "cpu" and window is None and position_bias is None:
-            output, log_sum_exp = _flash_attention(inputs, attention_mask)
-        else:
-            output = _attention(inputs, attention_mask, dropout)
-        output = output.transpose(1, 2).contiguous()
-    if recorder is not None:
-        recorder.attended(output, log_sum_exp)
-    return output, None
+    inputs = ScoredAttention(query, key, value, scaling, window, position_bias)
+    if recorder is None:
+        return _attention(inputs, attention_mask, dropout).transpose(1, 2).contiguous(), None
+    result = recorder.computed_attention(inputs)
+    if result is None:
+        result = _torch_attention(inputs, attention_mask, dropout)
+    recorder.attended(result)
+    return result.context, None
 
 
-def _flash_attention(inputs: AttentionInputs, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def _torch_attention(inputs: ScoredAttention, mask: Tensor | None, dropout: float) -> AttentionResult:
+    """torch's attention, with the log-sum-exp of the scores where it tells."""
+    if inputs.query.device.type == "cpu" and inputs.window is None and inputs.bias is None:
+        context, log_sum_exp = _flash_attention(inputs, mask)
+    else:
+        context, log_sum_exp = _attention(inputs, mask, dropout), None
+    return AttentionResult(context.transpose(1, 2).contiguous(), replace(inputs, log_sum_exp=log_sum_exp))
+
+
+def _flash_attention(inputs: ScoredAttention, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """What `scaled_dot_product_attention` runs on a CPU, for the log-sum-exp that it keeps to itself."""
     query = inputs.query
     scores_mask = None
@@ -73,7 +80,7 @@ def _flash_attention(inputs: AttentionInputs, mask: Tensor | None) -> tuple[Tens
     return context, log_sum_exp
 
 
-def _attention(inputs: AttentionInputs, mask: Tensor | None, dropout: float) -> Tensor:
+def _attention(inputs: ScoredAttention, mask: Tensor | None, dropout: float) -> Tensor:
     """softmax(q k scaling + bias) v over real keys in reach, [B, H, n, d_h]; O(n window) in a local layer."""
     query, key, value, bias = inputs.query, inputs.key, inputs.value, inputs.bias
 

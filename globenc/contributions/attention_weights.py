@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..capture import LayerTrace, in_reach
+from ..capture import AttentionTrace, GivenWeights, ScoredAttention, in_reach
 from .layer_map import Keys
 from .layer_norms import working_dtype
 
@@ -18,21 +18,22 @@ QUERIES_PER_TILE = 128  # of long texts, whose keys are taken in parts
 TILED_FROM = 4  # a text is long from so many parts on
 
 
-def attention_weights(trace: LayerTrace) -> RecomputedWeights | StoredWeights:
-    return RecomputedWeights(trace) if trace.weights is None else StoredWeights(trace)
+def attention_weights(trace: AttentionTrace) -> RecomputedWeights | StoredWeights:
+    """A layer's attention weights, however they are known."""
+    if isinstance(trace.attention, GivenWeights):
+        return StoredWeights(trace.attention)
+    return RecomputedWeights(trace.attention, trace.mask if trace.padded else None)
 
 
 class RecomputedWeights:
     """A layer's attention weights in blocks of columns, recomputed from queries and keys: keys stand in rows here."""
 
-    def __init__(self, trace: LayerTrace):
-        assert trace.query is not None
-        assert trace.key is not None
-        self.query, self.key, self.scaling = trace.query, trace.key, trace.scaling
-        self.window, self.bias, self.global_keys = trace.window, trace.bias, trace.global_keys
-        self.log_sum_exp = trace.log_sum_exp
-        self.mask = trace.mask if trace.padded else None
-        self.dtype = working_dtype(trace.query)
+    def __init__(self, attention: ScoredAttention, mask: Tensor | None):
+        self.query, self.key, self.scaling = attention.query, attention.key, attention.scaling
+        self.window, self.bias, self.log_sum_exp = attention.window, attention.bias, attention.log_sum_exp
+        self.global_keys = None if attention.global_tokens is None else attention.global_tokens.where
+        self.mask = mask
+        self.dtype = working_dtype(attention.query)
 
     def _columns(self, query: Tensor, key: Tensor, rows: slice | Tensor, keys: Keys) -> Tensor:
         """alpha [H, B, keys, q] from [H, B, q, d_h] and [H, B, keys, d_h]."""
@@ -46,17 +47,16 @@ class RecomputedWeights:
         if self.mask is not None:
             alpha.masked_fill_(~self.mask[:, keys, None], lowest)
         if self.window is not None:
-            alpha.masked_fill_(self._unseen(rows, keys), lowest)
+            alpha.masked_fill_(self._unseen(self.window, rows, keys), lowest)
         # torch's softmax over a dimension that is not the last takes twice as long as its steps
         alpha.sub_(alpha.amax(2, keepdim=True)).exp_()
         return alpha.mul_(alpha.sum(2, keepdim=True).reciprocal_())
 
-    def _unseen(self, rows: slice | Tensor, keys: Keys) -> Tensor:
+    def _unseen(self, window: int, rows: slice | Tensor, keys: Keys) -> Tensor:
         """Keys that are too far from a query, [keys, q] or [B, keys, q]."""
-        assert self.window is not None
         places = torch.arange(self.key.shape[2], device=self.key.device)
         i = places[rows] if isinstance(rows, slice) else rows[:, None, :]
-        unseen = (places[keys][:, None] - i).abs() > self.window
+        unseen = (places[keys][:, None] - i).abs() > window
         return unseen if self.global_keys is None else unseen & ~self.global_keys[:, keys, None]
 
     def _seen(self, rows: slice) -> Keys:
@@ -115,9 +115,8 @@ class RecomputedWeights:
 class StoredWeights:
     """The same from attention weights that the model itself has shown."""
 
-    def __init__(self, trace: LayerTrace):
-        assert trace.weights is not None
-        self.weights, self.dtype = trace.weights, working_dtype(trace.value)
+    def __init__(self, attention: GivenWeights):
+        self.weights, self.dtype = attention.weights, working_dtype(attention.value)
 
     def blocks(self, whole_rows: bool) -> Iterator[tuple[slice, Keys, Tensor]]:
         """As `RecomputedWeights.blocks`."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..capture import AttentionInputs, LayerTrace
+from ..capture import AttentionResult, AttentionTrace, ScoredAttention
 from ..encoders import LayerModules
 from ..methods import Method, Stage
 from .layer_map import LayerMap
@@ -23,24 +23,27 @@ class Backend(Protocol):
 
     @property
     def maps_before_feed_forward(self) -> bool:
-        """Whether `layer_map`, `top_rows` and `residual_mismatch` can be asked before the feed-forward block has run:
-        their rows then lack 1 / s2, by which they are multiplied later."""
+        """Whether maps, rows and mismatch can be asked for before a layer's feed-forward block has run.
+
+        Maps and rows then lack 1 / s2, by which they are multiplied at the layer's end (`late_scale`). A backend that
+        cannot needs a `LayerTrace`.
+        """
 
     def attention(
-        self, modules: LayerModules, hidden_states: Tensor, inputs: AttentionInputs
-    ) -> tuple[Tensor, Any] | None:
-        """The layer's attention: context [B, n, H, d_h] and what it leaves for the trace; None leaves it to torch."""
+        self, modules: LayerModules, hidden_states: Tensor, inputs: ScoredAttention
+    ) -> AttentionResult | None:
+        """The layer's attention from its residual x [B, n, d] and its inputs; None leaves it to torch."""
 
-    def layer_map(self, trace: LayerTrace, method: Method) -> LayerMap:
+    def layer_map(self, trace: AttentionTrace, method: Method) -> LayerMap:
         """The layer's local map, [B, n, n]."""
 
-    def top_rows(self, trace: LayerTrace, method: Method, positions: Tensor) -> Tensor:
+    def top_rows(self, trace: AttentionTrace, method: Method, positions: Tensor) -> Tensor:
         """Rows of the last layer's map at positions [B, m], the cheapest way there is, [B, m, n]."""
 
-    def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:
+    def mixing_ratios(self, trace: AttentionTrace, stage: Stage) -> Tensor:
         """(8), (14): r_i of a stage, [B, n]; zero at padding."""
 
-    def residual_mismatch(self, trace: LayerTrace) -> Tensor:
+    def residual_mismatch(self, trace: AttentionTrace) -> Tensor:
         """How much of the sum behind the attention block is not x + W_O context + b_O, a scalar tensor: what rounding
         allows is 1."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..capture import LayerTrace
+from ..capture import AttentionTrace, LayerTrace
 from ..methods import STAGES
 from ..model_state import lowers_float32
 from .attention_weights import attention_weights
@@ -37,10 +37,10 @@ def completeness_gap(trace: LayerTrace) -> Tensor:
     def detached(bias: Tensor | None) -> Tensor:
         return hidden_states.new_zeros(hidden_states.shape[-1]) if bias is None else bias.detach().to(dtype)
 
-    b_o, y1 = detached(modules.output_bias), trace.attention_norm_input.to(dtype)
-    if trace.output_norm_input is None:
-        return relative_gap(mixed + b_o, y1, trace.mask)
-    y2 = trace.output_norm_input.to(dtype)
+    b_o = detached(modules.output_bias)
+    if not trace.norm_inputs:
+        return relative_gap(mixed + b_o, trace.attention_norm_input, trace.mask)
+    y1, y2 = (y.to(dtype) for y in trace.norm_inputs)
     scale1, scale2 = (1 / inverse_scale(norm, y)[..., None] for norm, y in zip(modules.norms, (y1, y2), strict=True))
     beta1, beta2 = (detached(norm.bias) for norm in modules.norms)
     gamma1, gamma2 = (norm_weight(norm, y1) for norm in modules.norms)
@@ -49,7 +49,6 @@ def completeness_gap(trace: LayerTrace) -> Tensor:
     nobody = apply_stage(b_o, trace, stage) / (scale1 * scale2)
     after = beta1 + (y2 - middle)  # beta1 and the feed-forward vector, through the second LayerNorm alone
     nobody = nobody + (after - after.mean(-1, keepdim=True)) * gamma2 / scale2 + beta2
-    assert trace.output is not None
     return relative_gap(tokens + nobody, trace.output, trace.mask)
 
 
@@ -66,7 +65,7 @@ def rounding(dtype: torch.dtype, device: torch.device) -> float:
     return ROUNDING[torch.bfloat16 if lowered else dtype]
 
 
-def patched(trace: LayerTrace) -> Tensor:
+def patched(trace: AttentionTrace) -> Tensor:
     """How much of the sum behind the attention block is not x + W_O context + b_O, a number; 1 and more is no rounding.
 
     Both sides are compared along one direction, at the price of three dot products a token. A vector off by a share of

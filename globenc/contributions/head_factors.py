@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..capture import LayerTrace
+from ..capture import AttentionTrace
 from ..methods import Stage
 from .layer_map import Keys, is_off_diagonal, read_diagonal, rows_among_keys, take_tokens
 from .layer_norms import apply_stage, row_scale_of, working_dtype
@@ -26,7 +26,7 @@ class HeadFactors:
         row_scale: 1 / (s1_i s2_i), zero at padding, [B, n].
     """
 
-    def __init__(self, trace: LayerTrace, stage: Stage, with_mixed: bool):
+    def __init__(self, trace: AttentionTrace, stage: Stage, with_mixed: bool):
         batch, heads, n, _ = trace.value.shape
         vectors = HeadVectors(trace, stage, with_mixed)
         factor = _triangular_factors(vectors, exact=with_mixed)
@@ -75,7 +75,7 @@ class HeadVectors:
         scale: the power of two they are multiplied with, so that no square leaves float32's range.
     """
 
-    def __init__(self, trace: LayerTrace, stage: Stage, with_mixed: bool = False):
+    def __init__(self, trace: AttentionTrace, stage: Stage, with_mixed: bool = False):
         dtype = working_dtype(trace.value)
         batch, heads, n, head_dim = trace.value.shape
         self.weight, largest = stage_weight(trace, stage, dtype)
@@ -107,12 +107,12 @@ class HeadVectors:
         return vectors
 
 
-def stage_product(trace: LayerTrace, stage: Stage) -> Tensor:
+def stage_product(trace: AttentionTrace, stage: Stage) -> Tensor:
     """(M W_O)^T, [H * d_h, d], float64."""
     return apply_stage(trace.modules.output_weight.double().T.contiguous(), trace, stage)
 
 
-def stage_weight(trace: LayerTrace, stage: Stage, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def stage_weight(trace: AttentionTrace, stage: Stage, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(M W_O)^T, [H * d_h, d], computed in float64, and its largest entry."""
 
     def make() -> tuple[Tensor, Tensor]:

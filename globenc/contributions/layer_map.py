@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..capture import LayerTrace
+from ..capture import AttentionTrace
+
+T = TypeVar("T", bound=AttentionTrace)
 
 Keys = slice | Tensor
 """Tokens that some queries see: a stretch of them, or a list that begins with a stretch."""
 
 
-class LayerMap(Protocol):
+class RolloutLayer(Protocol):
+    """What the rollout needs of a layer."""
+
+    def scale_rows(self, scale: Tensor) -> None:
+        """Multiply the rows of the layer's map with numbers [B, n]."""
+
+    def through(self, rows: Tensor, row_normalize: bool) -> Tensor:
+        """rows @ A for rows [B, m, n] and the layer's map A; `row_normalize`: A's rows divided by their sums."""
+
+
+class LayerMap(RolloutLayer, Protocol):
     """One layer's local map A, [B, n, n]; padded rows and columns are zero."""
 
     @property
@@ -29,12 +41,6 @@ class LayerMap(Protocol):
 
     def rows_at(self, positions: Tensor) -> Tensor:
         """The rows of these queries, [B, m, n] for positions [B, m]."""
-
-    def scale_rows(self, scale: Tensor) -> None:
-        """Multiply the rows with numbers [B, n]."""
-
-    def through(self, rows: Tensor, row_normalize: bool) -> Tensor:
-        """rows @ A for rows [B, m, n]; `row_normalize`: A's rows divided by their sums."""
 
 
 class _Blocks:
@@ -174,10 +180,10 @@ def write_diagonal(columns: Tensor, rows: slice | Tensor, values: Tensor) -> Non
         columns.scatter_(1, rows[:, None], values[:, None])
 
 
-def by_rows(trace: LayerTrace, compute: Callable[[LayerTrace], Tensor]) -> Tensor:
+def by_rows(trace: T, compute: Callable[[T], Tensor]) -> Tensor:
     """compute(trace), [B, n, ...], with the rows of tokens with global attention from the trace that holds for them."""
-    result = compute(trace)
-    if trace.global_rows is None or trace.global_keys is None:
+    result, tokens = compute(trace), trace.global_tokens
+    if tokens is None:
         return result
-    chosen = trace.global_keys.view(*trace.global_keys.shape, *[1] * (result.ndim - 2))
-    return torch.where(chosen, compute(trace.global_rows), result)
+    chosen = tokens.where.view(*tokens.where.shape, *[1] * (result.ndim - 2))
+    return torch.where(chosen, compute(trace.of_rows(tokens)), result)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..capture import LayerTrace
+from ..capture import AttentionTrace, LayerEnd
 from ..encoders import LayerModules, norm_eps, norm_width
 from ..methods import Method, Stage
 
@@ -36,7 +36,7 @@ def norm_weight(norm: Any, like: Tensor) -> Tensor:
     return norm.weight.detach().to(like.dtype)
 
 
-def apply_stage(x: Tensor, trace: LayerTrace, stage: Stage) -> Tensor:
+def apply_stage(x: Tensor, trace: AttentionTrace, stage: Stage) -> Tensor:
     """M x for vectors on the last dimension: element-wise work and mean subtractions, O(d)."""
     for norm in trace.modules.norms[: stage.norms]:
         # one fused pass: a layer norm without its division; eps 1 keeps that in range
@@ -45,18 +45,18 @@ def apply_stage(x: Tensor, trace: LayerTrace, stage: Stage) -> Tensor:
     return x
 
 
-def row_scale_of(trace: LayerTrace, stage: Stage) -> Tensor:
+def row_scale_of(trace: AttentionTrace, stage: Stage) -> Tensor:
     """1 / (s1_i s2_i) as far as the stage goes, zero at padding, [B, n]."""
     scale = trace.mask.to(working_dtype(trace.value))
-    inputs = (trace.attention_norm_input, trace.output_norm_input)
-    for norm, norm_input in list(zip(trace.modules.norms, inputs, strict=False))[: stage.norms]:
-        if norm_input is not None:  # not known before the feed-forward block: see `scale_rows`
-            scale = scale * inverse_scale(norm, norm_input)
+    # s2 is not known before the feed-forward block: see `late_scale`
+    for norm, norm_input in list(zip(trace.modules.norms, trace.norm_inputs, strict=False))[: stage.norms]:
+        scale = scale * inverse_scale(norm, norm_input)
     return scale
 
 
-def late_scale(modules: LayerModules, method: Method, output_norm_input: Tensor | None) -> Tensor | None:
+def late_scale(modules: LayerModules, method: Method, end: LayerEnd) -> Tensor | None:
     """1 / s2_i, [B, n], where it belongs to a method's map and is not known before the feed-forward block."""
-    if output_norm_input is None or method.stage is None or method.stage.norms < 2:
+    if method.stage is None or method.stage.norms < 2 or not end.norm_inputs:
         return None
-    return inverse_scale(modules.output_norm, output_norm_input)
+    (norm_input,) = end.norm_inputs
+    return inverse_scale(modules.output_norm, norm_input)

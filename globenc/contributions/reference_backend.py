@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .. import equations
-from ..capture import AttentionInputs, LayerTrace
+from ..capture import AttentionTrace, GivenWeights, ScoredAttention
 from ..encoders import LayerModules
 from ..methods import Method, Stage
 from .completeness import patched
@@ -18,43 +18,45 @@ class ReferenceBackend:
 
     maps_before_feed_forward = False
 
-    def attention(self, modules: LayerModules, hidden_states: Tensor, inputs: AttentionInputs) -> None:
+    def attention(self, modules: LayerModules, hidden_states: Tensor, inputs: ScoredAttention) -> None:
         """torch's own."""
 
-    def layer_map(self, trace: LayerTrace, method: Method) -> LayerMap:
+    def layer_map(self, trace: AttentionTrace, method: Method) -> LayerMap:
         """As `Backend.layer_map`."""
         return StoredLayer(by_rows(trace, lambda part: equations.local_map(equation_layer(part), method.name)))
 
-    def top_rows(self, trace: LayerTrace, method: Method, positions: Tensor) -> Tensor:
+    def top_rows(self, trace: AttentionTrace, method: Method, positions: Tensor) -> Tensor:
         """As `Backend.top_rows`."""
         return self.layer_map(trace, method).rows_at(positions)
 
-    def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:
+    def mixing_ratios(self, trace: AttentionTrace, stage: Stage) -> Tensor:
         """As `Backend.mixing_ratios`."""
         return by_rows(trace, lambda part: equations.mixing_ratio(equation_layer(part), stage.name))
 
-    def residual_mismatch(self, trace: LayerTrace) -> Tensor:
+    def residual_mismatch(self, trace: AttentionTrace) -> Tensor:
         """As `Backend.residual_mismatch`."""
         return patched(trace)
 
 
-def equation_layer(trace: LayerTrace) -> equations.EncoderLayer:
+def equation_layer(trace: AttentionTrace) -> equations.EncoderLayer:
     """A captured layer in the letters of `equations.py`."""
     dtype, modules = working_dtype(trace.value), trace.modules
     value = trace.value.to(dtype)
-    if trace.weights is not None:
-        alpha = trace.weights.to(dtype)
+    attention = trace.attention
+    if isinstance(attention, GivenWeights):
+        alpha = attention.weights.to(dtype)
     else:
-        assert trace.query is not None
-        assert trace.key is not None
-        query, key = trace.query.to(dtype), trace.key.to(dtype)
-        bias = None if trace.bias is None else trace.bias.to(dtype)
         alpha = equations.attention_weights(
-            query, key, trace.scaling, trace.mask, trace.window, bias, trace.global_keys
+            attention.query.to(dtype),
+            attention.key.to(dtype),
+            attention.scaling,
+            trace.mask,
+            attention.window,
+            None if attention.bias is None else attention.bias.to(dtype),
+            None if attention.global_tokens is None else attention.global_tokens.where,
         )
     gammas = [norm_weight(norm, value) for norm in modules.norms]
-    inputs = (trace.attention_norm_input, trace.output_norm_input)
-    scales = [norm_scale(norm, y) for norm, y in zip(modules.norms, inputs, strict=False) if y is not None]
+    scales = [norm_scale(norm, y) for norm, y in zip(modules.norms, trace.norm_inputs, strict=True)]
     return equations.EncoderLayer(
         alpha=alpha,
         value=value,

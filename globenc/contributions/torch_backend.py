@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..capture import AttentionInputs, LayerTrace
+from ..capture import AttentionTrace, GivenWeights, ScoredAttention
 from ..encoders import LayerModules
 from ..methods import STAGES, Method, Stage
 from .attention_weights import attention_weights
@@ -38,29 +38,29 @@ class TorchBackend:
 
     maps_before_feed_forward = True
 
-    def attention(self, modules: LayerModules, hidden_states: Tensor, inputs: AttentionInputs) -> None:
+    def attention(self, modules: LayerModules, hidden_states: Tensor, inputs: ScoredAttention) -> None:
         """torch's own."""
 
-    def layer_map(self, trace: LayerTrace, method: Method) -> LayerMap:
+    def layer_map(self, trace: AttentionTrace, method: Method) -> LayerMap:
         """As `Backend.layer_map`. Of attention weights that the model gave, the map is made at once: it holds one
         number a pair, not one for each head."""
-        layer = TorchLayer(trace, method)
-        if trace.global_rows is not None and trace.global_keys is not None:
-            return MixedLayer(layer, TorchLayer(trace.global_rows, method), trace.global_keys)
-        return layer if trace.weights is None else StoredLayer(whole(layer))
+        layer, tokens = TorchLayer(trace, method), trace.global_tokens
+        if tokens is not None:
+            return MixedLayer(layer, TorchLayer(trace.of_rows(tokens), method), tokens.where)
+        return StoredLayer(whole(layer)) if isinstance(trace.attention, GivenWeights) else layer
 
-    def top_rows(self, trace: LayerTrace, method: Method, positions: Tensor) -> Tensor:
+    def top_rows(self, trace: AttentionTrace, method: Method, positions: Tensor) -> Tensor:
         """As `Backend.top_rows`."""
-        few = positions.shape[1] <= DIRECT_ROWS and trace.global_rows is None
+        few = positions.shape[1] <= DIRECT_ROWS and trace.global_tokens is None
         if few and method.stage is not None and method.mix != "ratio":
             return direct_rows(trace, method, method.stage, positions)
         return self.layer_map(trace, method).rows_at(positions)
 
-    def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:
+    def mixing_ratios(self, trace: AttentionTrace, stage: Stage) -> Tensor:
         """As `Backend.mixing_ratios`."""
         return by_rows(trace, lambda part: mixing_ratios(part, stage))
 
-    def residual_mismatch(self, trace: LayerTrace) -> Tensor:
+    def residual_mismatch(self, trace: AttentionTrace) -> Tensor:
         """As `Backend.residual_mismatch`."""
         return patched(trace)
 
@@ -68,7 +68,7 @@ class TorchBackend:
 class TorchLayer(_Blocks):
     """A layer's local map by the factor form, in PyTorch, on any device."""
 
-    def __init__(self, trace: LayerTrace, method: Method):
+    def __init__(self, trace: AttentionTrace, method: Method):
         self.method = method
         self.attention = attention_weights(trace)
         self.mask, self.tokens = trace.mask, trace.mask.shape[1]
@@ -125,7 +125,7 @@ def _finish(columns: Tensor, method: Method, own: slice | Tensor | None, real: T
     return columns.transpose(1, 2)
 
 
-def direct_rows(trace: LayerTrace, method: Method, stage: Stage, positions: Tensor) -> Tensor:
+def direct_rows(trace: AttentionTrace, method: Method, stage: Stage, positions: Tensor) -> Tensor:
     """Rows of a layer's map at positions [B, m] straight from (4)-(11): one matrix product a row, no factor.
 
     The cheaper way for a row or two, which is all that a position asks of the last layer.
@@ -145,7 +145,7 @@ def direct_rows(trace: LayerTrace, method: Method, stage: Stage, positions: Tens
     return _finish(columns, method, positions, take_tokens(trace.mask, positions), None)
 
 
-def mixing_ratios(trace: LayerTrace, stage: Stage) -> Tensor:
+def mixing_ratios(trace: AttentionTrace, stage: Stage) -> Tensor:
     """(8), (14): r_i of a stage, [B, n]; zero at padding."""
     factors = HeadFactors(trace, stage, with_mixed=True)
     parts = []

@@ -6,14 +6,15 @@ layer until the rollout are its queries, keys, log-sum-exps and factors: memory 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import globenc_kernels as kernels
 import torch
 from torch import Tensor, nn
 
-from ..capture import AttentionInputs, LayerTrace
+from ..capture import AttentionResult, AttentionTrace, ScoredAttention
 from ..encoders import LayerModules, norm_eps
 from ..methods import STAGES, Method, Stage
 from .completeness import rounding
@@ -24,120 +25,142 @@ from .torch_backend import TorchBackend
 from .weight_cache import kept
 
 
+@dataclass(frozen=True, kw_only=True)
+class KernelAttention(ScoredAttention):
+    """What the attention kernel leaves of a layer, for the texts' real tokens."""
+
+    output: kernels.AttentionOutput
+    tokens: kernels.TokenRanges
+
+
 class TritonBackend:
     """The kernels for one forward pass over texts with real tokens `mask` [B, n]; layers that they cannot take are
     PyTorch's, unless the kernels were asked for (`explicit`)."""
 
-    maps_before_feed_forward = False
+    maps_before_feed_forward = False  # one kernel reads what enters both LayerNorms
 
     def __init__(self, mask: Tensor, explicit: bool):
         self.torch = TorchBackend()
-        self.texts = {mask.device: kernels.TokenRanges(mask)}
-        self.first = self.texts[mask.device]
         self.explicit = explicit
+        self._first = kernels.TokenRanges(mask)
+        self._tokens = {mask.device: self._first}
+        self._scales: weakref.WeakKeyDictionary[AttentionTrace, kernels.LayerScales] = weakref.WeakKeyDictionary()
 
     def attention(
-        self, modules: LayerModules, hidden_states: Tensor, inputs: AttentionInputs
-    ) -> tuple[Tensor, FusedAttention] | None:
+        self, modules: LayerModules, hidden_states: Tensor, inputs: ScoredAttention
+    ) -> AttentionResult | None:
         """As `Backend.attention`.
 
         Raises:
             RuntimeError: backend "triton" was chosen and the kernels cannot take the layer.
         """
-        query, key, value, scaling = inputs.query, inputs.key, inputs.value, inputs.scaling
-        _, heads, n, head_dim = query.shape
-        hidden_size = modules.output_projection.weight.shape[0]
-        reason = kernels.unsupported_reason(value.dtype, heads, n, head_dim, hidden_size, scaling)
-        if reason is None and inputs.bias is not None:
-            reason = "positions add to its scores"
-        if reason is None and not query.shape == key.shape == value.shape:
-            reason = f"queries, keys and values differ in shape: {[list(t.shape) for t in (query, key, value)]}"
-        if reason is None and not query.dtype == key.dtype == value.dtype:
-            reason = f"queries, keys and values are {query.dtype}, {key.dtype}, {value.dtype}"
-        parameters = [modules.output_projection.weight, *(norm.weight for norm in modules.norms)]
-        if reason is None and any(t is not None and t.dtype == torch.float64 for t in (hidden_states, *parameters)):
-            reason = "a part of the layer is torch.float64"
-        if reason is not None:
-            if not self.explicit:
-                return None
+        reason = _unsupported_reason(modules, hidden_states, inputs)
+        if reason is not None and self.explicit:
             raise RuntimeError(f"backend='triton' cannot take this model: {reason}; use backend='torch' or 'auto'")
-        if query.device not in self.texts:
-            self.texts[query.device] = self.first.to(query.device)
-        texts = self.texts[query.device]
-        output = kernels.attention(query, key, value, texts, scaling, inputs.window)
-        return output.context, FusedAttention(output, texts)
+        if reason is not None:
+            return None
+        query, key, value = inputs.query, inputs.key, inputs.value
+        if query.device not in self._tokens:
+            self._tokens[query.device] = self._first.to(query.device)
+        tokens = self._tokens[query.device]
+        output = kernels.attention(query, key, value, tokens, inputs.scaling, inputs.window)
+        return AttentionResult(output.context, KernelAttention(**vars(inputs), output=output, tokens=tokens))
 
-    def layer_map(self, trace: LayerTrace, method: Method) -> LayerMap:
+    def layer_map(self, trace: AttentionTrace, method: Method) -> LayerMap:
         """As `Backend.layer_map`."""
-        return self.torch.layer_map(trace, method) if trace.attention is None else FusedLayer(trace, method)
+        layer = self._kernel_layer(trace)
+        return self.torch.layer_map(trace, method) if layer is None else KernelMap(layer, method)
 
-    def top_rows(self, trace: LayerTrace, method: Method, positions: Tensor) -> Tensor:
+    def top_rows(self, trace: AttentionTrace, method: Method, positions: Tensor) -> Tensor:
         """As `Backend.top_rows`."""
-        if trace.attention is None:
+        layer = self._kernel_layer(trace)
+        if layer is None:
             return self.torch.top_rows(trace, method, positions)
-        return FusedLayer(trace, method).rows_at(positions)
+        return KernelMap(layer, method).rows_at(positions)
 
-    def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:
+    def mixing_ratios(self, trace: AttentionTrace, stage: Stage) -> Tensor:
         """As `Backend.mixing_ratios`."""
-        if trace.attention is None:
-            return self.torch.mixing_ratios(trace, stage)
-        return trace.attention.mixing_ratios(trace, stage)
+        layer = self._kernel_layer(trace)
+        return self.torch.mixing_ratios(trace, stage) if layer is None else layer.mixing_ratios(stage)
 
-    def residual_mismatch(self, trace: LayerTrace) -> Tensor:
+    def residual_mismatch(self, trace: AttentionTrace) -> Tensor:
         """As `Backend.residual_mismatch`."""
-        if trace.attention is None:
+        layer = self._kernel_layer(trace)
+        if layer is None:
             return self.torch.residual_mismatch(trace)
-        return trace.attention.patched(trace)
+        return layer.scales.gap.amax() / rounding(trace.context.dtype, trace.context.device)
+
+    def _kernel_layer(self, trace: AttentionTrace) -> KernelLayer | None:
+        """The layer as the kernels know it; None where torch's attention ran."""
+        attention = trace.attention
+        if not isinstance(attention, KernelAttention):
+            return None
+        if trace not in self._scales:
+            self._scales[trace] = _layer_scales(trace, attention.tokens)
+        return KernelLayer(trace, attention, self._scales[trace])
 
 
-class FusedAttention:
-    """What the attention kernel left of a layer, and what is O(n d) of its map."""
+def _unsupported_reason(modules: LayerModules, hidden_states: Tensor, inputs: ScoredAttention) -> str | None:
+    """Why the kernels cannot take a layer; None where they can."""
+    query, key, value, scaling = inputs.query, inputs.key, inputs.value, inputs.scaling
+    _, heads, n, head_dim = query.shape
+    hidden_size = modules.output_projection.weight.shape[0]
+    reason = kernels.unsupported_reason(value.dtype, heads, n, head_dim, hidden_size, scaling)
+    if reason is None and inputs.bias is not None:
+        reason = "positions add to its scores"
+    if reason is None and not query.shape == key.shape == value.shape:
+        reason = f"queries, keys and values differ in shape: {[list(t.shape) for t in (query, key, value)]}"
+    if reason is None and not query.dtype == key.dtype == value.dtype:
+        reason = f"queries, keys and values are {query.dtype}, {key.dtype}, {value.dtype}"
+    parameters = [modules.output_projection.weight, *(norm.weight for norm in modules.norms)]
+    if reason is None and any(t is not None and t.dtype == torch.float64 for t in (hidden_states, *parameters)):
+        reason = "a part of the layer is torch.float64"
+    return reason
 
-    def __init__(self, output: kernels.AttentionOutput, texts: kernels.TokenRanges):
-        self.output, self.texts = output, texts
-        self.scales: kernels.LayerScales | None = None
 
-    def layer_scales(self, trace: LayerTrace) -> kernels.LayerScales:
-        """1 / s1, 1 / (s1 s2) and whether all that enters LayerNorm 1 is known."""
-        if self.scales is None:
-            modules, y1, y2 = trace.modules, trace.attention_norm_input, trace.output_norm_input
-            direction, projected = trace.probe
-            eps1, eps2 = (norm_eps(norm) for norm in modules.norms) if modules.norms else (1.0, 1.0)
-            self.scales = kernels.layer_scales(
-                trace.hidden_states,
-                (y1, y1 if y2 is None else y2),
-                (eps1, eps2),
-                trace.context,
-                (direction.float(), projected.float()),
-                modules.output_bias,
-                self.texts,
-            )
-        return self.scales
+def _layer_scales(trace: AttentionTrace, tokens: kernels.TokenRanges) -> kernels.LayerScales:
+    """1 / s1, 1 / (s1 s2) and whether all that enters LayerNorm 1 is known."""
+    modules = trace.modules
+    y1, y2 = trace.norm_inputs or (trace.attention_norm_input, trace.attention_norm_input)
+    direction, projected = trace.probe
+    eps1, eps2 = (norm_eps(norm) for norm in modules.norms) if modules.norms else (1.0, 1.0)
+    return kernels.layer_scales(
+        trace.hidden_states,
+        (y1, y2),
+        (eps1, eps2),
+        trace.context,
+        (direction.float(), projected.float()),
+        modules.output_bias,
+        tokens,
+    )
 
-    def patched(self, trace: LayerTrace) -> Tensor:
-        """As `completeness.patched`."""
-        return self.layer_scales(trace).gap.amax() / rounding(trace.context.dtype, trace.context.device)
 
-    def row_scale(self, trace: LayerTrace, stage: Stage) -> Tensor:
+@dataclass(frozen=True)
+class KernelLayer:
+    """A layer whose attention the kernel ran, and what is O(n d) of its map."""
+
+    trace: AttentionTrace
+    attention: KernelAttention
+    scales: kernels.LayerScales
+
+    def row_scale(self, stage: Stage) -> Tensor:
         """1 / (s1_i s2_i) as far as the stage goes, [B, n]."""
-        scales = self.layer_scales(trace)
-        norms = min(stage.norms, len(trace.modules.norms))
-        return (torch.ones_like(scales.scale1), scales.scale1, scales.scale2)[norms]
+        norms = min(stage.norms, len(self.trace.modules.norms))
+        return (torch.ones_like(self.scales.scale1), self.scales.scale1, self.scales.scale2)[norms]
 
-    def norms(
-        self, trace: LayerTrace, stage: Stage, context: Tensor, residual: bool, scale: Tensor | None = None
-    ) -> Tensor:
+    def norms(self, stage: Stage, context: Tensor, residual: bool, scale: Tensor | None = None) -> Tensor:
         """scale ||M (W_O context + x)|| of every token, [B, n]."""
-        weight = trace.modules.output_weight.to(context.dtype)
-        mixed = nn.functional.linear(context.flatten(2), weight)
-        gammas = tuple(norm_weight(norm, trace.probe[0]).float() for norm in trace.modules.norms[: stage.norms])
-        return kernels.stage_norms(mixed, trace.hidden_states if residual else None, gammas, scale)
+        modules = self.trace.modules
+        mixed = nn.functional.linear(context.flatten(2), modules.output_weight.to(context.dtype))
+        gammas = tuple(norm_weight(norm, self.trace.probe[0]).float() for norm in modules.norms[: stage.norms])
+        return kernels.stage_norms(mixed, self.trace.hidden_states if residual else None, gammas, scale)
 
-    def mixing_ratios(self, trace: LayerTrace, stage: Stage) -> Tensor:
+    def mixing_ratios(self, stage: Stage) -> Tensor:
         """(8), (14): r_i of a stage, [B, n]; zero at padding."""
-        own = self.norms(trace, stage, self.output.own_context, stage.residual)
-        others = self.norms(trace, stage, self.output.context - self.output.own_context, residual=False)
-        return _divide(others, others + own) * trace.mask
+        output = self.attention.output
+        own = self.norms(stage, output.own_context, stage.residual)
+        others = self.norms(stage, output.context - output.own_context, residual=False)
+        return _divide(others, others + own) * self.trace.mask
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
@@ -145,16 +168,14 @@ def _divide(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b == 0, 0, a / b)
 
 
-class FusedLayer:
+class KernelMap:
     """A layer's local map by the kernels."""
 
-    def __init__(self, trace: LayerTrace, method: Method):
-        attention: FusedAttention = trace.attention
-        assert trace.query is not None
-        assert trace.key is not None
-        stage, factors = method.stage, None
+    def __init__(self, layer: KernelLayer, method: Method):
+        trace, attention, stage, factors = layer.trace, layer.attention, method.stage, None
+        output, tokens = attention.output, attention.tokens
         if stage is None:
-            row_scale, diagonal = trace.mask.float(), attention.output.own_weight.mean(1)
+            row_scale, diagonal = trace.mask.float(), output.own_weight.mean(1)
         else:
             heads, dtype = trace.value.shape[1], trace.value.dtype
 
@@ -162,26 +183,26 @@ class FusedLayer:
                 return kernels.gram_weight(stage_product(trace, stage), heads, dtype)
 
             weight = kept(trace, stage, (stage.name, heads, dtype, "gram"), make)
-            factors = kernels.head_factors(trace.value, weight, attention.texts)
-            row_scale = attention.row_scale(trace, stage)
-            diagonal = attention.norms(trace, stage, attention.output.own_context, stage.residual, row_scale)
+            factors = kernels.head_factors(trace.value, weight, tokens)
+            row_scale = layer.row_scale(stage)
+            diagonal = layer.norms(stage, output.own_context, stage.residual, row_scale)
         self.map = kernels.LocalMap(
-            trace.query,
-            trace.key,
-            trace.scaling,
-            attention.output.log_sum_exp,
+            attention.query,
+            attention.key,
+            attention.scaling,
+            output.log_sum_exp,
             factors,
             row_scale,
             diagonal,
-            attention.texts,
-            trace.window,
+            tokens,
+            attention.window,
         )
         if method.normalize:
             self.map = self._normalized()
         if method.mix == "half":
             self.map = replace(self.map, row_scale=0.5 * self.map.row_scale, diagonal=0.5 * (self.map.diagonal + 1))
         elif method.mix == "ratio":
-            ratio = attention.mixing_ratios(trace, STAGES["N-Enc"])
+            ratio = layer.mixing_ratios(STAGES["N-Enc"])
             others = kernels.row_sums(replace(self.map, diagonal=torch.zeros_like(diagonal)))
             # a row that is all diagonal has nothing to renormalise and stays 1 on the diagonal
             ratio = torch.where(others == 0, 0, ratio)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..capture import LayerTrace
+from ..capture import AttentionTrace
 from ..encoders import LayerModules
 from ..methods import Stage
 from .layer_norms import norm_weight
@@ -17,7 +17,7 @@ from .layer_norms import norm_weight
 _kept: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
 
 
-def kept(trace: LayerTrace, stage: Stage, key: Hashable, make: Callable[[], Any]) -> Any:
+def kept(trace: AttentionTrace, stage: Stage, key: Hashable, make: Callable[[], Any]) -> Any:
     """make(), kept under `key` while the layer's output projection and the stage's LayerNorm weights stay the same.
 
     The same means: neither a version counter nor, because writes through `.data` pass those by, the weights' product

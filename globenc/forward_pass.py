@@ -1,0 +1,179 @@
+"""One checked forward pass: a model's layers, as the backend sees them, to whoever reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .answers import by_name, returning_tuples
+from .capture import AttentionTrace, LayerConsumer, LayerEnd, LayerTrace, capture
+from .contributions.backend import choose_backend
+from .contributions.weight_cache import forget
+from .encoders import Encoder
+from .inputs import check_inputs
+from .methods import Method, Stage, get_method, get_stage
+from .model_state import Loan, precise
+from .rollouts import Position
+
+T = TypeVar("T")
+
+
+class ForwardPass:
+    """A model and its inputs, checked and ready for one forward pass.
+
+    Attributes:
+        encoder: the model.
+        mask: the real tokens of its inputs, [B, n].
+        backend: what makes maps of its layers.
+        mismatches: of each layer that was read, a scalar tensor; see `Backend.residual_mismatch`.
+        doubts: of the layers that were read; see `AttentionTrace`.
+    """
+
+    def __init__(self, model: nn.Module, inputs: dict[str, Any], backend: str = "torch"):
+        self.encoder = Encoder.of(model)
+        self.inputs = by_name(self.encoder.model, inputs)
+        self.mask = check_inputs(self.encoder, inputs)
+        self.backend = choose_backend(backend, self.mask, self.encoder.layers)
+        self.mismatches: list[Tensor] = []
+        self.doubts: list[Tensor] = []
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the scores: float64 for float64 models, float32 for all others."""
+        return torch.float64 if self.encoder.model.dtype == torch.float64 else torch.float32
+
+    def method(self, name: str) -> Method:
+        """The method of that name.
+
+        Raises:
+            ValueError: there is none, or it has no meaning for the model's family.
+        """
+        method = get_method(name)
+        self._check_stage(method.stage)
+        return method
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name; raises as `method`."""
+        stage = get_stage(name)
+        self._check_stage(stage)
+        return stage
+
+    def _check_stage(self, stage: Stage | None) -> None:
+        family = self.encoder.family
+        if family.pre_norm and stage is not None and stage.norms == 1:
+            raise ValueError(
+                f"method {stage.name!r} has no meaning for {family.model_type!r}: no LayerNorm follows its "
+                "residual sums (pre-LN); N-Enc and N-Res are what a token adds to the residual stream"
+            )
+
+    def check_position(self, position: Position) -> None:
+        """Raises ValueError where a named position does not exist in the family."""
+        family = self.encoder.family
+        if isinstance(position, str) and position == "cls" and not family.has_cls:
+            raise ValueError(
+                f"position 'cls' has no meaning for {family.model_type!r}: no token of it stands for the whole; "
+                "use position='mean', or a number"
+            )
+
+    def run(self, consumer: LayerConsumer) -> Any:
+        """Show every layer to `consumer`, which calls `check` on each, and return the model's output."""
+        self.mismatches, self.doubts = [], []
+        model, prepare = self.encoder.model, self.encoder.family.prepare
+        consumer = _InFullPrecision(consumer, self.mask.device)
+
+        def captured() -> Any:
+            with returning_tuples(model):
+                return capture(self.encoder, self.inputs, self.mask, consumer, self.backend.attention)
+
+        if prepare is None:
+            return captured()
+        loan, base_model = Loan(), model.base_model
+
+        def prepared() -> Any:
+            loan.one_at_a_time(base_model)
+            change = prepare(base_model, self.mask.shape[1])
+            if change is not None:
+                loan.change(*change)
+            self.encoder = Encoder.of(model)
+            return captured()
+
+        return loan.run(prepared)
+
+    def check(self, trace: AttentionTrace) -> None:
+        """Note of a layer what `with_fresh_weights` and `check_residuals` look at when all the work is on its way."""
+        self.mismatches.append(self.backend.residual_mismatch(trace).to(self.mask.device))
+        self.doubts.extend(doubt.to(self.mask.device) for doubt in trace.doubts)
+
+    def with_fresh_weights(self, compute: Callable[[], T]) -> T:
+        """compute(), which calls `run`; again where something kept from earlier calls was of other weights.
+
+        Raises:
+            RuntimeError: the weights do not stand still.
+            torch.OutOfMemoryError: the device's memory is too small; the message says what to lower.
+        """
+        try:
+            for _ in range(3):
+                result = Loan().run(compute)
+                if not self.doubts or not bool(torch.stack(self.doubts).any()):
+                    return result
+                for layer in self.encoder.layers:
+                    forget(layer)
+        except torch.OutOfMemoryError as error:
+            batch, n = self.mask.shape
+            raise torch.OutOfMemoryError(
+                f"out of memory on {self.mask.device} with {batch} texts of {n} tokens: take fewer texts at once, cut "
+                "them shorter, load the model in half precision (dtype=torch.bfloat16), and ask for position='all', "
+                f"maps and backend='reference' only where n x n numbers fit; {str(error).splitlines()[0]}"
+            ) from error
+        raise RuntimeError("the model's weights change during the call: attribute when they stand still")
+
+    def check_residuals(self) -> None:
+        """Whether the parts are those of the layers' outputs.
+
+        Raises:
+            ValueError: something of the caller's changes what flows from the attention to the first LayerNorm.
+        """
+        wrong = torch.stack(self.mismatches) > 1
+        if bool(wrong.any()):
+            raise ValueError(
+                f"layer {int(wrong.nonzero()[0])}: what enters the first LayerNorm is not the residual plus the "
+                "output projection of the attention; a hook or a replaced forward changes it in between (remove it, or "
+                "patch the value vectors or the layer's input instead), or the encoder family's names are wrong; "
+                "completeness_gap shows by how much"
+            )
+
+
+class WholeLayers:
+    """A consumer that reads each layer when it is complete, and checks it."""
+
+    def __init__(self, forward_pass: ForwardPass, read: Callable[[LayerTrace], None]):
+        self.forward_pass, self.read = forward_pass, read
+        self._incomplete: dict[int, AttentionTrace] = {}
+
+    def attention_done(self, index: int, trace: AttentionTrace) -> None:
+        """As `LayerConsumer`."""
+        self._incomplete[index] = trace
+
+    def layer_done(self, index: int, end: LayerEnd) -> None:
+        """As `LayerConsumer`."""
+        trace = self._incomplete.pop(index).completed(end)
+        self.read(trace)
+        self.forward_pass.check(trace)
+
+
+class _InFullPrecision:
+    """A consumer whose numbers keep their own precision, whatever the caller's autocast and TF32 settings say."""
+
+    def __init__(self, consumer: LayerConsumer, device: torch.device):
+        self.consumer, self.device = consumer, device
+
+    def attention_done(self, index: int, trace: AttentionTrace) -> None:
+        with precise(self.device):
+            self.consumer.attention_done(index, trace)
+
+    def layer_done(self, index: int, end: LayerEnd) -> None:
+        with precise(self.device):
+            self.consumer.layer_done(index, end)
