@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from ..capture import AttentionTrace
 from ..methods import Stage
-from .layer_map import Keys, is_off_diagonal, read_diagonal, rows_among_keys, take_tokens
+from .layer_map import (
+    Keys,
+    divide,
+    is_off_diagonal,
+    read_diagonal,
+    rows_among_keys,
+    take_tokens,
+    write_diagonal,
+)
 from .layer_norms import apply_stage, row_scale_of, working_dtype
 from .weight_cache import kept
 
@@ -16,54 +26,104 @@ CANCELLATION = 2.0  # of a squared sum of vectors, against independent ones: bey
 JITTER = 16 * torch.finfo(torch.float64).eps  # times the number of vectors; keeps rank-deficient Grams factorable
 
 
+@dataclass(frozen=True)
+class Projection:
+    """A vector of every token, in the coordinates of its head vectors.
+
+    Attributes:
+        along: the part in their span, [B, n, H].
+        outside: the norm of what is outside it, [B, n].
+    """
+
+    along: Tensor
+    outside: Tensor
+
+    def at(self, rows: slice | Tensor) -> Projection:
+        """Of some tokens; see `take_tokens`."""
+        return Projection(take_tokens(self.along, rows), take_tokens(self.outside, rows))
+
+    def norm(self) -> Tensor:
+        """[B, n]; works in place."""
+        return self.along.square_().sum(-1).add_(self.outside.square()).sqrt_()
+
+
 class HeadFactors:
-    """What is left of a layer's vectors for one stage.
+    """R_j of every token for one stage: the norms of its contributions, up to the row scale.
 
     Attributes:
         heads: the factor over the heads, [B * n, H, H].
-        extra: M x (with a residual) and M z (`with_mixed`) in the same coordinates, [B, n, H] each, with the norm of
-            what is outside them, [B, n].
+        residual: M x; None where the stage has no residual.
         row_scale: 1 / (s1_i s2_i), zero at padding, [B, n].
     """
 
-    def __init__(self, trace: AttentionTrace, stage: Stage, with_mixed: bool):
-        batch, heads, n, _ = trace.value.shape
-        vectors = HeadVectors(trace, stage, with_mixed)
-        factor = _triangular_factors(vectors, exact=with_mixed)
-        self.heads = factor[:, :heads, :heads]
-        self.extra = [
-            (
-                factor[:, :heads, k].view(batch, n, heads),
-                factor[:, heads : k + 1, k].square().sum(-1).sqrt_().view(batch, n),
-            )
-            for k in range(heads, vectors.count)
-        ]
+    def __init__(self, trace: AttentionTrace, stage: Stage):
+        vectors = HeadVectors(trace, stage)
+        self.heads, projections = _factors(trace, vectors, exact=False)
+        self.residual = projections[0] if stage.residual else None
         self.row_scale = row_scale_of(trace, stage) / vectors.scale
-        self.residual = stage.residual
 
-    def norms(self, alpha: Tensor, rows: slice | Tensor, keys: Keys) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Of a block alpha [H, B, keys, q], up to the row scale: ||c_ij|| [B, keys, q], ||c_ii|| [B, q], and
-        ||sum_{j!=i} c_ij|| [B, q] or None; only the first of a block apart from the diagonal.
-        """
-        heads, batch, n, count = alpha.shape
-        factors = self.heads.view(batch, -1, heads, heads)[:, keys].reshape(batch * n, heads, heads)
-        inside = torch.bmm(factors, alpha.reshape(heads, batch * n, count).transpose(0, 1))  # R_j alpha_ij
+    def norms(self, alpha: Tensor, rows: slice | Tensor, keys: Keys) -> Tensor:
+        """||c_ij|| of a block alpha [H, B, keys, q], up to the row scale, [B, keys, q]; c_ii is taken directly."""
+        _, batch, n, count = alpha.shape
+        inside = _coordinates(self.heads, alpha, keys)
         if is_off_diagonal(rows, keys):
-            return inside.square_().sum(1).sqrt_().view(batch, n, count), None, None
-        own_inside = read_diagonal(
-            inside.view(batch, n, heads, count).transpose(1, 2), rows_among_keys(rows, keys)
-        ).transpose(1, 2)
-        extra = [(take_tokens(along, rows), take_tokens(outside, rows)) for along, outside in self.extra]
-        if self.residual:
-            along, outside = extra[0]
-            own = (own_inside + along).square_().sum(-1).add_(outside.square()).sqrt_()
-        else:
-            own = own_inside.norm(dim=-1)
-        others = None
-        if len(extra) > self.residual:
-            along, outside = extra[-1]
-            others = (along - own_inside).square_().sum(-1).add_(outside.square()).sqrt_()
-        return inside.square_().sum(1).sqrt_().view(batch, n, count), own, others
+            return inside.square_().sum(1).sqrt_().view(batch, n, count)
+        diagonal = _diagonal_norms(_diagonal_of(inside, batch, rows, keys), self.residual, rows)
+        columns = inside.square_().sum(1).sqrt_().view(batch, n, count)
+        write_diagonal(columns, rows_among_keys(rows, keys), diagonal)
+        return columns
+
+
+class MixingFactors:
+    """R_j of every token for one stage, with M z of the attention block's output: the stage's mixing ratios."""
+
+    def __init__(self, trace: AttentionTrace, stage: Stage):
+        self.heads, projections = _factors(trace, HeadVectors(trace, stage, with_mixed=True), exact=True)
+        self.residual = projections[0] if stage.residual else None
+        self.mixed = projections[-1]
+
+    def ratios(self, alpha: Tensor, rows: slice | Tensor, keys: Keys) -> Tensor:
+        """(8), (14): r_i of the queries of a block alpha [H, B, keys, q] that holds their whole rows, [B, q]."""
+        diagonal = _diagonal_of(_coordinates(self.heads, alpha, keys), alpha.shape[1], rows, keys)
+        alone = _diagonal_norms(diagonal, self.residual, rows)
+        mixed = self.mixed.at(rows)
+        others = Projection(mixed.along - diagonal, mixed.outside).norm()
+        return divide(others, others + alone)
+
+
+def _factors(trace: AttentionTrace, vectors: HeadVectors, exact: bool) -> tuple[Tensor, list[Projection]]:
+    """The factor over the heads, [B * n, H, H], and the other vectors in the same coordinates."""
+    batch, heads, n, _ = trace.value.shape
+    factor = _triangular_factors(vectors, exact)
+    projections = [
+        Projection(
+            factor[:, :heads, k].view(batch, n, heads),
+            factor[:, heads : k + 1, k].square().sum(-1).sqrt_().view(batch, n),
+        )
+        for k in range(heads, vectors.count)
+    ]
+    return factor[:, :heads, :heads], projections
+
+
+def _coordinates(factors: Tensor, alpha: Tensor, keys: Keys) -> Tensor:
+    """R_j alpha_ij of a block alpha [H, B, keys, q], [B * keys, H, q]."""
+    heads, batch, n, count = alpha.shape
+    some = factors.view(batch, -1, heads, heads)[:, keys].reshape(batch * n, heads, heads)
+    return torch.bmm(some, alpha.reshape(heads, batch * n, count).transpose(0, 1))
+
+
+def _diagonal_of(inside: Tensor, batch: int, rows: slice | Tensor, keys: Keys) -> Tensor:
+    """R_i alpha_ii of a block [B * keys, H, q], [B, q, H]."""
+    columns = inside.view(batch, -1, *inside.shape[1:]).transpose(1, 2)
+    return read_diagonal(columns, rows_among_keys(rows, keys)).transpose(1, 2)
+
+
+def _diagonal_norms(diagonal: Tensor, residual: Projection | None, rows: slice | Tensor) -> Tensor:
+    """||c_ii||, [B, q], from R_i alpha_ii, [B, q, H]."""
+    if residual is None:
+        return diagonal.norm(dim=-1)
+    x = residual.at(rows)
+    return Projection(diagonal + x.along, x.outside).norm()
 
 
 class HeadVectors:

@@ -1,4 +1,15 @@
-"""A layer's local map in blocks of rows, stored as a matrix, or put together of two."""
+"""A layer's local map A, [B, n, n]: in blocks of queries, stored as a matrix, or put together of two maps.
+
+A row of A is a query i, a column a key j; padded ones are zero. Blocks are computed with keys in front, because the
+attention weights of a key, times its factor, are one matrix product:
+
+    alpha, one number a head         columns, one number a pair        a block of A
+    [H, B, keys, queries]      ->    [B, keys, queries]          ->    [B, queries, keys], a transposed view
+    attention_weights.py             head_factors.py                   torch_backend.py
+
+So the diagonal of A is where a block's queries are among its keys, and dividing a row of A by its sum divides a column
+of `columns` by its own.
+"""
 
 from __future__ import annotations
 
@@ -33,39 +44,42 @@ class LayerMap(RolloutLayer, Protocol):
     def tokens(self) -> int:
         """n."""
 
-    def blocks(self, whole_rows: bool = False) -> Iterator[tuple[slice, Keys, Tensor]]:
-        """(rows, keys, that part of the map, [B, rows, keys]); together they are all of it that is not zero.
+    @property
+    def device(self) -> torch.device:
+        """Where the map is made."""
 
-        `whole_rows`: each block holds all that its rows have, and rows come in order.
+    def blocks(self, whole_rows: bool = False) -> Iterator[tuple[slice, Keys, Tensor]]:
+        """(queries, keys, that part of the map, [B, queries, keys]); together they are all of it that is not zero.
+
+        A block belongs to the map: who receives it reads it, and writes into a copy. `whole_rows`: each block holds all
+        that its rows have, and rows come in order.
         """
 
     def rows_at(self, positions: Tensor) -> Tensor:
         """The rows of these queries, [B, m, n] for positions [B, m]."""
 
 
-class _Blocks:
+class ByBlocks:
     """Rows through a layer whose map comes in blocks: each is consumed as it comes, nothing of size n x n is stored."""
 
     def through(self: LayerMap, rows: Tensor, row_normalize: bool) -> Tensor:
-        result = None
-        for block, keys, tile in self.blocks(row_normalize):
+        rows = rows.to(self.device)
+        result = torch.zeros_like(rows)
+        for queries, keys, block in self.blocks(row_normalize):
             if row_normalize:
-                tile = normalize_rows(tile)
-            rows = rows.to(tile.device)
-            result = torch.zeros_like(rows) if result is None else result
+                block = normalize_rows(block)
             if isinstance(keys, slice):
-                result[:, :, keys].baddbmm_(rows[:, :, block], tile)
+                result[:, :, keys].baddbmm_(rows[:, :, queries], block)
             else:
-                result.index_add_(2, keys, torch.bmm(rows[:, :, block], tile))
-        assert result is not None
+                result.index_add_(2, keys, torch.bmm(rows[:, :, queries], block))
         return result
 
 
-class StoredLayer(_Blocks):
-    """A layer's local map as a matrix, [B, n, n]."""
+class StoredLayer(ByBlocks):
+    """A layer's local map as a matrix, [B, n, n], which it takes over: `scale_rows` writes into it."""
 
     def __init__(self, local_map: Tensor):
-        self.map, self.tokens = local_map, local_map.shape[1]
+        self.map, self.tokens, self.device = local_map, local_map.shape[1], local_map.device
 
     def blocks(self, whole_rows: bool = False) -> Iterator[tuple[slice, Keys, Tensor]]:
         every = slice(0, self.tokens)
@@ -78,7 +92,7 @@ class StoredLayer(_Blocks):
         self.map.mul_(scale[:, :, None])
 
 
-class MixedLayer(_Blocks):
+class MixedLayer(ByBlocks):
     """A layer whose tokens with global attention have rows of their own, made of other queries, keys and values.
 
     Args:
@@ -88,7 +102,8 @@ class MixedLayer(_Blocks):
     """
 
     def __init__(self, local: LayerMap, rows: LayerMap, where: Tensor):
-        self.local, self.rows, self.where, self.tokens = local, rows, where, where.shape[1]
+        self.local, self.rows, self.where = local, rows, where
+        self.tokens, self.device = where.shape[1], where.device
         self.most = int(where.sum(1).max())
 
     def _positions(self) -> tuple[Tensor, Tensor]:
@@ -97,7 +112,7 @@ class MixedLayer(_Blocks):
         return order, self.where.gather(1, order)
 
     def blocks(self, whole_rows: bool = False) -> Iterator[tuple[slice, Keys, Tensor]]:
-        every, local = slice(0, self.tokens), whole(self.local)
+        every, local = slice(0, self.tokens), whole(self.local).clone()
         positions, there = self._positions()
         texts, k = there.nonzero(as_tuple=True)
         local[texts, positions[texts, k]] = self.rows.rows_at(positions)[texts, k]
@@ -113,22 +128,23 @@ class MixedLayer(_Blocks):
 
     def through(self, rows: Tensor, row_normalize: bool) -> Tensor:
         positions, there = self._positions()
-        own = self.rows.rows_at(positions)
-        own = normalize_rows(own) if row_normalize else own
+        global_rows = self.rows.rows_at(positions)
+        global_rows = normalize_rows(global_rows) if row_normalize else global_rows
         weights = rows.gather(2, positions[:, None].expand(-1, rows.shape[1], -1)) * there[:, None]
         local = self.local.through(rows.masked_fill(self.where[:, None], 0), row_normalize)
-        return torch.baddbmm(local, weights, own)
+        return torch.baddbmm(local, weights, global_rows)
 
 
 def whole(layer: LayerMap) -> Tensor:
-    """A local map as a matrix, [B, n, n]."""
-    n, local = layer.tokens, None
-    for rows, keys, tile in layer.blocks():
-        if tile.shape[1:] == (n, n):
-            return tile
-        local = tile.new_zeros(len(tile), n, n) if local is None else local
-        local[:, rows, keys] = tile
-    assert local is not None
+    """A local map as a matrix, [B, n, n]; read-only, as blocks are."""
+    n, blocks = layer.tokens, layer.blocks()
+    rows, keys, block = next(blocks)
+    if block.shape[1:] == (n, n):
+        return block
+    local = block.new_zeros(len(block), n, n)
+    local[:, rows, keys] = block
+    for rows, keys, block in blocks:
+        local[:, rows, keys] = block
     return local
 
 

@@ -12,13 +12,13 @@ from ..encoders import LayerModules
 from ..methods import STAGES, Method, Stage
 from .attention_weights import attention_weights
 from .completeness import patched
-from .head_factors import HeadFactors, HeadVectors
+from .head_factors import HeadFactors, HeadVectors, MixingFactors
 from .layer_map import (
+    ByBlocks,
     Keys,
     LayerMap,
     MixedLayer,
     StoredLayer,
-    _Blocks,
     by_rows,
     divide,
     is_off_diagonal,
@@ -65,64 +65,65 @@ class TorchBackend:
         return patched(trace)
 
 
-class TorchLayer(_Blocks):
-    """A layer's local map by the factor form, in PyTorch, on any device."""
+class TorchLayer(ByBlocks):
+    """A layer's local map by the factor form, or by the mean of its attention weights."""
 
     def __init__(self, trace: AttentionTrace, method: Method):
         self.method = method
         self.attention = attention_weights(trace)
-        self.mask, self.tokens = trace.mask, trace.mask.shape[1]
-        stage = STAGES["N-Enc"] if method.mix == "ratio" else method.stage
-        self.factors = None if stage is None else HeadFactors(trace, stage, with_mixed=method.mix == "ratio")
+        self.mask, self.tokens, self.device = trace.mask, trace.mask.shape[1], trace.mask.device
+        self.factors = None if method.stage is None else HeadFactors(trace, method.stage)
+        self.mixing = MixingFactors(trace, STAGES["N-Enc"]) if method.mix == "ratio" else None
+        self.row_scale = trace.mask if self.factors is None else self.factors.row_scale
 
     def _rows(self, alpha: Tensor, rows: slice | Tensor, keys: Keys) -> Tensor:
-        real, place = take_tokens(self.mask, rows), None if is_off_diagonal(rows, keys) else rows_among_keys(rows, keys)
-        ratio = columns = None
-        if self.factors is not None:
-            columns, own, others = self.factors.norms(alpha, rows, keys)
-            if own is not None and place is not None:
-                ratio = None if others is None else divide(others, others + own)
-                write_diagonal(columns, place, own)
-            columns.mul_(take_tokens(self.factors.row_scale, rows)[:, None])
-        if self.method.stage is None or columns is None:
-            columns = alpha.mean(0).mul_(real[:, None])
-        return _finish(columns, self.method, place, real, ratio)
+        """The rows of a block alpha [H, B, keys, q], [B, q, keys]."""
+        columns = alpha.mean(0) if self.factors is None else self.factors.norms(alpha, rows, keys)
+        columns.mul_(take_tokens(self.row_scale, rows)[:, None])
+        is_token = take_tokens(self.mask, rows).to(columns.dtype)
+        if self.mixing is not None:
+            mix_by_ratio(columns, rows_among_keys(rows, keys), is_token, self.mixing.ratios(alpha, rows, keys))
+        else:
+            diagonal = None if is_off_diagonal(rows, keys) else rows_among_keys(rows, keys)
+            normalize_and_mix(columns, self.method, diagonal, is_token)
+        return columns.transpose(1, 2)
 
     def blocks(self, whole_rows: bool = False) -> Iterator[tuple[slice, Keys, Tensor]]:
-        whole_rows = whole_rows or self.method.normalize or self.method.mix == "ratio"
+        whole_rows = whole_rows or self.method.normalize or self.mixing is not None
         for rows, keys, alpha in self.attention.blocks(whole_rows):
             yield rows, keys, self._rows(alpha, rows, keys)
 
     def rows_at(self, positions: Tensor) -> Tensor:
-        return self._rows(self.attention.at(positions), positions, slice(0, self.mask.shape[1]))
+        return self._rows(self.attention.at(positions), positions, slice(0, self.tokens))
 
     def scale_rows(self, scale: Tensor) -> None:
-        assert self.factors is not None
-        self.factors.row_scale = self.factors.row_scale * scale
+        self.row_scale = self.row_scale * scale
 
 
-def _finish(columns: Tensor, method: Method, own: slice | Tensor | None, real: Tensor, ratio: Tensor | None) -> Tensor:
-    """A method's last step: normalise the rows of a block [B, keys, q] (rows stand in columns here) and mix them with
-    the identity; padded queries become zero. Works in place. `own`: where the queries stand among the keys, None for
-    nowhere. real, ratio: [B, q]. Returns the rows, [B, q, keys].
+def normalize_and_mix(columns: Tensor, method: Method, diagonal: slice | Tensor | None, is_token: Tensor) -> None:
+    """Divide the rows of a block [B, keys, q] by their sums and mix them half and half with the identity (13), (16), if
+    the method says so; in place.
+
+    `diagonal`: where the queries are among the keys; None for a block off the diagonal. is_token: 0 at padded queries,
+    [B, q].
     """
-    real = real.to(columns.dtype)
     if method.normalize:
-        columns.mul_(divide(real, columns.sum(1))[:, None])
+        columns.mul_(divide(is_token, columns.sum(1))[:, None])
     if method.mix == "half":
         columns.mul_(0.5)
-        if own is not None:
-            write_diagonal(columns, own, read_diagonal(columns, own) + 0.5 * real)
-    elif method.mix == "ratio":
-        assert ratio is not None
-        assert own is not None
-        write_diagonal(columns, own, torch.zeros_like(real))
-        total = columns.sum(1)
-        # a row that is all diagonal has nothing to renormalise and stays 1 on the diagonal
-        ratio = torch.where(total > 0, ratio, 0)
-        columns.mul_(divide(ratio * real, total)[:, None])
-        write_diagonal(columns, own, (1 - ratio) * real)
-    return columns.transpose(1, 2)
+        if diagonal is not None:
+            write_diagonal(columns, diagonal, read_diagonal(columns, diagonal) + 0.5 * is_token)
+
+
+def mix_by_ratio(columns: Tensor, diagonal: slice | Tensor, is_token: Tensor, ratio: Tensor) -> None:
+    """Mix the rows of a block [B, keys, q], which holds them whole, with the identity by their ratio [B, q] (15); in
+    place."""
+    write_diagonal(columns, diagonal, torch.zeros_like(is_token))
+    total = columns.sum(1)
+    # a row that is all diagonal has nothing to renormalise and stays 1 on the diagonal
+    ratio = torch.where(total > 0, ratio, 0)
+    columns.mul_(divide(ratio * is_token, total)[:, None])
+    write_diagonal(columns, diagonal, (1 - ratio) * is_token)
 
 
 def direct_rows(trace: AttentionTrace, method: Method, stage: Stage, positions: Tensor) -> Tensor:
@@ -137,21 +138,17 @@ def direct_rows(trace: AttentionTrace, method: Method, stage: Stage, positions: 
     for m in range(count):
         weights = alpha[..., m].reshape(heads, batch * n).T[..., None]
         vectors = (parts.value.transpose(0, 1) * weights).flatten(1) @ parts.weight  # [B * n, d]
-        own = torch.arange(batch, device=alpha.device) * n + positions[:, m]
+        asked = torch.arange(batch, device=alpha.device) * n + positions[:, m]
         for residual in parts.extra:
-            vectors[own] += residual[own]
+            vectors[asked] += residual[asked]
         norms.append(vectors.norm(dim=-1).view(batch, n))
-    columns = torch.stack(norms, -1).mul_(take_tokens(row_scale_of(trace, stage) / parts.scale, positions)[:, None])
-    return _finish(columns, method, positions, take_tokens(trace.mask, positions), None)
+    columns = torch.stack(norms, -1)
+    columns.mul_(take_tokens(row_scale_of(trace, stage) / parts.scale, positions)[:, None])
+    normalize_and_mix(columns, method, positions, take_tokens(trace.mask, positions).to(columns.dtype))
+    return columns.transpose(1, 2)
 
 
 def mixing_ratios(trace: AttentionTrace, stage: Stage) -> Tensor:
     """(8), (14): r_i of a stage, [B, n]; zero at padding."""
-    factors = HeadFactors(trace, stage, with_mixed=True)
-    parts = []
-    for rows, keys, alpha in attention_weights(trace).blocks(whole_rows=True):
-        _, own, others = factors.norms(alpha, rows, keys)
-        assert own is not None
-        assert others is not None
-        parts.append(divide(others, others + own))
-    return torch.cat(parts, -1) * trace.mask
+    factors, blocks = MixingFactors(trace, stage), attention_weights(trace).blocks(whole_rows=True)
+    return torch.cat([factors.ratios(alpha, rows, keys) for rows, keys, alpha in blocks], -1) * trace.mask

@@ -213,6 +213,11 @@ class KernelMap:
         """n."""
         return self.map.tokens.shape[1]
 
+    @property
+    def device(self) -> torch.device:
+        """As `LayerMap.device`."""
+        return self.map.query.device
+
     def _normalized(self) -> kernels.LocalMap:
         """The map with its rows divided by their sums."""
         total = kernels.row_sums(self.map)
