@@ -29,7 +29,7 @@ class ForwardPass:
         mask: the real tokens of its inputs, [B, n].
         backend: what makes maps of its layers.
         mismatches: of each layer that was read, a scalar tensor; see `Backend.residual_mismatch`.
-        doubts: of the layers that were read; see `AttentionTrace`.
+        stale_cache_flags: of the layers that were read; see `AttentionTrace`.
     """
 
     def __init__(self, model: nn.Module, inputs: dict[str, Any], backend: str = "torch"):
@@ -38,7 +38,7 @@ class ForwardPass:
         self.mask = check_inputs(self.encoder, inputs)
         self.backend = choose_backend(backend, self.mask, self.encoder.layers)
         self.mismatches: list[Tensor] = []
-        self.doubts: list[Tensor] = []
+        self.stale_cache_flags: list[Tensor] = []
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,7 +80,7 @@ class ForwardPass:
 
     def run(self, consumer: LayerConsumer) -> Any:
         """Show every layer to `consumer`, which calls `check` on each, and return the model's output."""
-        self.mismatches, self.doubts = [], []
+        self.mismatches, self.stale_cache_flags = [], []
         model, prepare = self.encoder.model, self.encoder.family.prepare
         consumer = _InFullPrecision(consumer, self.mask.device)
 
@@ -105,7 +105,7 @@ class ForwardPass:
     def check(self, trace: AttentionTrace) -> None:
         """Note of a layer what `with_fresh_weights` and `check_residuals` look at when all the work is on its way."""
         self.mismatches.append(self.backend.residual_mismatch(trace).to(self.mask.device))
-        self.doubts.extend(doubt.to(self.mask.device) for doubt in trace.doubts)
+        self.stale_cache_flags.extend(flag.to(self.mask.device) for flag in trace.stale_cache_flags)
 
     def with_fresh_weights(self, compute: Callable[[], T]) -> T:
         """compute(), which calls `run`; again where something kept from earlier calls was of other weights.
@@ -117,7 +117,7 @@ class ForwardPass:
         try:
             for _ in range(3):
                 result = Loan().run(compute)
-                if not self.doubts or not bool(torch.stack(self.doubts).any()):
+                if not self.stale_cache_flags or not bool(torch.stack(self.stale_cache_flags).any()):
                     return result
                 for layer in self.encoder.layers:
                     forget(layer)

@@ -228,7 +228,7 @@ def test_under(bert32, context):
 
 
 def test_changed_weights_are_seen():
-    """Also where nobody waits for the answer: a doubt that comes true makes the call begin again."""
+    """Also where nobody waits for the answer: a stale flag that comes true makes the call begin again."""
     model, inputs = model_of(), on_device(token_batch())
     globenc.attribute(model, backend="triton", **inputs)
     for layer in model.encoder.layer:
@@ -238,17 +238,17 @@ def test_changed_weights_are_seen():
     torch.testing.assert_close(found, fresh)
 
 
-def test_a_doubt_begins_again(bert32, monkeypatch):
+def test_a_stale_flag_begins_again(bert32, monkeypatch):
     calls = []
     real = TorchBackend.residual_mismatch
 
-    def doubtful(backend, trace):
+    def stale(backend, trace):
         calls.append(trace)
         if len(calls) == 1:
-            trace.doubts.append(torch.tensor(True))
+            trace.stale_cache_flags.append(torch.tensor(True))
         return real(backend, trace)
 
-    monkeypatch.setattr(TorchBackend, "residual_mismatch", doubtful)
+    monkeypatch.setattr(TorchBackend, "residual_mismatch", stale)
     globenc.attribute(bert32, backend="torch", **on_device(token_batch()))
     assert len(calls) == 2 * SIZES["num_hidden_layers"]
 
@@ -268,11 +268,11 @@ def test_layers_may_share_a_projection(monkeypatch):
 def test_weights_that_never_stand_still(bert32, monkeypatch):
     real = TorchBackend.residual_mismatch
 
-    def doubtful(backend, trace):
-        trace.doubts.append(torch.tensor(True))
+    def stale(backend, trace):
+        trace.stale_cache_flags.append(torch.tensor(True))
         return real(backend, trace)
 
-    monkeypatch.setattr(TorchBackend, "residual_mismatch", doubtful)
+    monkeypatch.setattr(TorchBackend, "residual_mismatch", stale)
     with pytest.raises(RuntimeError, match="weights change during the call"):
         globenc.attribute(bert32, backend="torch", **on_device(token_batch()))
 

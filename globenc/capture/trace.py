@@ -124,7 +124,7 @@ class AttentionTrace:
         padded: whether any position is padding.
         hidden_states: the residual x that is added to the attention block's output, [B, n, d].
         attention_norm_input: y1, the sum of both, [B, n, d].
-        doubts: scalar tensors, true where something kept from earlier calls has turned out to be of other weights.
+        stale_cache_flags: scalar tensors, each true where a cached tensor has turned out to be of other weights.
     """
 
     modules: LayerModules
@@ -134,7 +134,7 @@ class AttentionTrace:
     padded: bool
     hidden_states: Tensor
     attention_norm_input: Tensor
-    doubts: list[Tensor] = field(default_factory=list)
+    stale_cache_flags: list[Tensor] = field(default_factory=list)
 
     @property
     def value(self) -> Tensor:

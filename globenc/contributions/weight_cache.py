@@ -21,7 +21,7 @@ def kept(trace: AttentionTrace, stage: Stage, key: Hashable, make: Callable[[], 
     """make(), kept under `key` while the layer's output projection and the stage's LayerNorm weights stay the same.
 
     The same means: neither a version counter nor, because writes through `.data` pass those by, the weights' product
-    with a fixed vector has changed. On a GPU nobody waits for that answer: it is left in `trace.doubts`, and who finds
+    with a fixed vector has changed. On a GPU nobody waits for that answer: it is left in `trace.stale_cache_flags`, and who finds
     it true calls `forget` and begins again.
     """
     modules = trace.modules
@@ -40,7 +40,7 @@ def kept(trace: AttentionTrace, stage: Stage, key: Hashable, make: Callable[[], 
                 if not bool(differ):
                     return thing
             else:
-                trace.doubts.append(differ)
+                trace.stale_cache_flags.append(differ)
                 return thing
     thing = make()
     things[key] = version, seen, thing
