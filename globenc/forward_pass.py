@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .answers import by_name, returning_tuples
 from .capture import AttentionTrace, LayerConsumer, LayerEnd, LayerTrace, capture
 from .contributions.backend import choose_backend
-from .contributions.weight_cache import forget
+from .contributions.weight_cache import invalidate
 from .encoders import Encoder
 from .inputs import check_inputs
 from .methods import Method, Stage, get_method, get_stage
@@ -108,7 +108,7 @@ class ForwardPass:
         self.stale_cache_flags.extend(flag.to(self.mask.device) for flag in trace.stale_cache_flags)
 
     def with_fresh_weights(self, compute: Callable[[], T]) -> T:
-        """compute(), which calls `run`; again where something kept from earlier calls was of other weights.
+        """compute(), which calls `run`; again where a cached tensor turns out to be of other weights.
 
         Raises:
             RuntimeError: the weights do not stand still.
@@ -120,7 +120,7 @@ class ForwardPass:
                 if not self.stale_cache_flags or not bool(torch.stack(self.stale_cache_flags).any()):
                     return result
                 for layer in self.encoder.layers:
-                    forget(layer)
+                    invalidate(layer)
         except torch.OutOfMemoryError as error:
             batch, n = self.mask.shape
             raise torch.OutOfMemoryError(

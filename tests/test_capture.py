@@ -368,7 +368,7 @@ def test_gradient_contexts(bert, context, method):
         model = copy.deepcopy(bert)
         with context():
             inside = globenc.attribute(model, method=method, position=position, **inputs).scores
-        # what was kept inside must be of use outside
+        # what was cached inside must be of use outside
         outside = globenc.attribute(model, method=method, position=position, **inputs).scores
         assert torch.equal(inside, outside)
         model(**inputs).last_hidden_state.sum().backward()
@@ -428,7 +428,7 @@ def test_any_kind_of_mask(bert, kind):
     assert torch.equal(globenc.attribute(bert, **inputs).scores, expected)
 
 
-# What the fast path keeps of a model's weights must follow every way of changing them.
+# What the fast path caches of a model's weights must follow every way of changing them.
 
 
 def _optimizer_step(model):

@@ -28,7 +28,7 @@ from globenc.contributions.backend import choose_backend
 from globenc.contributions.reference_backend import ReferenceBackend
 from globenc.contributions.torch_backend import TorchBackend
 from globenc.contributions.triton_backend import TritonBackend
-from globenc.contributions.weight_cache import _kept
+from globenc.contributions.weight_cache import _WEIGHT_CACHE
 from globenc.encoders import Encoder
 from globenc.model_state import precise
 
@@ -254,14 +254,14 @@ def test_a_stale_flag_begins_again(bert32, monkeypatch):
 
 
 def test_layers_may_share_a_projection(monkeypatch):
-    """With LayerNorms of their own: what is kept of one layer is not taken for the other's."""
+    """Each with its own LayerNorms: what is cached of one layer is not taken for the other's."""
     model, inputs = model_of(), on_device(token_batch())
     first, second = (layer.attention.output for layer in model.encoder.layer)
     second.dense = first.dense
     for _ in range(2):
         found, plain = (globenc.contribution_maps(model, backend=b, **inputs) for b in ("triton", "reference"))
         assert float(row_error(found, plain).max()) < 1e-5
-    keys = _kept[first.dense]
+    keys = _WEIGHT_CACHE[first.dense]
     assert len({key for key in keys if "gram" in key[0]}) == 2
 
 
@@ -278,7 +278,7 @@ def test_weights_that_never_stand_still(bert32, monkeypatch):
 
 
 def test_layernorm_weights_keep_their_digits():
-    """In a half-precision model with float32 LayerNorms, neither what is kept nor the diagonal rounds them."""
+    """In a half-precision model with float32 LayerNorms, neither what is cached nor the diagonal rounds them."""
     model, inputs = model_of(dtype=torch.bfloat16), on_device(token_batch())
     for module in model.modules():
         if isinstance(module, torch.nn.LayerNorm):

@@ -19,7 +19,7 @@ from .layer_map import (
     write_diagonal,
 )
 from .layer_norms import apply_stage, row_scale_of, working_dtype
-from .weight_cache import kept
+from .weight_cache import cached_per_weights
 
 TOKENS_PER_CHUNK = 64  # keys whose vectors u^h_j exist at once
 CANCELLATION = 2.0  # of a squared sum of vectors, against independent ones: beyond it float32 products lose digits
@@ -179,7 +179,7 @@ def stage_weight(trace: AttentionTrace, stage: Stage, dtype: torch.dtype) -> tup
         product = stage_product(trace, stage).to(dtype)
         return product, _largest(product)
 
-    return kept(trace, stage, (stage.name, dtype), make)
+    return cached_per_weights(trace, stage, (stage.name, dtype), make)
 
 
 def _largest(tensor: Tensor) -> Tensor:

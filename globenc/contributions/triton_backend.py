@@ -22,7 +22,7 @@ from .head_factors import stage_product
 from .layer_map import LayerMap
 from .layer_norms import norm_weight
 from .torch_backend import TorchBackend
-from .weight_cache import kept
+from .weight_cache import cached_per_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +182,7 @@ class KernelMap:
             def make() -> kernels.GramWeight:
                 return kernels.gram_weight(stage_product(trace, stage), heads, dtype)
 
-            weight = kept(trace, stage, (stage.name, heads, dtype, "gram"), make)
+            weight = cached_per_weights(trace, stage, (stage.name, heads, dtype, "gram"), make)
             factors = kernels.head_factors(trace.value, weight, tokens)
             row_scale = layer.row_scale(stage)
             diagonal = layer.norms(stage, output.own_context, stage.residual, row_scale)

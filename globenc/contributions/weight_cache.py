@@ -1,52 +1,69 @@
-"""What is made of a layer's weights alone and is kept while they stay the same."""
+"""Tensors computed from a layer's weights alone, cached per layer until the weights change.
+
+A change is detected by the weights' version counters and, since writes through `.data` bypass those, by a fingerprint:
+the output projection along a fixed direction, and the LayerNorm weights. On a GPU the comparison of fingerprints is not
+synchronised: it is appended to `trace.stale_cache_flags`, and `ForwardPass.with_fresh_weights` computes again where one
+is true.
+"""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..capture import AttentionTrace
 from ..encoders import LayerModules
 from ..methods import Stage
 from .layer_norms import norm_weight
 
-_kept: weakref.WeakKeyDictionary[nn.Module, dict] = weakref.WeakKeyDictionary()
+T = TypeVar("T")
 
 
-def kept(trace: AttentionTrace, stage: Stage, key: Hashable, make: Callable[[], Any]) -> Any:
-    """make(), kept under `key` while the layer's output projection and the stage's LayerNorm weights stay the same.
+@dataclass(frozen=True)
+class _Entry:
+    """A cached value with the state of the weights that it was computed from."""
 
-    The same means: neither a version counter nor, because writes through `.data` pass those by, the weights' product
-    with a fixed vector has changed. On a GPU nobody waits for that answer: it is left in `trace.stale_cache_flags`, and who finds
-    it true calls `forget` and begins again.
-    """
-    modules = trace.modules
-    weight = modules.output_projection.weight.detach()
-    norms = modules.norms[: stage.norms]
-    key = (key, *map(id, norms))  # layers may share a projection, with norms of their own
+    version: int | None
+    fingerprint: Tensor
+    value: Any
+
+
+_WEIGHT_CACHE: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, _Entry]] = weakref.WeakKeyDictionary()
+
+
+def cached_per_weights(trace: AttentionTrace, stage: Stage, key: Hashable, compute: Callable[[], T]) -> T:
+    """compute(), cached under `key` until the layer's output projection or the stage's LayerNorm weights change."""
+    projection, norms = trace.modules.output_projection, trace.modules.norms[: stage.norms]
+    key = (key, *map(id, norms))  # layers may share a projection, each with its own norms
+    weight = projection.weight.detach()
     version = None if weight.is_inference() else weight._version
-    seen = torch.cat([trace.probe[1], *(norm_weight(norm, trace.probe[1]) for norm in norms)])
-    things = _kept.setdefault(modules.output_projection, {})
-    if key in things:
-        old_version, old_seen, thing = things[key]
-        like = (seen.device, seen.dtype, seen.shape)
-        if version == old_version and like == (old_seen.device, old_seen.dtype, old_seen.shape):
-            differ = (seen != old_seen).any()
-            if seen.device.type == "cpu":
-                if not bool(differ):
-                    return thing
-            else:
-                trace.stale_cache_flags.append(differ)
-                return thing
-    thing = make()
-    things[key] = version, seen, thing
-    return thing
+    projected = trace.probe[1]
+    fingerprint = torch.cat([projected, *(norm_weight(norm, projected) for norm in norms)])
+    entries = _WEIGHT_CACHE.setdefault(projection, {})
+    entry = entries.get(key)
+    if entry is not None and entry.version == version and not _differs(entry.fingerprint, fingerprint, trace):
+        return entry.value
+    value = compute()
+    entries[key] = _Entry(version, fingerprint, value)
+    return value
 
 
-def forget(modules: LayerModules) -> None:
-    """Drop what is kept of a layer's weights."""
-    _kept.pop(modules.output_projection, None)
+def _differs(cached: Tensor, current: Tensor, trace: AttentionTrace) -> bool:
+    """Whether two fingerprints differ; on a GPU, False for now, and the answer goes to `trace.stale_cache_flags`."""
+    if (cached.device, cached.dtype, cached.shape) != (current.device, current.dtype, current.shape):
+        return True
+    differ = (current != cached).any()
+    if current.device.type == "cpu":
+        return bool(differ)
+    trace.stale_cache_flags.append(differ)
+    return False
+
+
+def invalidate(modules: LayerModules) -> None:
+    """Drop what is cached of a layer's weights."""
+    _WEIGHT_CACHE.pop(modules.output_projection, None)
