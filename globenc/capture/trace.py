@@ -152,7 +152,7 @@ class AttentionTrace:
         return (self.attention_norm_input,) if self.modules.norms else ()
 
     @functools.cached_property
-    def probe(self) -> tuple[Tensor, Tensor]:
+    def weight_fingerprint(self) -> tuple[Tensor, Tensor]:
         """A fixed direction p of the hidden space, [d], and p W_O, [H * d_h]: a fingerprint of what W_O does."""
         weight = self.modules.output_weight
         weight = weight.to(torch.float64 if weight.dtype == torch.float64 else torch.float32)

@@ -72,7 +72,7 @@ def patched(trace: AttentionTrace) -> Tensor:
     its length is off by a sqrt(d)-th of that along it.
     """
     dtype, bias = working_dtype(trace.value), trace.modules.output_bias
-    direction, projected = (part.to(dtype) for part in trace.probe)
+    direction, projected = (part.to(dtype) for part in trace.weight_fingerprint)
     own, real = trace.hidden_states.to(dtype), trace.attention_norm_input.to(dtype)
     expected = trace.context.to(dtype) @ projected + own @ direction
     if bias is not None:

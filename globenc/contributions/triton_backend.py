@@ -122,7 +122,7 @@ def _layer_scales(trace: AttentionTrace, tokens: kernels.TokenRanges) -> kernels
     """1 / s1, 1 / (s1 s2) and whether all that enters LayerNorm 1 is known."""
     modules = trace.modules
     y1, y2 = trace.norm_inputs or (trace.attention_norm_input, trace.attention_norm_input)
-    direction, projected = trace.probe
+    direction, projected = trace.weight_fingerprint
     eps1, eps2 = (norm_eps(norm) for norm in modules.norms) if modules.norms else (1.0, 1.0)
     return kernels.layer_scales(
         trace.hidden_states,
@@ -152,7 +152,7 @@ class KernelLayer:
         """scale ||M (W_O context + x)|| of every token, [B, n]."""
         modules = self.trace.modules
         mixed = nn.functional.linear(context.flatten(2), modules.output_weight.to(context.dtype))
-        gammas = tuple(norm_weight(norm, self.trace.probe[0]).float() for norm in modules.norms[: stage.norms])
+        gammas = tuple(norm_weight(norm, self.trace.weight_fingerprint[0]).float() for norm in modules.norms[: stage.norms])
         return kernels.stage_norms(mixed, self.trace.hidden_states if residual else None, gammas, scale)
 
     def mixing_ratios(self, stage: Stage) -> Tensor:

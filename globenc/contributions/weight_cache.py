@@ -42,7 +42,7 @@ def cached_per_weights(trace: AttentionTrace, stage: Stage, key: Hashable, compu
     key = (key, *map(id, norms))  # layers may share a projection, each with its own norms
     weight = projection.weight.detach()
     version = None if weight.is_inference() else weight._version
-    projected = trace.probe[1]
+    projected = trace.weight_fingerprint[1]
     fingerprint = torch.cat([projected, *(norm_weight(norm, projected) for norm in norms)])
     entries = _WEIGHT_CACHE.setdefault(projection, {})
     entry = entries.get(key)
