@@ -44,8 +44,8 @@ class Backend(Protocol):
         """(8), (14): r_i of a stage, [B, n]; zero at padding."""
 
     def residual_mismatch(self, trace: AttentionTrace) -> Tensor:
-        """How much of the sum behind the attention block is not x + W_O context + b_O, a scalar tensor: what rounding
-        allows is 1."""
+        """By how much what enters the first norm is not x + W_O context + b_O, a scalar tensor; rounding stays below
+        1."""
 
 
 def choose_backend(name: str, mask: Tensor, layers: Sequence[LayerModules]) -> Backend:

@@ -65,18 +65,18 @@ def rounding(dtype: torch.dtype, device: torch.device) -> float:
     return ROUNDING[torch.bfloat16 if lowered else dtype]
 
 
-def patched(trace: AttentionTrace) -> Tensor:
-    """How much of the sum behind the attention block is not x + W_O context + b_O, a number; 1 and more is no rounding.
+def residual_mismatch(trace: AttentionTrace) -> Tensor:
+    """By how much what enters the first norm is not x + W_O context + b_O, a scalar tensor; rounding stays below 1.
 
     Both sides are compared along one direction, at the price of three dot products a token. A vector off by a share of
     its length is off by a sqrt(d)-th of that along it.
     """
     dtype, bias = working_dtype(trace.value), trace.modules.output_bias
     direction, projected = (part.to(dtype) for part in trace.weight_fingerprint)
-    own, real = trace.hidden_states.to(dtype), trace.attention_norm_input.to(dtype)
-    expected = trace.context.to(dtype) @ projected + own @ direction
+    residual, norm_input = trace.hidden_states.to(dtype), trace.attention_norm_input.to(dtype)
+    expected = trace.context.to(dtype) @ projected + residual @ direction
     if bias is not None:
         expected = expected + bias.to(dtype) @ direction
-    size = real.norm(dim=-1) + own.norm(dim=-1)
+    size = norm_input.norm(dim=-1) + residual.norm(dim=-1)
     allowed = rounding(trace.context.dtype, trace.context.device) * size * direction.norm() / len(direction) ** 0.5
-    return (divide((real @ direction - expected).abs(), allowed) * trace.mask).amax()
+    return (divide((norm_input @ direction - expected).abs(), allowed) * trace.mask).amax()

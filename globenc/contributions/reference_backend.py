@@ -8,7 +8,7 @@ from .. import equations
 from ..capture import AttentionTrace, GivenWeights, ScoredAttention
 from ..encoders import LayerModules
 from ..methods import Method, Stage
-from .completeness import patched
+from .completeness import residual_mismatch
 from .layer_map import LayerMap, StoredLayer, by_rows
 from .layer_norms import norm_scale, norm_weight, working_dtype
 
@@ -35,7 +35,7 @@ class ReferenceBackend:
 
     def residual_mismatch(self, trace: AttentionTrace) -> Tensor:
         """As `Backend.residual_mismatch`."""
-        return patched(trace)
+        return residual_mismatch(trace)
 
 
 def equation_layer(trace: AttentionTrace) -> equations.EncoderLayer:

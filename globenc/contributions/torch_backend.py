@@ -11,7 +11,7 @@ from ..capture import AttentionTrace, GivenWeights, ScoredAttention
 from ..encoders import LayerModules
 from ..methods import STAGES, Method, Stage
 from .attention_weights import attention_weights
-from .completeness import patched
+from .completeness import residual_mismatch
 from .head_factors import HeadFactors, HeadVectors, MixingFactors
 from .layer_map import (
     ByBlocks,
@@ -62,7 +62,7 @@ class TorchBackend:
 
     def residual_mismatch(self, trace: AttentionTrace) -> Tensor:
         """As `Backend.residual_mismatch`."""
-        return patched(trace)
+        return residual_mismatch(trace)
 
 
 class TorchLayer(ByBlocks):
