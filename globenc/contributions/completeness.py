@@ -46,17 +46,17 @@ def completeness_gap(trace: LayerTrace) -> Tensor:
     gamma1, gamma2 = (norm_weight(norm, y1) for norm in modules.norms)
     tokens = mixed / (scale1 * scale2)
     middle = (y1 - y1.mean(-1, keepdim=True)) * gamma1 / scale1 + beta1
-    nobody = apply_stage(b_o, trace, stage) / (scale1 * scale2)
+    unattributed = apply_stage(b_o, trace, stage) / (scale1 * scale2)
     after = beta1 + (y2 - middle)  # beta1 and the feed-forward vector, through the second LayerNorm alone
-    nobody = nobody + (after - after.mean(-1, keepdim=True)) * gamma2 / scale2 + beta2
-    return relative_gap(tokens + nobody, trace.output, trace.mask)
+    unattributed = unattributed + (after - after.mean(-1, keepdim=True)) * gamma2 / scale2 + beta2
+    return relative_gap(tokens + unattributed, trace.output, trace.mask)
 
 
-def relative_gap(found: Tensor, expected: Tensor, mask: Tensor) -> Tensor:
-    """||found - expected|| / ||expected|| token by token, [B, n]; zero at padding."""
+def relative_gap(vectors: Tensor, expected: Tensor, mask: Tensor) -> Tensor:
+    """||vectors - expected|| / ||expected|| token by token, [B, n]; zero at padding."""
     dtype = working_dtype(expected)
-    found, expected = found.to(dtype), expected.to(dtype)
-    return divide((found - expected).norm(dim=-1), expected.norm(dim=-1)) * mask
+    vectors, expected = vectors.to(dtype), expected.to(dtype)
+    return divide((vectors - expected).norm(dim=-1), expected.norm(dim=-1)) * mask
 
 
 def rounding(dtype: torch.dtype, device: torch.device) -> float:

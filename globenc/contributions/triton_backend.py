@@ -152,15 +152,16 @@ class KernelLayer:
         """scale ||M (W_O context + x)|| of every token, [B, n]."""
         modules = self.trace.modules
         mixed = nn.functional.linear(context.flatten(2), modules.output_weight.to(context.dtype))
-        gammas = tuple(norm_weight(norm, self.trace.weight_fingerprint[0]).float() for norm in modules.norms[: stage.norms])
+        like = self.trace.weight_fingerprint[0]
+        gammas = tuple(norm_weight(norm, like).float() for norm in modules.norms[: stage.norms])
         return kernels.stage_norms(mixed, self.trace.hidden_states if residual else None, gammas, scale)
 
     def mixing_ratios(self, stage: Stage) -> Tensor:
         """(8), (14): r_i of a stage, [B, n]; zero at padding."""
         output = self.attention.output
-        own = self.norms(stage, output.own_context, stage.residual)
+        diagonal = self.norms(stage, output.own_context, stage.residual)
         others = self.norms(stage, output.context - output.own_context, residual=False)
-        return _divide(others, others + own) * self.trace.mask
+        return _divide(others, others + diagonal) * self.trace.mask
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
