@@ -1,4 +1,4 @@
-"""One checked forward pass: a model's layers, as the backend sees them, to whoever reads them."""
+"""One checked forward pass, which shows a model's layers to a consumer."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ForwardPass:
     Attributes:
         encoder: the model.
         mask: the real tokens of its inputs, [B, n].
-        backend: what makes maps of its layers.
+        backend: computes the layers' maps.
         mismatches: of each layer that was read, a scalar tensor; see `Backend.residual_mismatch`.
         stale_cache_flags: of the layers that were read; see `AttentionTrace`.
     """
@@ -103,7 +103,8 @@ class ForwardPass:
         return loan.run(prepared)
 
     def check(self, trace: AttentionTrace) -> None:
-        """Note of a layer what `with_fresh_weights` and `check_residuals` look at when all the work is on its way."""
+        """Note what `with_fresh_weights` and `check_residuals` read when all layers are done, so that a GPU need not be
+        waited for layer by layer."""
         self.mismatches.append(self.backend.residual_mismatch(trace).to(self.mask.device))
         self.stale_cache_flags.extend(flag.to(self.mask.device) for flag in trace.stale_cache_flags)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,33 @@ def test_arrows_point_down(module):
         # the result type draws itself on demand, and what draws it names it in annotations
         excused = {"attribution", "pictures"} if module == "render" else set()
         assert set(violations(path, level)) <= excused, path.name
+
+
+def circle(package: Path) -> list[str]:
+    """Modules of a package that import one another in a circle; empty where there is none."""
+    inner = {
+        path.stem: {name[1:].split(".")[0] for name in imported(path) if name[:1] == "." != name[1:2]}
+        for path in package.glob("*.py")
+    }
+    try:
+        tuple(graphlib.TopologicalSorter(inner).static_order())
+    except graphlib.CycleError as error:
+        return error.args[1]
+    return []
+
+
+PACKAGES = sorted({path.parent.relative_to(ROOT) for path in PACKAGE.rglob("*.py")} - {Path("globenc/evaluate")})
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=str)
+def test_no_circle_in_a_package(package):
+    assert circle(ROOT / package) == []
+
+
+def test_a_circle_can_be_found(tmp_path):
+    for name, source in (("a", "from .b import x"), ("b", "from . import c"), ("c", "def f():\n    from .a import y")):
+        (tmp_path / f"{name}.py").write_text(source)
+    assert set(circle(tmp_path)) == {"a", "b", "c"}
 
 
 def test_arrows_can_point_up(tmp_path, monkeypatch):

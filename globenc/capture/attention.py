@@ -1,4 +1,4 @@
-"""The attention that runs in the model's place and shows queries, keys and values to the recorder."""
+"""The attention that a captured model runs: it shows queries, keys and values to the recorder."""
 
 from __future__ import annotations
 

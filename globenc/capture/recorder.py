@@ -200,7 +200,7 @@ class Recorder:
             self.leave(self.current("layer"), (), output[0] if isinstance(output, tuple) else output)
 
     def hand_over_block(self, layer: _Layer, block: _Block) -> None:
-        """The attention block is complete: the consumer holds of it what it needs, and nobody else holds anything."""
+        """The attention block is complete: the consumer gets it, and the recorder lets go of it."""
         if block.attention is None or block.context is None or not block.sums:
             raise RuntimeError(
                 f"layer {self.done}: a norm ran before the attention, or none behind it; the encoder family's names do "

@@ -1,4 +1,4 @@
-"""What an encoder layer computes in one forward pass, and who is told."""
+"""What an encoder layer computes in one forward pass, and the protocol of what reads it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ T = TypeVar("T", bound="AttentionTrace")
 
 @dataclass(frozen=True)
 class GlobalTokens:
-    """Tokens with global attention (Longformer): every query sees them, however far it is, and their own rows are made
-    of other queries, keys and values, with no window.
+    """Tokens with global attention (Longformer): every query sees them at any distance, and their rows are made of
+    other queries, keys and values, without a window.
 
     Attributes:
         where: True at them, [B, n].
@@ -194,9 +194,10 @@ def _direction(d: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 class LayerConsumer(Protocol):
-    """Who is shown the layers of a forward pass, in order.
+    """A reader of the layers of a forward pass, which come in order.
 
-    A trace is handed over and not kept: what the consumer does not hold is freed before the model goes on.
+    The recorder hands a trace over and lets go of it: tensors that the consumer does not hold are freed before the
+    model goes on.
     """
 
     def attention_done(self, index: int, trace: AttentionTrace) -> None:

@@ -13,4 +13,15 @@ of the Gram matrix of U_j, which is accumulated in float64 where vectors cancel 
 error that of the direct sum in float32; float64 models get it from a QR decomposition.
 
 Everything is evaluated in blocks of query rows, so memory is linear in n.
+
+The files, in the order in which a layer passes them:
+
+    backend.py              the protocol of a backend and the choice of one
+    torch_backend.py        PyTorch, on any device; triton_backend.py the kernels; reference_backend.py the equations
+    weight_cache.py         what depends on the weights alone, cached until they change
+    layer_norms.py          M, and s1, s2 of every row
+    head_factors.py         R_j of every token
+    attention_weights.py    alpha in blocks, recomputed or as the model gave it
+    layer_map.py            A in blocks, stored, or put together of two; rows times A
+    completeness.py         whether the parts add up
 """

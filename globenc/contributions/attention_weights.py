@@ -54,9 +54,9 @@ class RecomputedWeights:
 
     def _unseen(self, window: int, rows: slice | Tensor, keys: Keys) -> Tensor:
         """Keys that are too far from a query, [keys, q] or [B, keys, q]."""
-        places = torch.arange(self.key.shape[2], device=self.key.device)
-        i = places[rows] if isinstance(rows, slice) else rows[:, None, :]
-        unseen = (places[keys][:, None] - i).abs() > window
+        tokens = torch.arange(self.key.shape[2], device=self.key.device)
+        i = tokens[rows] if isinstance(rows, slice) else rows[:, None, :]
+        unseen = (tokens[keys][:, None] - i).abs() > window
         return unseen if self.global_keys is None else unseen & ~self.global_keys[:, keys, None]
 
     def _seen(self, rows: slice) -> Keys:
@@ -66,8 +66,8 @@ class RecomputedWeights:
             return near
         far = self.global_keys.any(0)
         far[near] = False
-        places = torch.arange(near.start, near.stop, device=far.device)
-        return torch.cat([places, far.nonzero()[:, 0]]) if bool(far.any()) else near
+        nearby = torch.arange(near.start, near.stop, device=far.device)
+        return torch.cat([nearby, far.nonzero()[:, 0]]) if bool(far.any()) else near
 
     def _heads_first(self) -> tuple[Tensor, Tensor]:
         query, key = (t.to(self.dtype).transpose(0, 1) for t in (self.query, self.key))

@@ -1,4 +1,4 @@
-"""Which code makes a layer's map: the equations as they stand, PyTorch, or the Triton kernels. Chosen once a call."""
+"""The protocol of a backend, and the choice of one: the equations as written, PyTorch, or the Triton kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BACKENDS = ("auto", "reference", "torch", "triton")
 
 
 class Backend(Protocol):
-    """What makes the method's numbers of what a layer computed."""
+    """Computes the method's numbers from what a layer computed."""
 
     @property
     def maps_before_feed_forward(self) -> bool:

@@ -19,7 +19,7 @@ class ReferenceBackend:
     maps_before_feed_forward = False
 
     def attention(self, modules: LayerModules, hidden_states: Tensor, inputs: ScoredAttention) -> None:
-        """torch's own."""
+        """Left to torch."""
 
     def layer_map(self, trace: AttentionTrace, method: Method) -> LayerMap:
         """As `Backend.layer_map`."""

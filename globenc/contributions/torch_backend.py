@@ -39,7 +39,7 @@ class TorchBackend:
     maps_before_feed_forward = True
 
     def attention(self, modules: LayerModules, hidden_states: Tensor, inputs: ScoredAttention) -> None:
-        """torch's own."""
+        """Left to torch."""
 
     def layer_map(self, trace: AttentionTrace, method: Method) -> LayerMap:
         """As `Backend.layer_map`. Of attention weights that the model gave, the map is made at once: it holds one
@@ -138,9 +138,9 @@ def direct_rows(trace: AttentionTrace, method: Method, stage: Stage, positions: 
     for m in range(count):
         weights = alpha[..., m].reshape(heads, batch * n).T[..., None]
         vectors = (parts.value.transpose(0, 1) * weights).flatten(1) @ parts.weight  # [B * n, d]
-        asked = torch.arange(batch, device=alpha.device) * n + positions[:, m]
+        diagonal = torch.arange(batch, device=alpha.device) * n + positions[:, m]
         for residual in parts.extra:
-            vectors[asked] += residual[asked]
+            vectors[diagonal] += residual[diagonal]
         norms.append(vectors.norm(dim=-1).view(batch, n))
     columns = torch.stack(norms, -1)
     columns.mul_(take_tokens(row_scale_of(trace, stage) / parts.scale, positions)[:, None])
