@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -147,12 +148,16 @@ class ForwardPass:
             )
 
 
-class WholeLayers:
+class WholeLayers(ABC):
     """A consumer that reads each layer when it is complete, and checks it."""
 
-    def __init__(self, forward_pass: ForwardPass, read: Callable[[LayerTrace], None]):
-        self.forward_pass, self.read = forward_pass, read
+    def __init__(self, forward_pass: ForwardPass):
+        self.forward_pass = forward_pass
         self._incomplete: dict[int, AttentionTrace] = {}
+
+    @abstractmethod
+    def read(self, trace: LayerTrace) -> None:
+        """Use a complete layer, which comes in order."""
 
     def attention_done(self, index: int, trace: AttentionTrace) -> None:
         """As `LayerConsumer`."""
@@ -163,6 +168,19 @@ class WholeLayers:
         trace = self._incomplete.pop(index).completed(end)
         self.read(trace)
         self.forward_pass.check(trace)
+
+
+class LayerValues(WholeLayers):
+    """What a function returns for each layer, in `values`."""
+
+    def __init__(self, forward_pass: ForwardPass, value_of: Callable[[LayerTrace], Tensor]):
+        super().__init__(forward_pass)
+        self.value_of = value_of
+        self.values: list[Tensor] = []
+
+    def read(self, trace: LayerTrace) -> None:
+        """As `WholeLayers.read`."""
+        self.values.append(self.value_of(trace))
 
 
 class _InFullPrecision:

@@ -13,8 +13,9 @@ from .capture import LayerTrace
 from .contributions import completeness
 from .contributions.layer_map import LayerMap, by_rows, normalize_rows
 from .errors import refuses_target
-from .forward_pass import ForwardPass, WholeLayers
+from .forward_pass import ForwardPass, LayerValues, WholeLayers
 from .layer_rollouts import TopDownRollout, WholeRollout
+from .methods import Method
 from .model_state import precise
 from .rollouts import Position, full_map, requested_rows, top_down
 
@@ -115,24 +116,21 @@ def attribute(
     forward_pass = ForwardPass(model, model_inputs, backend)
     chosen = forward_pass.method(method)
     forward_pass.check_position(position)
-    if isinstance(position, str) and position == "all":
+    every_row = isinstance(position, str) and position == "all"
+    rows = None if every_row else requested_rows(position, forward_pass.mask, forward_pass.dtype)
 
-        def compute() -> tuple[Any, Tensor, Tensor]:
+    def compute() -> tuple[Any, Tensor, Tensor]:
+        rollout: WholeRollout | TopDownRollout
+        if rows is None:
             rollout = WholeRollout(forward_pass, chosen, per_layer, row_normalize)
-            return forward_pass.run(WholeLayers(forward_pass, rollout.read)), *rollout.result()
+        else:
+            rollout = TopDownRollout(forward_pass, chosen, rows, per_layer, row_normalize)
+        return forward_pass.run(rollout), *rollout.result()
 
-        output, mantissa, scale = forward_pass.with_fresh_weights(compute)
-    else:
-        rows = requested_rows(position, forward_pass.mask, forward_pass.dtype)
-
-        def compute_rows() -> tuple[Any, Tensor, Tensor]:
-            rollout = TopDownRollout(forward_pass, chosen, rows, row_normalize)
-            return forward_pass.run(rollout), *rollout.result(per_layer)
-
-        output, mantissa, scale = forward_pass.with_fresh_weights(compute_rows)
-        if rows.single:
-            mantissa, scale = mantissa[:, :, 0], scale[:, :, 0]
+    output, mantissa, scale = forward_pass.with_fresh_weights(compute)
     forward_pass.check_residuals()
+    if rows is not None and rows.single:
+        mantissa, scale = mantissa[:, :, 0], scale[:, :, 0]
     total = _finite(mantissa.sum(-1))
     scores = normalize_rows(mantissa)
     scale = torch.where(total > 0, scale + torch.log2(total.where(total > 0, torch.ones_like(total)).double()), 0)
@@ -190,25 +188,33 @@ def compare_methods(
         raise ValueError("position must be a single one here, got several")
 
     def compute() -> MethodsOutput:
-        maps: dict[str, list[LayerMap]] = {method.name: [] for method in chosen}
-
-        def read(trace: LayerTrace) -> None:
-            for method in chosen:
-                maps[method.name].append(forward_pass.backend.layer_map(trace, method))
-
-        output = forward_pass.run(WholeLayers(forward_pass, read))
-        rollouts, layers = {}, {}
+        layers = _LayerMaps(forward_pass, chosen)
+        output = forward_pass.run(layers)
+        rollouts, alone = {}, {}
         with torch.no_grad(), precise(forward_pass.mask.device):
-            for name, layer_maps in maps.items():
-                alone = [layer.through(rows.weights, False) for layer in layer_maps]
-                mantissa, _ = top_down(alone[-1], rows, reversed(layer_maps[:-1]), False, per_layer=True)
+            for name, layer_maps in layers.maps.items():
+                of_maps = [layer_map.through(rows.weights, False) for layer_map in layer_maps]
+                mantissa, _ = top_down(of_maps[-1], rows, reversed(layer_maps[:-1]), False, per_layer=True)
                 rollouts[name] = normalize_rows(_finite(mantissa[:, :, 0]))
-                layers[name] = normalize_rows(_finite(torch.stack([row.to(mantissa.device)[:, 0] for row in alone])))
-        return MethodsOutput(rollouts, layers, output)
+                alone[name] = normalize_rows(_finite(torch.stack([row.to(mantissa.device)[:, 0] for row in of_maps])))
+        return MethodsOutput(rollouts, alone, output)
 
     output = forward_pass.with_fresh_weights(compute)
     forward_pass.check_residuals()
     return output
+
+
+class _LayerMaps(WholeLayers):
+    """The map of every layer under several methods, `maps` by a method's name."""
+
+    def __init__(self, forward_pass: ForwardPass, methods: Sequence[Method]):
+        super().__init__(forward_pass)
+        self.methods = methods
+        self.maps: dict[str, list[LayerMap]] = {method.name: [] for method in methods}
+
+    def read(self, trace: LayerTrace) -> None:
+        for method in self.methods:
+            self.maps[method.name].append(self.forward_pass.backend.layer_map(trace, method))
 
 
 @refuses_target
@@ -265,13 +271,13 @@ def mixing_ratios(model: nn.Module, *, method: str = "N-Enc", backend: str = "au
     return _layer_by_layer(forward_pass, lambda trace: forward_pass.backend.mixing_ratios(trace, stage))
 
 
-def _layer_by_layer(forward_pass: ForwardPass, read: Callable[[LayerTrace], Tensor]) -> Tensor:
-    """read(trace) of every layer, checked and stacked."""
+def _layer_by_layer(forward_pass: ForwardPass, value_of: Callable[[LayerTrace], Tensor]) -> Tensor:
+    """value_of(trace) of every layer, checked and stacked."""
 
     def compute() -> Tensor:
-        values: list[Tensor] = []
-        forward_pass.run(WholeLayers(forward_pass, lambda trace: values.append(read(trace))))
-        return torch.stack(values)
+        layers = LayerValues(forward_pass, value_of)
+        forward_pass.run(layers)
+        return torch.stack(layers.values)
 
     stacked = forward_pass.with_fresh_weights(compute)
     forward_pass.check_residuals()
@@ -308,17 +314,24 @@ def completeness_gap(model: nn.Module, **model_inputs: Any) -> Tensor:
     forward_pass = ForwardPass(model, model_inputs)
 
     def compute() -> Tensor:
-        gaps: list[Tensor] = []
-        outputs: list[Tensor] = []  # of the layer before
-
-        def read(trace: LayerTrace) -> None:
-            if outputs:
-                before = outputs.pop()
-                gaps[-1] = torch.maximum(gaps[-1], completeness.relative_gap(trace.hidden_states, before, trace.mask))
-            gaps.append(by_rows(trace, completeness.completeness_gap))
-            outputs.append(trace.output)
-
-        forward_pass.run(WholeLayers(forward_pass, read))
-        return torch.stack(gaps)
+        layers = _CompletenessGaps(forward_pass)
+        forward_pass.run(layers)
+        return torch.stack(layers.gaps)
 
     return forward_pass.with_fresh_weights(compute)
+
+
+class _CompletenessGaps(WholeLayers):
+    """The gap of every layer, or that between its output and what the next layer reads where that is more."""
+
+    def __init__(self, forward_pass: ForwardPass):
+        super().__init__(forward_pass)
+        self.gaps: list[Tensor] = []
+        self.last_output: Tensor | None = None
+
+    def read(self, trace: LayerTrace) -> None:
+        if self.last_output is not None:
+            gap = completeness.relative_gap(trace.hidden_states, self.last_output, trace.mask)
+            self.gaps[-1] = torch.maximum(self.gaps[-1], gap)
+        self.gaps.append(by_rows(trace, completeness.completeness_gap))
+        self.last_output = trace.output

@@ -8,7 +8,7 @@ from torch import Tensor
 from .capture import AttentionTrace, LayerEnd, LayerTrace
 from .contributions.layer_map import RolloutLayer, normalize_rows
 from .contributions.layer_norms import late_scale
-from .forward_pass import ForwardPass
+from .forward_pass import ForwardPass, WholeLayers
 from .methods import Method
 from .model_state import precise
 from .rollouts import RequestedRows, full_map, multiply, top_down
@@ -21,10 +21,13 @@ class TopDownRollout:
     before the feed-forward block allocates.
     """
 
-    def __init__(self, forward_pass: ForwardPass, method: Method, rows: RequestedRows, row_normalize: bool):
+    def __init__(
+        self, forward_pass: ForwardPass, method: Method, rows: RequestedRows, per_layer: bool, row_normalize: bool
+    ):
         self.forward_pass, self.backend = forward_pass, forward_pass.backend
         self.layers = forward_pass.encoder.layers
-        self.method, self.rows, self.row_normalize = method, rows, row_normalize
+        self.method, self.rows = method, rows
+        self.per_layer, self.row_normalize = per_layer, row_normalize
         self._maps: list[RolloutLayer] = []
         self._incomplete: dict[int, AttentionTrace] = {}
 
@@ -52,12 +55,12 @@ class TopDownRollout:
             self._maps.append(self.backend.layer_map(trace, self.method))
         self.forward_pass.check(trace)
 
-    def result(self, per_layer: bool) -> tuple[Tensor, Tensor]:
+    def result(self) -> tuple[Tensor, Tensor]:
         """Mantissa [G, B, m, n] and log2 scale [G, B, m] of the requested rows; see `top_down`."""
         with torch.no_grad(), precise(self.forward_pass.mask.device):
             *below, top = self._maps
             rows = top.through(self.rows.weights, self.row_normalize)
-            return top_down(rows, self.rows, reversed(below), self.row_normalize, per_layer)
+            return top_down(rows, self.rows, reversed(below), self.row_normalize, self.per_layer)
 
 
 class _ChosenRows:
@@ -75,7 +78,7 @@ class _ChosenRows:
         return normalize_rows(self.rows) if row_normalize else self.rows
 
 
-class WholeRollout:
+class WholeRollout(WholeLayers):
     """Every row of the rollout, multiplied layer after layer.
 
     Attributes:
@@ -83,8 +86,8 @@ class WholeRollout:
     """
 
     def __init__(self, forward_pass: ForwardPass, method: Method, per_layer: bool, row_normalize: bool):
-        self.forward_pass, self.method = forward_pass, method
-        self.per_layer, self.row_normalize = per_layer, row_normalize
+        super().__init__(forward_pass)
+        self.method, self.per_layer, self.row_normalize = method, per_layer, row_normalize
         self.products: list[tuple[Tensor, Tensor]] = []
 
     def read(self, trace: LayerTrace) -> None:
