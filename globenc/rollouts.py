@@ -54,10 +54,10 @@ def check_position(position: Position, n: int, many: bool = False) -> None:
         if position.ndim not in (1, 2, 3) or position.shape[-1] != n:
             raise ValueError(f"position weights must end in the text's {n} tokens, got shape {list(position.shape)}")
     else:
-        for place in _positions(position):
-            if not -n <= place < n:
+        for index in _positions(position):
+            if not -n <= index < n:
                 raise ValueError(
-                    f"position must be a token position inside the text, got {place} for {n} tokens "
+                    f"position must be a token position inside the text, got {index} for {n} tokens "
                     f"(positions 0 to {n - 1}, or -{n} to -1 from the end)"
                 )
 

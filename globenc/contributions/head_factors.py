@@ -43,8 +43,8 @@ class Projection:
         return Projection(take_tokens(self.along, rows), take_tokens(self.outside, rows))
 
     def norm(self) -> Tensor:
-        """[B, n]; works in place."""
-        return self.along.square_().sum(-1).add_(self.outside.square()).sqrt_()
+        """[B, n]."""
+        return self.along.square().sum(-1).add_(self.outside.square()).sqrt_()
 
 
 class HeadFactors:
