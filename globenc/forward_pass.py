@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .answers import by_name, returning_tuples
-from .capture import AttentionTrace, LayerConsumer, LayerEnd, LayerTrace, capture
+from .capture import AttentionTrace, LayerConsumer, LayerEnd, LayerTrace, capture, wrong_norm
 from .contributions.backend import choose_backend
 from .contributions.weight_cache import invalidate
 from .encoders import Encoder
@@ -29,6 +29,7 @@ class ForwardPass:
         encoder: the model.
         mask: the real tokens of its inputs, [B, n].
         backend: computes the layers' maps.
+        norms_ran_first: of each layer that was read; see `AttentionTrace`.
         mismatches: of each layer that was read, a scalar tensor; see `Backend.residual_mismatch`.
         stale_cache_flags: of the layers that were read; see `AttentionTrace`.
     """
@@ -38,6 +39,7 @@ class ForwardPass:
         self.inputs = by_name(self.encoder.model, inputs)
         self.mask = check_inputs(self.encoder, inputs)
         self.backend = choose_backend(backend, self.mask, self.encoder.layers)
+        self.norms_ran_first: list[bool] = []
         self.mismatches: list[Tensor] = []
         self.stale_cache_flags: list[Tensor] = []
 
@@ -81,7 +83,7 @@ class ForwardPass:
 
     def run(self, consumer: LayerConsumer) -> Any:
         """Show every layer to `consumer`, which calls `check` on each, and return the model's output."""
-        self.mismatches, self.stale_cache_flags = [], []
+        self.norms_ran_first, self.mismatches, self.stale_cache_flags = [], [], []
         model, prepare = self.encoder.model, self.encoder.family.prepare
         consumer = _InFullPrecision(consumer, self.mask.device)
 
@@ -106,6 +108,7 @@ class ForwardPass:
     def check(self, trace: AttentionTrace) -> None:
         """Note what `with_fresh_weights` and `check_residuals` read when all layers are done, so that a GPU need not be
         waited for layer by layer."""
+        self.norms_ran_first.append(trace.norm_ran_first)
         self.mismatches.append(self.backend.residual_mismatch(trace).to(self.mask.device))
         self.stale_cache_flags.extend(flag.to(self.mask.device) for flag in trace.stale_cache_flags)
 
@@ -136,8 +139,11 @@ class ForwardPass:
         """Whether the parts are those of the layers' outputs.
 
         Raises:
+            RuntimeError: the family's names do not fit the model.
             ValueError: something of the caller's changes what flows from the attention to the first LayerNorm.
         """
+        if any(self.norms_ran_first):
+            raise wrong_norm(self.norms_ran_first.index(True))
         wrong = torch.stack(self.mismatches) > 1
         if bool(wrong.any()):
             raise ValueError(

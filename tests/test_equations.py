@@ -13,7 +13,7 @@ from torch import nn
 import globenc
 from globenc import equations
 from globenc.capture import LayerTrace
-from globenc.contributions import TorchLayer, mixing_ratios
+from globenc.contributions.torch_backend import TorchLayer, mixing_ratios
 from globenc.encoders import LayerModules
 from globenc.methods import METHODS as TABLE
 from globenc.methods import STAGES as STAGE_TABLE

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..encoders import Encoder
 from ..model_state import Loan
 from .attention import distances, in_reach
-from .recorder import Recorder
+from .recorder import Recorder, wrong_norm
 from .trace import (
     AttentionResult,
     AttentionTrace,
@@ -42,6 +42,7 @@ __all__ = [
     "capture",
     "distances",
     "in_reach",
+    "wrong_norm",
 ]
 
 

@@ -33,6 +33,7 @@ class _Block:
         weights, value: of families with attention code of their own, before they are `GivenWeights`.
         sums: residual and attention block's output added up, in pieces where the feed-forward block reads it in pieces
             (`chunk_size_feed_forward`).
+        norm_ran_first: as in `AttentionTrace`.
     """
 
     hidden_states: Tensor
@@ -41,6 +42,7 @@ class _Block:
     weights: Tensor | None = None
     value: Tensor | None = None
     sums: list[Tensor] = field(default_factory=list)
+    norm_ran_first: bool = False
 
 
 @dataclass
@@ -181,9 +183,11 @@ class Recorder:
         layer = self.current("attention_norm")
         if layer.block is None:  # the pieces behind a block that is handed over
             return
-        layer.block.sums.append(args[0])
-        if sum(piece.shape[1] for piece in layer.block.sums) >= layer.tokens:
-            self.hand_over_block(layer, layer.block)
+        block = layer.block
+        block.sums.append(args[0])
+        block.norm_ran_first = block.norm_ran_first or block.context is None
+        if sum(piece.shape[1] for piece in block.sums) >= layer.tokens and not block.norm_ran_first:
+            self.hand_over_block(layer, block)
 
     def leave_output_norm(self, module: nn.Module, args: tuple, output: Tensor) -> None:
         if self.elsewhere():
@@ -202,10 +206,7 @@ class Recorder:
     def hand_over_block(self, layer: _Layer, block: _Block) -> None:
         """The attention block is complete: the consumer gets it, and the recorder lets go of it."""
         if block.attention is None or block.context is None or not block.sums:
-            raise RuntimeError(
-                f"layer {self.done}: a norm ran before the attention, or none behind it; the encoder family's names do "
-                "not fit this model, correct them with globenc.register_encoder"
-            )
+            raise wrong_norm(self.done)
         n = self.mask.shape[1]
         if layer.tokens < n:
             raise RuntimeError(f"layer {self.done} reads {layer.tokens} tokens where the inputs have {n}")
@@ -217,6 +218,7 @@ class Recorder:
             padded=self.padded,
             hidden_states=block.hidden_states[:, :n],
             attention_norm_input=_joined(block.sums)[:, :n],
+            norm_ran_first=block.norm_ran_first,
         )
         layer.block = None
         self.consumer.attention_done(self.done, trace)
@@ -229,6 +231,14 @@ class Recorder:
         self.consumer.layer_done(self.done, LayerEnd(tuple(y[:, :n] for y in norm_inputs), output[:, :n]))
         self.layer = None
         self.done += 1
+
+
+def wrong_norm(index: int) -> RuntimeError:
+    """The error where `attention_norm` is not behind a layer's attention."""
+    return RuntimeError(
+        f"layer {index}: a norm ran before the attention, or none behind it; the encoder family's names do "
+        "not fit this model, correct them with globenc.register_encoder"
+    )
 
 
 def _scored(parts: dict[str, Any]) -> ScoredAttention:

@@ -124,6 +124,8 @@ class AttentionTrace:
         padded: whether any position is padding.
         hidden_states: the residual x that is added to the attention block's output, [B, n, d].
         attention_norm_input: y1, the sum of both, [B, n, d].
+        norm_ran_first: what is called the attention norm ran before the attention, so that y1 is something else; the
+            trace comes at the layer's end then.
         stale_cache_flags: scalar tensors, each true where a cached tensor has turned out to be of other weights.
     """
 
@@ -134,6 +136,7 @@ class AttentionTrace:
     padded: bool
     hidden_states: Tensor
     attention_norm_input: Tensor
+    norm_ran_first: bool = False
     stale_cache_flags: list[Tensor] = field(default_factory=list)
 
     @property
