@@ -24,6 +24,7 @@ from helpers import LETTERS, save_letter_model
 from pyarrow import parquet
 
 import globenc
+from globenc import ModelSource
 from globenc.extraction import local, worker
 from globenc.extraction.store import Store
 
@@ -223,6 +224,14 @@ def test_manifest_and_file_metadata(finished, model, corpus):
     assert manifest["started"] <= manifest["finished"]
 
 
+def test_a_model_source_says_what_is_loaded(corpus, model, tmp_path):
+    source = ModelSource(model, device="cpu", dtype="float64", backend="torch", revision="v1")
+    run(corpus, tmp_path / "out", source)
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (manifest["model_name"], manifest["model_revision"]) == (model, "v1")
+    assert manifest["identity"]["model"]["dtype"] == "float64"
+
+
 def test_other_tools_open_it(finished):
     expected = globenc.load_extract(finished).to_pylist()
     data = finished / "data"
@@ -332,13 +341,15 @@ DIFFERENT = {
     "label": ({"label_column": "gold"}, 'label_column null, and now it is "gold"'),
     "limit": ({"limit": 9}, "limit null, and now it is 9"),
     "shard-rows": ({"shard_rows": 8}, "shard_rows 7, and now it is 8"),
-    "dtype": ({"dtype": "float64"}, 'model dtype "float32", and now it is "float64"'),
+    "dtype": (ModelSource, 'model dtype "float32", and now it is "float64"'),
 }
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
 def test_other_options_are_refused(finished, corpus, model, name):
     options, sentence = DIFFERENT[name]
+    if options is ModelSource:
+        model, options = ModelSource(model, dtype="float64"), {}
     before = state(finished)
     with pytest.raises(ValueError, match=f"was begun with {sentence}; name another folder, or overwrite it$"):
         run(corpus, finished, model, **options)
@@ -423,7 +434,7 @@ def test_wrong_options_make_no_folder(corpus, model, loaded, tmp_path):
         run(corpus, folder, model, position=torch.ones(3))
     with pytest.raises(ValueError, match="has no column 'review'"):
         run(corpus, folder, model, text_column="review")
-    with pytest.raises(ValueError, match="dtype goes with a model's name"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dtype'"):
         run(corpus, folder, loaded, dtype="float64")
     with pytest.raises(OSError, match="there is no folder"):
         run(corpus, folder, tmp_path / "no-model")

@@ -117,7 +117,7 @@ def test_refuses_what_cannot_be(cluster, corpus, model, tmp_path):
     with pytest.raises(ValueError, match="workers must be at most the 0 GPUs or 2 CPUs"):
         globenc.extract(corpus, tmp_path / "a", model=model, engine="ray", workers=3)
     with pytest.raises(ValueError, match="device 'cuda': the cluster has no GPU"):
-        globenc.extract(corpus, tmp_path / "b", model=model, engine="ray", device="cuda")
+        globenc.extract(corpus, tmp_path / "b", model=globenc.ModelSource(model, "cuda"), engine="ray")
     explainer = globenc.GlobEnc.from_pretrained(model)
     with pytest.raises(TypeError, match="model must be a name"):
         globenc.extract(corpus, tmp_path / "c", model=explainer, engine="ray")

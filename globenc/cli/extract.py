@@ -150,13 +150,14 @@ def extract(
             quiet()
             from ..extraction.run import extract as run
             from ..extraction.store import done_rows
+            from ..loading import ModelSource
         if device is not None:
             check_device(device)
         try:
             summary = run(
                 inputs,
                 output,
-                model=model,
+                model=ModelSource(model, device, dtype, backend, revision, trust_remote_code),
                 text_column=text_column,
                 pair_column=pair_column,
                 id_column=id_column,
@@ -177,11 +178,6 @@ def extract(
                 engine=engine,
                 ray_address=ray_address,
                 workers=workers,
-                device=device,
-                dtype=dtype,
-                backend=backend,
-                revision=revision,
-                trust_remote_code=trust_remote_code,
             )
         except (KeyboardInterrupt, SystemExit):
             again = "the same command without --overwrite" if overwrite else "the same command"

@@ -16,7 +16,7 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import pyarrow as pa
 import torch
 
 from ..explainer import GlobEnc
+from ..loading import ModelSource
 from .identity import fingerprint
 from .progress import Meter
 from .rows import Plan, Reader, Work
@@ -42,36 +43,23 @@ except ImportError as error:
 IN_FLIGHT = 3  # shards of an actor at once: one being encoded, one in the model, one being built
 
 
-@dataclass(frozen=True)
-class Model:
-    """How every worker loads the model, and what it must be; arguments of `GlobEnc.from_pretrained`."""
+def load(source: ModelSource, known: Mapping[str, str]) -> GlobEnc:
+    """A worker's model, on the GPU that Ray gave to this process, if any.
 
-    name: str | None
-    dtype: str
-    backend: str
-    revision: str | None
-    trust_remote_code: bool
-    identity: dict[str, str]
+    Args:
+        source: which model; its device does not count here.
+        known: the fingerprint of the driver's model, whose dtype the weights are loaded in.
 
-    def load(self) -> GlobEnc:
-        """The model, on the GPU that Ray gave to this process, if any.
-
-        Raises:
-            ValueError: it is not the driver's.
-        """
-        explainer = GlobEnc.from_pretrained(
-            self.name,
-            torch.device("cuda" if ray.get_gpu_ids() else "cpu"),
-            self.dtype,
-            self.backend,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
+    Raises:
+        ValueError: the model is not the driver's.
+    """
+    device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+    explainer = GlobEnc.from_pretrained(replace(source, device=device, dtype=known["dtype"]))
+    if fingerprint(explainer) != known:
+        raise ValueError(
+            f"model {source.name!r} is another one on node {ray.util.get_node_ip_address()} than where the run began"
         )
-        if fingerprint(explainer) != self.identity:
-            raise ValueError(
-                f"model {self.name!r} is another one on node {ray.util.get_node_ip_address()} than where the run began"
-            )
-        return explainer
+    return explainer
 
 
 @contextlib.contextmanager
@@ -105,7 +93,16 @@ def cluster(address: str | None, workers: int | None, device: Any) -> Iterator[t
             ray.shutdown()
 
 
-def run(plan: Plan, model: Model, settings: Settings, store: Store, meter: Meter, workers: int, gpus: bool) -> None:
+def run(
+    plan: Plan,
+    source: ModelSource,
+    known: Mapping[str, str],
+    settings: Settings,
+    store: Store,
+    meter: Meter,
+    workers: int,
+    gpus: bool,
+) -> None:
     """Do the work of a plan.
 
     Raises:
@@ -125,7 +122,7 @@ def run(plan: Plan, model: Model, settings: Settings, store: Store, meter: Meter
             _Actor,
             batch_size=1,
             batch_format="pyarrow",
-            fn_constructor_kwargs={"model": model, "settings": settings},
+            fn_constructor_kwargs={"source": source, "known": known, "settings": settings},
             compute=ray.data.ActorPoolStrategy(
                 size=workers,
                 max_tasks_in_flight_per_actor=2 * IN_FLIGHT,
@@ -194,11 +191,11 @@ def _messages(reader: Reader, done: Mapping[int, tuple[int, int, str, int]]) -> 
 class _Actor:
     """A model in a process of its own. Several threads call it; each stage has one at a time."""
 
-    def __init__(self, model: Model, settings: Settings):
+    def __init__(self, source: ModelSource, known: Mapping[str, str], settings: Settings):
         self._scoring = threading.Lock()
         self._error: BaseException | None = None
         try:
-            self._worker = Worker(model.load(), settings)
+            self._worker = Worker(load(source, known), settings)
         except Exception as error:  # as above
             self._error = _portable(error)
 

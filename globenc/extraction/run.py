@@ -7,7 +7,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import torch
 
 from ..errors import refuses_target
 from ..explainer import GlobEnc
-from ..loading import stored_dtype
+from ..loading import ModelSource, stored_dtype
 from ..methods import get_method
 from ..rollouts import Position, check_position, plain_position
 from . import local
@@ -64,7 +64,7 @@ def extract(
     inputs: str | Path | Sequence[str | Path] | Iterable[Mapping[str, Any]] | Any,
     output: str | Path,
     *,
-    model: str | Path | GlobEnc | None = None,
+    model: str | Path | ModelSource | GlobEnc | None = None,
     text_column: str = "text",
     pair_column: str | None = None,
     id_column: str | None = None,
@@ -85,11 +85,6 @@ def extract(
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
     workers: int | None = None,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    backend: str = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
     progress: bool = True,
 ) -> ExtractSummary:
     """Attribute every text of files or data sets, and write the results as Parquet shards.
@@ -104,7 +99,8 @@ def extract(
             instead of OWNER/DATASET); or from Python a data frame, an Arrow table, a column of texts (a Series, an
             array), or rows as mappings, such as a `datasets.Dataset`. Only the columns that are named are looked at.
         output: folder to write: data/part-*.parquet, manifest.json, rejects.jsonl.
-        model: folder, hub name or a GlobEnc; None is the model in the package.
+        model: folder or hub name, a ModelSource where device, dtype, backend, revision or trust_remote_code are to be
+            chosen too, or a GlobEnc; None is the model in the package.
         text_column, pair_column: columns of the text and of the second text of pairs. Plain text has one, "text".
         id_column: column to be kept as `id`; None numbers the rows from 0 over all inputs.
         label_column: column to be kept as `gold_label`. It and the id are passed through whatever they hold, as the
@@ -124,7 +120,6 @@ def extract(
         engine: "local", or "ray" for many GPUs or machines (`pip install "globenc[ray]"`).
         ray_address: of a running cluster; None starts Ray on this machine.
         workers: models at once with engine "ray"; None is one for each GPU, or one without GPUs.
-        device, dtype, backend, revision, trust_remote_code: as for `GlobEnc.from_pretrained`.
         progress: show on standard error how far it is.
 
     Returns:
@@ -163,17 +158,24 @@ def extract(
     for source in sources:
         source.check(columns.names())
     gpus = False
+    loading = model if isinstance(model, ModelSource) else ModelSource(None if isinstance(model, GlobEnc) else model)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(Store.opened(output, overwrite))
         if engine == "ray":
             from . import on_ray
 
             if isinstance(model, GlobEnc):
-                raise TypeError("model must be a name or a folder with engine 'ray': every worker loads it")
-            count, gpus = stack.enter_context(on_ray.cluster(ray_address, workers, device))
-            dtype = dtype or (stored_dtype(model, revision, trust_remote_code) if gpus else None)
-            device = "cpu"  # here the model is only looked at
-        explainer = _explainer(model, device, dtype, backend, revision, trust_remote_code)
+                raise TypeError(
+                    "model must be a name, a folder or a ModelSource with engine 'ray': every worker loads it"
+                )
+            count, gpus = stack.enter_context(on_ray.cluster(ray_address, workers, loading.device))
+            if gpus and loading.dtype is None:
+                stored = stored_dtype(loading.name, loading.revision, loading.trust_remote_code)
+                loading = replace(loading, dtype=stored)
+            loading = replace(loading, device="cpu")  # here the model is only looked at
+        explainer = model if isinstance(model, GlobEnc) else GlobEnc.from_pretrained(loading)
+        if explainer.reads_pictures:
+            raise ValueError("model must read texts for extract; this one reads pictures: call GlobEnc on them")
         if shard_rows is None:
             shard_rows = 100 if isinstance(position, str) and position == "all" else SHARD_ROWS
         method, position = get_method(method).name, plain_position(position)
@@ -196,7 +198,7 @@ def extract(
         }
         earlier = None if overwrite else store.made_by.get("batch_tokens")
         batch_tokens = batch_tokens or earlier or (None if gpus else explainer.budget())
-        made_by = {**about(explainer, revision), "batch_tokens": batch_tokens}
+        made_by = {**about(explainer, loading.revision), "batch_tokens": batch_tokens}
         settings = Settings(
             method=method,
             position=position,
@@ -228,10 +230,7 @@ def extract(
         with Meter(progress) as meter:
             plan = Plan(reader, done, meter.skip)
             if engine == "ray":
-                known = identity["model"]
-                place = None if model is None else str(model)
-                every = on_ray.Model(place, known["dtype"], backend, revision, trust_remote_code, known)
-                on_ray.run(plan, every, settings, store, meter, count, gpus)
+                on_ray.run(plan, loading, identity["model"], settings, store, meter, count, gpus)
             else:
                 local.run(plan, Worker(explainer, settings, meter.advance), store, meter)
         counted = store.finish(plan.end_row)
@@ -249,29 +248,3 @@ def _known(source: Input) -> dict[str, Any]:
     if source.format == "hub":
         return {"format": "hub", "name": source.name}
     return {"format": "text" if source.name == "-" else source.format, "bytes": source.size}
-
-
-def _explainer(
-    model: str | Path | GlobEnc | None,
-    device: str | torch.device | None,
-    dtype: torch.dtype | str | None,
-    backend: str,
-    revision: str | None,
-    trust_remote_code: bool,
-) -> GlobEnc:
-    if not isinstance(model, GlobEnc):
-        explainer = GlobEnc.from_pretrained(
-            model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
-        )
-        return _reads_texts(explainer)
-    given = {"device": device, "dtype": dtype, "revision": revision}
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"{name} goes with a model's name: this GlobEnc has its own")
-    return _reads_texts(model)
-
-
-def _reads_texts(explainer: GlobEnc) -> GlobEnc:
-    if explainer.reads_pictures:
-        raise ValueError("model must read texts for extract; this one reads pictures: call GlobEnc on them")
-    return explainer
