@@ -26,8 +26,8 @@ from pyarrow import parquet
 
 import globenc
 from globenc.errors import short
+from globenc.extraction import json_rows, lines, parquet_rows
 from globenc.extraction import rows as rows_module
-from globenc.extraction import sources
 from globenc.extraction import worker as worker_module
 from globenc.extraction.rows import Columns, Reader, Reject, typed
 from globenc.extraction.sources import inputs_of
@@ -616,10 +616,16 @@ LONG = {
 }
 
 
+def read_in_pieces(monkeypatch, size: int) -> None:
+    """Long lines and long texts of JSON are those of more than so many bytes."""
+    for module, name in ((lines, "PIECE"), (json_rows, "PIECE"), (json_rows, "LONG_TEXT")):
+        monkeypatch.setattr(module, name, size)
+
+
 @pytest.mark.parametrize("ascii_only", [True, False], ids=["escaped", "raw"])
 @pytest.mark.parametrize("name", LONG)
 def test_long_texts_in_json_come_out_as_they_are(tmp_path, monkeypatch, name, ascii_only):
-    monkeypatch.setattr(sources, "PIECE", 3000)
+    read_in_pieces(monkeypatch, 3000)
     text = LONG[name]
     row = {"html": text[::-1], "text": text, "label": [text[:12_000], {"deep": 1}], "n": 1}
     lines = [json.dumps(row, ensure_ascii=ascii_only), '{"text": "short"}']
@@ -641,7 +647,7 @@ BAD_LONG = {
 
 @pytest.mark.parametrize("name", BAD_LONG)
 def test_bad_long_lines_of_json(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(sources, "PIECE", 3000)
+    read_in_pieces(monkeypatch, 3000)
     line, reason = BAD_LONG[name]
     (tmp_path / "rows.jsonl").write_text('{"text": "fine"}\n' + line + '\n{"text": "fine"}\n')
     works = read(tmp_path / "rows.jsonl")
@@ -650,7 +656,7 @@ def test_bad_long_lines_of_json(tmp_path, monkeypatch, name):
 
 
 def test_bytes_that_are_no_text_in_a_long_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE", 3000)
+    read_in_pieces(monkeypatch, 3000)
     bad, long = b'{"text": "' + b"a" * 20_000, b'{"text": "' + b"a" * 20_000 + b'", "other": "'
     content = bad + b'\xff"}\n' + long + b'\xff"}\n' + long + b"b" * 20_000 + b'\xff"}\n'
     (tmp_path / "rows.jsonl").write_bytes(content)
@@ -665,7 +671,7 @@ def test_a_long_first_line_of_standard_input(monkeypatch, tmp_path):
     content = json.dumps({"text": "a" * 3_000_000}).encode() + b'\n{"text": "b"}\n'
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert [len(text) for text in texts_of(read("-"))] == [3_000_000, 1]
-    monkeypatch.setattr(sources, "LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 20)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
     (work,) = read("-")
     assert [reject.row for reject in work.rejects] == [0]
@@ -673,7 +679,7 @@ def test_a_long_first_line_of_standard_input(monkeypatch, tmp_path):
 
 
 def test_a_packed_line_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "LONGEST_LINE", 1 << 21)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 21)
     (tmp_path / "rows.txt.gz").write_bytes(gzip.compress(b"fine\n" + b"x" * (5 << 20) + b"\nfine\n" + b"y" * (3 << 20)))
     works = read(tmp_path / "rows.txt.gz")
     assert texts_of(works) == ["fine", "fine"]
@@ -688,12 +694,12 @@ def test_long_fields_of_tsv(tmp_path):
 
 
 def test_parquet_of_long_rows_is_read_a_few_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(parquet_rows, "BATCH_BYTES", 10_000)
     texts = [f"{k} {np.random.default_rng(k).bytes(1500).hex()}" for k in range(20)]
     parquet.write_table(pa.table({"text": texts}), tmp_path / "rows.parquet", row_group_size=7)
     seen = []
-    arrow_rows = sources._arrow_rows
-    monkeypatch.setattr(sources, "_arrow_rows", lambda batch: seen.append(batch.num_rows) or arrow_rows(batch))
+    arrow_rows = parquet_rows._arrow_rows
+    monkeypatch.setattr(parquet_rows, "_arrow_rows", lambda batch: seen.append(batch.num_rows) or arrow_rows(batch))
     assert texts_of(read(tmp_path / "rows.parquet")) == texts
     assert max(seen) < 5
 

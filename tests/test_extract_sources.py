@@ -13,8 +13,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from globenc.extraction import csv_rows, lines
 from globenc.extraction import rows as rows_module
-from globenc.extraction import sources
 from globenc.extraction.rows import BadRowError, Columns, Plan, Reader, typed
 from globenc.extraction.sources import inputs_of
 
@@ -167,7 +167,7 @@ def test_bad_csv_rows(tmp_path):
 
 def test_a_quote_never_closed_does_not_swallow_a_whole_file(tmp_path, monkeypatch):
     before = csv.field_size_limit(1000)
-    monkeypatch.setattr(sources, "LONGEST_FIELD", 1000)
+    monkeypatch.setattr(csv_rows, "LONGEST_FIELD", 1000)
     try:
         (tmp_path / "rows.csv").write_bytes(b'text\nfine\n"open\n' + b"lost\n" * 300 + b"found\n" * 3)
         works = read(tmp_path / "rows.csv")
@@ -180,7 +180,7 @@ def test_a_quote_never_closed_does_not_swallow_a_whole_file(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.txt", "rows.tsv", "rows.csv"])
 def test_a_line_without_end(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(sources, "LONGEST_LINE", 64)
+    monkeypatch.setattr(lines, "LONGEST_LINE", 64)
     head = {"rows.tsv": b"text\n", "rows.csv": b"text\n"}.get(name, b"")
     line = b'{"text": "fine"}\n' if name == "rows.jsonl" else b"fine\n"
     (tmp_path / name).write_bytes(head + line + b"x" * 1000 + b"\n" + line)

@@ -26,9 +26,10 @@ import torch
 from ..explainer import GlobEnc
 from ..loading import ModelSource
 from .identity import fingerprint
+from .lines import stdin_stream
 from .progress import Meter
 from .rows import Plan, Reader, Work
-from .sources import Input, stdin_stream
+from .sources import Input
 from .store import Store
 from .worker import Settings, Worker
 

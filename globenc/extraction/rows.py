@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import short
-from .sources import Input, Raw
+from .raw_rows import Raw
+from .sources import Input
 
 CHARACTERS = 4_000_000  # most in a shard: about a million tokens, so that memory is bounded for long texts too
 MOST_ROWS = 100_000  # of a shard: were all of them rejected, a Parquet file's metadata would still hold the reasons
