@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from .evaluation.presets import evaluate_preset
     from .evaluation.run import Evaluation, evaluate
     from .explainer import GlobEnc
+    from .extraction.reading import load_extract
     from .extraction.run import extract
-    from .extraction.store import load_extract
+    from .extraction.reading import load_extract
     from .functional import (
         AttributionOutput,
         MethodsOutput,
@@ -52,7 +53,7 @@ _MODULES = {
     "evaluate": "evaluation.run",
     "evaluate_preset": "evaluation.presets",
     "extract": "extraction.run",
-    "load_extract": "extraction.store",
+    "load_extract": "extraction.reading",
     "mixing_ratios": "functional",
     "register_encoder": "encoders",
     "rollout": "rollouts",

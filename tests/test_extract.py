@@ -25,7 +25,7 @@ from pyarrow import parquet
 
 import globenc
 from globenc import ModelSource
-from globenc.extraction import local, worker
+from globenc.extraction import local, tables
 from globenc.extraction.store import Store
 
 GENERATOR = np.random.default_rng(0)
@@ -628,7 +628,7 @@ def test_reading_and_writing_overlap_with_the_model():
 
 def test_a_text_of_many_scores_names_the_way_out():
     with pytest.raises(ValueError, match="is more than a Parquet list holds: lower shard_rows"):
-        worker._lists([2**30, 2**30], pa.array([], pa.int32()))
+        tables._lists([2**30, 2**30], pa.array([], pa.int32()))
 
 
 KILL = """

@@ -29,10 +29,12 @@ from globenc.errors import short
 from globenc.extraction import json_rows, lines, parquet_rows
 from globenc.extraction import rows as rows_module
 from globenc.extraction import worker as worker_module
-from globenc.extraction.rows import Columns, Reader, Reject, typed
+from globenc.extraction.options import RunOptions, Settings
+from globenc.extraction.passed_columns import typed
+from globenc.extraction.rows import Columns, Reader, Reject
 from globenc.extraction.sources import inputs_of
 from globenc.extraction.store import Store
-from globenc.extraction.worker import Settings, Worker
+from globenc.extraction.worker import Worker
 
 TEXTS = [" ".join(LETTERS[k : k + 1 + k % 4]) for k in range(20)]
 
@@ -708,13 +710,10 @@ def test_parquet_of_long_rows_is_read_a_few_at_a_time(tmp_path, monkeypatch):
 def test_a_long_text_goes_no_further_than_it_is_needed(loaded, monkeypatch, options):
     monkeypatch.setattr(worker_module, "LEAN", 1000)
     text = "a b c d " * 1000
-    settings = Settings(
-        **{
-            **{"method": "N-Enc", "position": "cls", "per_layer": False, "row_normalize": False, "max_length": 20},
-            **{"words": False, "keep_text": False, "pair": False, "gold": False, "batch_tokens": 64, "strict": False},
-            **{"identity": "{}", **options},
-        }
-    )
+    names = {"text_column": "text", "pair_column": None, "id_column": None, "label_column": None, "limit": None}
+    method = {"method": "N-Enc", "position": "cls", "per_layer": False, "row_normalize": False, "max_length": 20}
+    asked = {"words": False, "keep_text": False, "shard_rows": 10, **options}
+    settings = Settings(RunOptions(**names, **method, **asked), batch_tokens=64, strict=False, identity="{}")
     worker = Worker(loaded, settings)
     (work,) = Reader(inputs_of([{"text": text}, {"text": "a"}]), Columns(), 10, None, False)
     shard = worker.encode(work)

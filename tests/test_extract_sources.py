@@ -15,7 +15,8 @@ from pyarrow import parquet
 
 from globenc.extraction import csv_rows, lines
 from globenc.extraction import rows as rows_module
-from globenc.extraction.rows import BadRowError, Columns, Plan, Reader, typed
+from globenc.extraction.passed_columns import typed
+from globenc.extraction.rows import BadRowError, Columns, Plan, Reader
 from globenc.extraction.sources import inputs_of
 
 TEXTS = ["a charming journey", "it's slow, very slow", "two\nlines", 'with "quotes"', "naïve café 🎬"]

@@ -371,7 +371,7 @@ def test_no_bit_of_the_manifest_can_change(finished, out):
     for place in range(0, len(content), 3):
         (out / "manifest.json").write_bytes(flipped(content, place, place % 8))
         try:
-            manifest = globenc.extraction.store.read_manifest(out)
+            manifest = globenc.extraction.manifest.read_manifest(out)
         except OSError:
             continue
         assert {**manifest, "sha256": whole["sha256"]} == whole  # white space
@@ -900,7 +900,7 @@ def test_a_really_full_disk(finished, corpus, loaded, small_disk):
             break
         assert told.endswith("No space left on device")
         full.unlink()
-        rows.append(globenc.extraction.store.done_rows(small_disk / "out"))
+        rows.append(globenc.extraction.shards.done_rows(small_disk / "out"))
     assert rows == sorted(rows)
     assert len(set(rows)) > 1
     assert_same(small_disk / "out", finished)

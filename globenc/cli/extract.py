@@ -149,7 +149,7 @@ def extract(
         with status("importing torch and transformers"):
             quiet()
             from ..extraction.run import extract as run
-            from ..extraction.store import done_rows
+            from ..extraction.shards import done_rows
             from ..loading import ModelSource
         if device is not None:
             check_device(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
@@ -12,6 +13,7 @@ from .raw_rows import Raw, require_columns
 LONGEST_LINE = 64 << 20  # bytes; what is longer is no text but a file without line ends
 PIECE = 1 << 20  # bytes read at once
 MARK = b"\xef\xbb\xbf"  # UTF-8's byte order mark
+SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which no valid text holds
 TOO_LONG = f"the line is longer than {LONGEST_LINE >> 20} MiB"
 
 

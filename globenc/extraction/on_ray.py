@@ -27,11 +27,12 @@ from ..explainer import GlobEnc
 from ..loading import ModelSource
 from .identity import fingerprint
 from .lines import stdin_stream
+from .options import Settings
 from .progress import Meter
 from .rows import Plan, Reader, Work
 from .sources import Input
 from .store import Store
-from .worker import Settings, Worker
+from .worker import Worker
 
 try:
     import ray

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import short
+from .lines import SURROGATE
+from .passed_columns import ColumnType, as_written
 from .raw_rows import Raw
 from .sources import Input
 
 CHARACTERS = 4_000_000  # most in a shard: about a million tokens, so that memory is bounded for long texts too
 MOST_ROWS = 100_000  # of a shard: were all of them rejected, a Parquet file's metadata would still hold the reasons
 SLICE = 1 << 16  # characters hashed at once
-SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class BadRowError(ValueError):
@@ -107,32 +105,6 @@ class _WrongError(Exception):
     """What is wrong with a row."""
 
 
-class _ColumnType:
-    """The narrowest type of a column that holds every value that it has seen."""
-
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
-
-    def see(self, value: bool | int | float | str | None) -> None:
-        if value is not None:
-            exact = not isinstance(value, int) or abs(value) <= 2**53
-            self._seen.add(type(value).__name__ if exact else "long")
-
-    @property
-    def name(self) -> str:
-        if not self._seen or "str" in self._seen or self._seen >= {"float", "long"}:
-            return "string"
-        if "float" in self._seen:
-            return "float64"
-        return "bool" if self._seen == {"bool"} else "int64"
-
-
-def typed(value: bool | int | float | str | None, kind: str) -> bool | int | float | str | None:
-    """A value that was passed through as one of its column's type, which is wide enough for it."""
-    makes: dict[str, Callable] = {"bool": bool, "int64": int, "float64": float, "string": str}
-    return None if value is None else makes[kind](value)
-
-
 class Reader:
     """The work for all shards, in the order of the rows.
 
@@ -146,7 +118,7 @@ class Reader:
 
     def __init__(self, inputs: Sequence[Input], columns: Columns, shard_rows: int, limit: int | None, strict: bool):
         self.inputs, self.columns, self.shard_rows, self.limit, self.strict = inputs, columns, shard_rows, limit, strict
-        self._id_type, self._gold_type = _ColumnType(), _ColumnType()
+        self._id_type, self._gold_type = ColumnType(), ColumnType()
         self._first_digest = ""
 
     def __iter__(self) -> Iterator[Work]:
@@ -156,7 +128,7 @@ class Reader:
             BadRowError: a row is bad, and the run is strict.
             OSError, ValueError: an input cannot be read on, or was changed since it was opened.
         """
-        self._id_type, self._gold_type = _ColumnType(), _ColumnType()
+        self._id_type, self._gold_type = ColumnType(), ColumnType()
         work, digest, characters = Work(0, 0, 0), hashlib.blake2b(digest_size=16), 0
         for name, raw in self._raw():
             row = work.end_row
@@ -228,10 +200,10 @@ class Reader:
         identity: Any = row
         gold: Any = None
         if columns.id is not None:
-            identity = _as_written(raw.values.get(columns.id))
+            identity = as_written(raw.values.get(columns.id))
             self._id_type.see(identity)
         if columns.label is not None:
-            gold = _as_written(raw.values.get(columns.label))
+            gold = as_written(raw.values.get(columns.label))
             self._gold_type.see(gold)
         return Example(row, name, raw.line, identity, text, pair, gold)
 
@@ -257,40 +229,6 @@ def _text(column: str, raw: Raw) -> str:
     if not text.isascii() and SURROGATE.search(text):
         raise _WrongError(raw.reason or f"text column {column!r} is no valid text: it holds half of a surrogate pair")
     return text if type(text) is str else str.__str__(text)
-
-
-def _as_written(value: Any) -> bool | int | float | str | None:
-    """A value to be passed through as what a column can hold: what is neither truth value nor number is text, and what
-    cannot be written as UTF-8 is escaped in it. No value is a reason to lose a row."""
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # numpy's numbers, and tensors of a single one
-        value = value[()] if isinstance(value, np.ndarray) else value
-        if not isinstance(value, np.generic) or value.dtype.kind not in "mM":
-            value = value.item()
-    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # pandas' own nulls
-        return None
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, float):
-        return float(value)
-    if isinstance(value, int):
-        return int(value) if -(2**63) <= value < 2**63 else _in_words(value)
-    if isinstance(value, bytes):
-        return value.decode(errors="backslashreplace")
-    text = str.__str__(value) if isinstance(value, str) else _in_words(value)
-    if text.isascii() or not SURROGATE.search(text):
-        return text
-    try:
-        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")  # bytes that were not UTF-8
-    except UnicodeEncodeError:
-        return text.encode(errors="backslashreplace").decode()
-
-
-def _in_words(value: Any) -> str:
-    """str() of any value: dates, decimals, lists; of a number with more digits than Python writes, its hexadecimal."""
-    try:
-        return str(value)
-    except Exception:  # a stranger's __str__
-        return hex(value) if isinstance(value, int) else f"<{type(value).__name__}>"
 
 
 def _feed(digest: Any, value: bool | int | float | str | None) -> None:

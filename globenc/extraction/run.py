@@ -7,7 +7,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,11 +20,13 @@ from ..methods import get_method
 from ..rollouts import Position, check_position, plain_position
 from . import local
 from .identity import about, fingerprint
+from .manifest import FORMAT, now
+from .options import RunOptions, Settings
 from .progress import Meter
-from .rows import Columns, Plan, Reader
+from .rows import Plan, Reader
 from .sources import Input, inputs_of
-from .store import FORMAT, Store, now
-from .worker import Settings, Worker
+from .store import Store
+from .worker import Worker
 
 SHARD_ROWS = 2000
 ENGINES = ("local", "ray")
@@ -142,95 +144,90 @@ def extract(
         (2, 1, ['positive', 'negative'])
     """
     positive = {"limit": limit, "max_length": max_length, "batch_tokens": batch_tokens, "shard_rows": shard_rows}
-    for name, number in {**positive, "workers": workers}.items():
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-            raise ValueError(f"{name} must be a positive whole number, got {number!r}")
-    if engine not in ENGINES:
-        raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {engine!r}")
-    if engine == "local" and (ray_address is not None or workers is not None):
-        raise ValueError(f"{'workers' if ray_address is None else 'ray_address'} goes with engine 'ray'")
-    if isinstance(position, torch.Tensor):
-        raise TypeError("position weights belong to one text: give positions or a name")
-    check_position(position, n=2**31)
-    columns = Columns(text_column, pair_column, id_column, label_column)
-    sources = inputs_of(inputs, format)
+    _check_positive({**positive, "workers": workers})
+    if shard_rows is None:
+        shard_rows = 100 if isinstance(position, str) and position == "all" else SHARD_ROWS
+    options = RunOptions(
+        method=get_method(method).name,
+        position=_position(position),
+        per_layer=per_layer,
+        row_normalize=row_normalize,
+        max_length=max_length,
+        text_column=text_column,
+        pair_column=pair_column,
+        id_column=id_column,
+        label_column=label_column,
+        limit=limit,
+        words=words,
+        keep_text=keep_text,
+        shard_rows=shard_rows,
+    )
+    execution = _Execution(engine, ray_address, workers, batch_tokens, strict, overwrite, progress)
+    return _extract(inputs_of(inputs, format), Path(output), model, options, execution)
+
+
+@dataclass(frozen=True)
+class _Execution:
+    """How a run goes, which no row depends on; the names are those of `extract`."""
+
+    engine: str
+    ray_address: str | None
+    workers: int | None
+    batch_tokens: int | None
+    strict: bool
+    overwrite: bool
+    progress: bool
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine must be one of {', '.join(ENGINES)}; got {self.engine!r}")
+        if self.engine == "local" and (self.ray_address is not None or self.workers is not None):
+            raise ValueError(f"{'workers' if self.ray_address is None else 'ray_address'} goes with engine 'ray'")
+
+
+def _extract(
+    sources: list[Input],
+    output: Path,
+    model: str | Path | ModelSource | GlobEnc | None,
+    options: RunOptions,
+    execution: _Execution,
+) -> ExtractSummary:
     versions = [source.on_disk() for source in sources]
     for source in sources:
-        source.check(columns.names())
-    gpus = False
+        source.check(options.columns.names())
+    workers, gpus = 1, False
     loading = model if isinstance(model, ModelSource) else ModelSource(None if isinstance(model, GlobEnc) else model)
     with contextlib.ExitStack() as stack:
-        store = stack.enter_context(Store.opened(output, overwrite))
-        if engine == "ray":
+        store = stack.enter_context(Store.opened(output, execution.overwrite))
+        if execution.engine == "ray":
             from . import on_ray
 
             if isinstance(model, GlobEnc):
                 raise TypeError(
                     "model must be a name, a folder or a ModelSource with engine 'ray': every worker loads it"
                 )
-            count, gpus = stack.enter_context(on_ray.cluster(ray_address, workers, loading.device))
-            if gpus and loading.dtype is None:
-                stored = stored_dtype(loading.name, loading.revision, loading.trust_remote_code)
-                loading = replace(loading, dtype=stored)
-            loading = replace(loading, device="cpu")  # here the model is only looked at
+            workers, gpus = stack.enter_context(
+                on_ray.cluster(execution.ray_address, execution.workers, loading.device)
+            )
+            loading = _looked_at(loading, gpus)
         explainer = model if isinstance(model, GlobEnc) else GlobEnc.from_pretrained(loading)
         if explainer.reads_pictures:
             raise ValueError("model must read texts for extract; this one reads pictures: call GlobEnc on them")
-        if shard_rows is None:
-            shard_rows = 100 if isinstance(position, str) and position == "all" else SHARD_ROWS
-        method, position = get_method(method).name, plain_position(position)
-        identity: dict[str, Any] = {
-            "model": fingerprint(explainer),
-            "method": method,
-            "position": position,
-            "per_layer": per_layer,
-            "row_normalize": row_normalize,
-            "max_length": max_length,
-            "text_column": text_column,
-            "pair_column": pair_column,
-            "id_column": id_column,
-            "label_column": label_column,
-            "limit": limit,
-            "words": words,
-            "keep_text": keep_text,
-            "shard_rows": shard_rows,
-            "input": [_known(source) for source in sources],
-        }
-        earlier = None if overwrite else store.made_by.get("batch_tokens")
-        batch_tokens = batch_tokens or earlier or (None if gpus else explainer.budget())
+        model_hash = fingerprint(explainer)
+        identity = {"model": model_hash, **asdict(options), "input": [_known(source) for source in sources]}
+        earlier = None if execution.overwrite else store.made_by.get("batch_tokens")
+        batch_tokens = execution.batch_tokens or earlier or (None if gpus else explainer.budget())
         made_by = {**about(explainer, loading.revision), "batch_tokens": batch_tokens}
-        settings = Settings(
-            method=method,
-            position=position,
-            per_layer=per_layer,
-            row_normalize=row_normalize,
-            max_length=max_length,
-            words=words,
-            keep_text=keep_text,
-            pair=pair_column is not None,
-            gold=label_column is not None,
-            batch_tokens=batch_tokens,
-            strict=strict,
-            identity=json.dumps({**made_by, **identity}),
-        )
-        manifest = {
-            "format": FORMAT,
-            "complete": False,
-            **made_by,
-            "identity": identity,
-            "inputs": [source.name for source in sources],
-            "engine": engine,
-            "started": now(),
-        }
-        store.begin(manifest, overwrite)
-        start = time.monotonic()
-        resumed = sum(info.end_row - info.first_row for info in store.shards.values())
-        reader = Reader(sources, columns, shard_rows, limit, strict)
-        done = {i: (s.first_row, s.end_row, s.digest, s.rejected) for i, s in store.shards.items()}
-        with Meter(progress) as meter:
-            plan = Plan(reader, done, meter.skip)
-            if engine == "ray":
-                on_ray.run(plan, loading, identity["model"], settings, store, meter, count, gpus)
+        settings = Settings(options, batch_tokens, execution.strict, json.dumps({**made_by, **identity}))
+        names = [source.name for source in sources]
+        rest = {"inputs": names, "engine": execution.engine, "started": now()}
+        store.begin({"format": FORMAT, "complete": False, **made_by, "identity": identity, **rest}, execution.overwrite)
+        start, resumed = time.monotonic(), sum(last - first for first, last, *_ in store.done().values())
+        with Meter(execution.progress) as meter:
+            reader = Reader(sources, options.columns, options.shard_rows, options.limit, execution.strict)
+            plan = Plan(reader, store.done(), meter.skip)
+            if execution.engine == "ray":
+                on_ray.run(plan, loading, model_hash, settings, store, meter, workers, gpus)
             else:
                 local.run(plan, Worker(explainer, settings, meter.advance), store, meter)
         counted = store.finish(plan.end_row)
@@ -238,9 +235,30 @@ def extract(
             if source.on_disk() != version:
                 warnings.warn(
                     f"input {source.name!r} was changed or replaced during the run: the output is of what was opened",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
         return ExtractSummary(store.folder, **counted, resumed=resumed, seconds=time.monotonic() - start)
+
+
+def _check_positive(numbers: Mapping[str, int | None]) -> None:
+    for name, number in numbers.items():
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+            raise ValueError(f"{name} must be a positive whole number, got {number!r}")
+
+
+def _position(position: Position) -> Position:
+    """A position that holds for many texts, as plain numbers."""
+    if isinstance(position, torch.Tensor):
+        raise TypeError("position weights belong to one text: give positions or a name")
+    check_position(position, n=2**31)
+    return plain_position(position)
+
+
+def _looked_at(source: ModelSource, gpus: bool) -> ModelSource:
+    """The source of a model that only workers run: this process looks at it on the CPU, in the workers' dtype."""
+    if gpus and source.dtype is None:
+        source = replace(source, dtype=stored_dtype(source.name, source.revision, source.trust_remote_code))
+    return replace(source, device="cpu")
 
 
 def _known(source: Input) -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""What a run is asked for: the options that its rows depend on, and what only a worker must know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..rollouts import Position
+from .rows import Columns
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of `globenc.extract` that its rows depend on, by the names they have there: runs with different ones
+    cannot go on in one another's folders."""
+
+    method: str
+    position: Position
+    per_layer: bool
+    row_normalize: bool
+    max_length: int | None
+    text_column: str
+    pair_column: str | None
+    id_column: str | None
+    label_column: str | None
+    limit: int | None
+    words: bool
+    keep_text: bool
+    shard_rows: int
+
+    @property
+    def columns(self) -> Columns:
+        """Which columns of the inputs are read."""
+        return Columns(self.text_column, self.pair_column, self.id_column, self.label_column)
+
+    @property
+    def model_options(self) -> dict[str, Any]:
+        """Options of `globenc.attribute`."""
+        return {
+            "method": self.method,
+            "position": self.position,
+            "per_layer": self.per_layer,
+            "row_normalize": self.row_normalize,
+        }
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker needs to know.
+
+    Attributes:
+        options: what is asked for.
+        batch_tokens: budget of a batch; None goes by the free memory.
+        strict: raise at the first bad row.
+        identity: of the model and of all options, as JSON; goes into every file.
+    """
+
+    options: RunOptions
+    batch_tokens: int | None
+    strict: bool
+    identity: str
