@@ -72,7 +72,7 @@ def as_rows(texts, **columns):
 
 
 def read(inputs, columns: Columns | None = None, **options):
-    """All work of some inputs."""
+    """The rows of all shards of some inputs."""
     columns = columns or Columns()
     found = inputs_of(inputs, **options)
     for source in found:
@@ -80,8 +80,8 @@ def read(inputs, columns: Columns | None = None, **options):
     return list(Reader(found, columns, 100, None, False))
 
 
-def texts_of(works) -> list[str]:
-    return [example.text for work in works for example in work.examples]
+def texts_of(shards) -> list[str]:
+    return [example.text for shard in shards for example in shard.examples]
 
 
 # --- a row's error is a reject ---
@@ -308,27 +308,27 @@ def test_what_is_passed_through_never_loses_a_row(loaded, tmp_path, name):
         assert str(table.schema.field(column).type).replace("double", "float64") == kind
     schemas = [parquet.read_schema(path) for path in sorted((tmp_path / "out" / "data").glob("*.parquet"))]
     assert len({str(schema.remove_metadata()) for schema in schemas}) == 1
-    (work,) = Reader(inputs_of(as_rows(TEXTS[: len(values)], v=values)), Columns(label="v"), 100, None, False)
-    assert (work.gold_type, [typed(example.gold, kind) for example in work.examples]) == (kind, expected)
+    (shard,) = Reader(inputs_of(as_rows(TEXTS[: len(values)], v=values)), Columns(label="v"), 100, None, False)
+    assert (shard.gold_type, [typed(example.gold, kind) for example in shard.examples]) == (kind, expected)
 
 
 @pytest.mark.parametrize("kind", ["pandas", "arrow", "polars", "torch", "numpy"])
 def test_a_data_set_with_a_format(kind):
     rows = datasets.Dataset.from_dict({"text": ["a b", "c"], "label": [1, 0], "id": [0.5, 2.5]})
     for given in (rows.with_format(kind), rows.to_iterable_dataset().with_format(kind)):
-        (work,) = read(given, Columns(id="id", label="label"))
-        assert [(e.text, e.id, e.gold) for e in work.examples] == [("a b", 0.5, 1), ("c", 2.5, 0)]
+        (shard,) = read(given, Columns(id="id", label="label"))
+        assert [(e.text, e.id, e.gold) for e in shard.examples] == [("a b", 0.5, 1), ("c", 2.5, 0)]
 
 
 @pytest.mark.parametrize("value", [torch.tensor(3), np.array(3), np.int64(3)], ids=["torch", "array", "numpy"])
 def test_a_tensor_of_a_single_number_is_a_number(value):
-    (work,) = read([{"text": "a", "id": value}], Columns(id="id"))
-    assert [(e.id, type(e.id)) for e in work.examples] == [(3, int)]
+    (shard,) = read([{"text": "a", "id": value}], Columns(id="id"))
+    assert [(e.id, type(e.id)) for e in shard.examples] == [(3, int)]
 
 
 def test_columns_named_by_whole_numbers():
-    (work,) = read(pandas.DataFrame([["a b", 5], ["c", 6]]), Columns(text="0", id="1"))
-    assert [(e.text, e.id) for e in work.examples] == [("a b", 5), ("c", 6)]
+    (shard,) = read(pandas.DataFrame([["a b", 5], ["c", 6]]), Columns(text="0", id="1"))
+    assert [(e.text, e.id) for e in shard.examples] == [("a b", 5), ("c", 6)]
 
 
 def test_periods_and_intervals_are_passed_as_their_text():
@@ -336,9 +336,9 @@ def test_periods_and_intervals_are_passed_as_their_text():
     frame["id"] = pandas.PeriodIndex(["2020-01", None, "2021-12"], freq="M")
     frame["label"] = pandas.IntervalIndex.from_tuples([(0, 1), (1, 2), (2, 3)])
     for given in (frame, pa.Table.from_pandas(frame)):
-        (work,) = read(given, Columns(id="id", label="label"))
-        assert [e.id for e in work.examples] == ["2020-01", None, "2021-12"]
-        assert [e.gold for e in work.examples] == ["(0, 1]", "(1, 2]", "(2, 3]"]
+        (shard,) = read(given, Columns(id="id", label="label"))
+        assert [e.id for e in shard.examples] == ["2020-01", None, "2021-12"]
+        assert [e.gold for e in shard.examples] == ["(0, 1]", "(1, 2]", "(2, 3]"]
 
 
 def test_other_tools_read_what_was_widened(loaded, tmp_path):
@@ -431,9 +431,9 @@ UNASKED = {
 def test_columns_that_nobody_asked_for(tmp_path, name):
     content = UNASKED[name]
     content(tmp_path / name) if callable(content) else (tmp_path / name).write_bytes(content)
-    works = read(tmp_path / name)
-    assert texts_of(works) == ["a", "b"]
-    assert [work.rejects for work in works] == [[]]
+    shards = read(tmp_path / name)
+    assert texts_of(shards) == ["a", "b"]
+    assert [shard.rejects for shard in shards] == [[]]
 
 
 def test_cells_that_python_has_no_value_for(tmp_path):
@@ -447,18 +447,18 @@ def test_cells_that_python_has_no_value_for(tmp_path):
         "label": pa.array([1, 2], pa.duration("ns")),
     }
     table = pa.table(columns)
-    (work,) = read(table, Columns(label="list"))
-    assert [(example.text, example.gold) for example in work.examples] == [("a", "['a']")]
-    assert [reject.reason for reject in work.rejects] == ["undecodable bytes: 0xff at byte 0 is not UTF-8"]
-    (work,) = read(table, Columns(text="view", label="time"))
-    assert [example.gold for example in work.examples] == ["1970-01-01 00:00:00.000000001"]
+    (shard,) = read(table, Columns(label="list"))
+    assert [(example.text, example.gold) for example in shard.examples] == [("a", "['a']")]
+    assert [reject.reason for reject in shard.rejects] == ["undecodable bytes: 0xff at byte 0 is not UTF-8"]
+    (shard,) = read(table, Columns(text="view", label="time"))
+    assert [example.gold for example in shard.examples] == ["1970-01-01 00:00:00.000000001"]
     for name in ("list", "time", "label"):
-        (work,) = read(table, Columns(text=name))
-        assert work.examples == []
-        assert "not text" in work.rejects[-1].reason
+        (shard,) = read(table, Columns(text=name))
+        assert shard.examples == []
+        assert "not text" in shard.rejects[-1].reason
     texts = pa.array(["x", "y"])
-    (work,) = read(table.set_column(0, "text", texts), Columns(id="view", label="list"))
-    assert [(example.id, example.gold) for example in work.examples] == [
+    (shard,) = read(table.set_column(0, "text", texts), Columns(id="view", label="list"))
+    assert [(example.id, example.gold) for example in shard.examples] == [
         ("a", "['a']"),
         ("\\xffb", "<list<item: string>>"),
     ]
@@ -476,13 +476,13 @@ def test_mixed_columns_of_data_frames():
     frame = pandas.DataFrame({"text": ["a", None, "c"], "label": pandas.Series([1, "x", 2.5], dtype=object)})
     frame["mixed"] = pandas.Series(mixed, dtype=object)
     frame["empty"] = [np.nan, "x", pandas.NaT]
-    (work,) = read(frame, Columns(label="label"))
-    assert [(example.text, example.gold) for example in work.examples] == [("a", 1), ("c", 2.5)]
-    assert [reject.reason for reject in work.rejects] == ["text column 'text' is null"]
-    (work,) = read(frame, Columns(label="mixed"))
-    assert [example.gold for example in work.examples] == [1, "<Stranger>"]
-    (work,) = read(frame.assign(text=["a", "b", "c"]), Columns(label="empty"))
-    assert [example.gold for example in work.examples] == [None, "x", None]
+    (shard,) = read(frame, Columns(label="label"))
+    assert [(example.text, example.gold) for example in shard.examples] == [("a", 1), ("c", 2.5)]
+    assert [reject.reason for reject in shard.rejects] == ["text column 'text' is null"]
+    (shard,) = read(frame, Columns(label="mixed"))
+    assert [example.gold for example in shard.examples] == [1, "<Stranger>"]
+    (shard,) = read(frame.assign(text=["a", "b", "c"]), Columns(label="empty"))
+    assert [example.gold for example in shard.examples] == [None, "x", None]
     others = polars.DataFrame({"text": ["a", "b"], "object": polars.Series([Stranger(), 1], dtype=polars.Object)})
     assert texts_of(read(others)) == ["a", "b"]
     with pytest.raises(ValueError, match="has several columns 'text'"):
@@ -518,9 +518,9 @@ COLUMNS = {
 
 @pytest.mark.parametrize("name", COLUMNS)
 def test_a_column_of_texts(name):
-    (work,) = read(COLUMNS[name])
-    assert [(example.id, example.text) for example in work.examples] == [(0, "a"), (2, "b")]
-    assert [reject.reason for reject in work.rejects] == ["text column 'text' is null"]
+    (shard,) = read(COLUMNS[name])
+    assert [(example.id, example.text) for example in shard.examples] == [(0, "a"), (2, "b")]
+    assert [reject.reason for reject in shard.rejects] == ["text column 'text' is null"]
 
 
 def test_a_column_goes_by_its_own_name_too(loaded, tmp_path):
@@ -597,11 +597,11 @@ def test_a_shard_has_room_for_the_reasons_of_all_its_rows(tmp_path, monkeypatch,
     monkeypatch.setattr(rows_module, "CHARACTERS", 2000)
     monkeypatch.setattr(rows_module, "MOST_ROWS", 15)
     (tmp_path / "rows.jsonl").write_text("{\n" * 40)
-    works = list(Reader(inputs_of(tmp_path / "rows.jsonl"), Columns(), 10**6, None, False))
-    assert max(len(work.rejects) for work in works) < 15
+    shards = list(Reader(inputs_of(tmp_path / "rows.jsonl"), Columns(), 10**6, None, False))
+    assert max(len(shard.rejects) for shard in shards) < 15
     (tmp_path / "rows.txt").write_text("a\n" * 40)
-    works = list(Reader(inputs_of(tmp_path / "rows.txt"), Columns(), 10**6, None, False))
-    assert [work.end_row for work in works] == [15, 30, 40]
+    shards = list(Reader(inputs_of(tmp_path / "rows.txt"), Columns(), 10**6, None, False))
+    assert [shard.end_row for shard in shards] == [15, 30, 40]
     monkeypatch.undo()
     summary = run([{"text": 7}] * 4000, tmp_path / "out", loaded, shard_rows=10**6)
     assert (summary.rejected, summary.shards) == (4000, 1)
@@ -632,9 +632,9 @@ def test_long_texts_in_json_come_out_as_they_are(tmp_path, monkeypatch, name, as
     row = {"html": text[::-1], "text": text, "label": [text[:12_000], {"deep": 1}], "n": 1}
     lines = [json.dumps(row, ensure_ascii=ascii_only), '{"text": "short"}']
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    works = read(tmp_path / "rows.jsonl", Columns(label="label"))
-    assert texts_of(works) == [text, "short"]
-    assert works[0].examples[0].gold == str(row["label"])
+    shards = read(tmp_path / "rows.jsonl", Columns(label="label"))
+    assert texts_of(shards) == [text, "short"]
+    assert shards[0].examples[0].gold == str(row["label"])
 
 
 BAD_LONG = {
@@ -652,9 +652,9 @@ def test_bad_long_lines_of_json(tmp_path, monkeypatch, name):
     read_in_pieces(monkeypatch, 3000)
     line, reason = BAD_LONG[name]
     (tmp_path / "rows.jsonl").write_text('{"text": "fine"}\n' + line + '\n{"text": "fine"}\n')
-    works = read(tmp_path / "rows.jsonl")
-    assert texts_of(works) == ["fine", "fine"]
-    assert reason in [reject.reason for work in works for reject in work.rejects][-1]
+    shards = read(tmp_path / "rows.jsonl")
+    assert texts_of(shards) == ["fine", "fine"]
+    assert reason in [reject.reason for shard in shards for reject in shard.rejects][-1]
 
 
 def test_bytes_that_are_no_text_in_a_long_line(tmp_path, monkeypatch):
@@ -662,9 +662,9 @@ def test_bytes_that_are_no_text_in_a_long_line(tmp_path, monkeypatch):
     bad, long = b'{"text": "' + b"a" * 20_000, b'{"text": "' + b"a" * 20_000 + b'", "other": "'
     content = bad + b'\xff"}\n' + long + b'\xff"}\n' + long + b"b" * 20_000 + b'\xff"}\n'
     (tmp_path / "rows.jsonl").write_bytes(content)
-    works = read(tmp_path / "rows.jsonl")
-    assert [len(text) for text in texts_of(works)] == [20_000] * 2
-    assert [r.reason for work in works for r in work.rejects] == ["undecodable bytes: 0xff is not UTF-8"]
+    shards = read(tmp_path / "rows.jsonl")
+    assert [len(text) for text in texts_of(shards)] == [20_000] * 2
+    assert [r.reason for shard in shards for r in shard.rejects] == ["undecodable bytes: 0xff is not UTF-8"]
 
 
 def test_a_long_first_line_of_standard_input(monkeypatch, tmp_path):
@@ -675,17 +675,17 @@ def test_a_long_first_line_of_standard_input(monkeypatch, tmp_path):
     assert [len(text) for text in texts_of(read("-"))] == [3_000_000, 1]
     monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 20)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-    (work,) = read("-")
-    assert [reject.row for reject in work.rejects] == [0]
-    assert texts_of([work]) == ['{"text": "b"}']  # plain text: the first line says nothing
+    (shard,) = read("-")
+    assert [reject.row for reject in shard.rejects] == [0]
+    assert texts_of([shard]) == ['{"text": "b"}']  # plain text: the first line says nothing
 
 
 def test_a_packed_line_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "LONGEST_LINE", 1 << 21)
     (tmp_path / "rows.txt.gz").write_bytes(gzip.compress(b"fine\n" + b"x" * (5 << 20) + b"\nfine\n" + b"y" * (3 << 20)))
-    works = read(tmp_path / "rows.txt.gz")
-    assert texts_of(works) == ["fine", "fine"]
-    assert [(r.row, r.line) for work in works for r in work.rejects] == [(1, 2), (3, 4)]
+    shards = read(tmp_path / "rows.txt.gz")
+    assert texts_of(shards) == ["fine", "fine"]
+    assert [(r.row, r.line) for shard in shards for r in shard.rejects] == [(1, 2), (3, 4)]
 
 
 def test_long_fields_of_tsv(tmp_path):
@@ -715,9 +715,9 @@ def test_a_long_text_goes_no_further_than_it_is_needed(loaded, monkeypatch, opti
     asked = {"words": False, "keep_text": False, "shard_rows": 10, **options}
     settings = Settings(RunOptions(**names, **method, **asked), batch_tokens=64, strict=False, identity="{}")
     worker = Worker(loaded, settings)
-    (work,) = Reader(inputs_of([{"text": text}, {"text": "a"}]), Columns(), 10, None, False)
-    shard = worker.encode(work)
-    assert work.examples == []
+    (shard,) = Reader(inputs_of([{"text": text}, {"text": "a"}]), Columns(), 10, None, False)
+    shard = worker.encode(shard)
+    assert shard.examples == []
     assert len(shard.examples[0].text) == pytest.approx(1000, abs=100)
     _, content = worker.build(worker.score(shard))
     table = parquet.read_table(pa.BufferReader(content))

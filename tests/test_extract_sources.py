@@ -23,7 +23,7 @@ TEXTS = ["a charming journey", "it's slow, very slow", "two\nlines", 'with "quot
 
 
 def read(inputs, columns: Columns | None = None, format_=None, shard_rows=100, limit=None, strict=False):
-    """All work of some inputs."""
+    """The rows of all shards of some inputs."""
     columns = columns or Columns()
     found = inputs_of(inputs, format_)
     for source in found:
@@ -31,12 +31,12 @@ def read(inputs, columns: Columns | None = None, format_=None, shard_rows=100, l
     return list(Reader(found, columns, shard_rows, limit, strict))
 
 
-def texts_of(works) -> list[str]:
-    return [example.text for work in works for example in work.examples]
+def texts_of(shards) -> list[str]:
+    return [example.text for shard in shards for example in shard.examples]
 
 
-def rejects_of(works) -> list[tuple[int, int | None, str]]:
-    return [(reject.row, reject.line, reject.reason) for work in works for reject in work.rejects]
+def rejects_of(shards) -> list[tuple[int, int | None, str]]:
+    return [(reject.row, reject.line, reject.reason) for shard in shards for reject in shard.rejects]
 
 
 def jsonl(texts=TEXTS) -> bytes:
@@ -84,11 +84,11 @@ def test_formats(tmp_path, name, packed):
     content, expected = FORMATS[name]
     path = tmp_path / (name + ".gz" * packed)
     path.write_bytes(gzip.compress(content) if packed else content)
-    works = read(str(path))
-    assert texts_of(works) == expected
-    assert rejects_of(works) == []
-    assert [example.id for work in works for example in work.examples] == list(range(len(expected)))
-    assert works[-1].fraction == pytest.approx(1.0)
+    shards = read(str(path))
+    assert texts_of(shards) == expected
+    assert rejects_of(shards) == []
+    assert [example.id for shard in shards for example in shard.examples] == list(range(len(expected)))
+    assert shards[-1].fraction == pytest.approx(1.0)
 
 
 def test_format_can_be_said(tmp_path):
@@ -121,14 +121,14 @@ BAD_LINES = [
 
 def test_bad_json_lines(tmp_path):
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join(line for line, _ in BAD_LINES))
-    works = read(tmp_path / "rows.jsonl", shard_rows=4)
-    assert texts_of(works) == ["fine", "fine too"]
+    shards = read(tmp_path / "rows.jsonl", shard_rows=4)
+    assert texts_of(shards) == ["fine", "fine too"]
     expected = [(i, i + 1, reason) for i, (_, reason) in enumerate(BAD_LINES) if reason]
-    found = rejects_of(works)
+    found = rejects_of(shards)
     assert [reject[:2] for reject in found] == [reject[:2] for reject in expected]
     for (_, _, reason), (_, _, part) in zip(found, expected, strict=True):
         assert part in reason
-    assert [(work.first_row, work.end_row) for work in works] == [(0, 4), (4, 8), (8, 12), (12, 15)]
+    assert [(shard.first_row, shard.end_row) for shard in shards] == [(0, 4), (4, 8), (8, 12), (12, 15)]
 
 
 def test_strict_stops_at_the_first(tmp_path):
@@ -153,8 +153,8 @@ def test_bad_csv_rows(tmp_path):
         b"9,swallowed",
     ]
     (tmp_path / "rows.csv").write_bytes(b"\n".join(lines))
-    works = read(tmp_path / "rows.csv")
-    assert texts_of(works) == ["fine", "over\ntwo lines"]
+    shards = read(tmp_path / "rows.csv")
+    assert texts_of(shards) == ["fine", "over\ntwo lines"]
     reasons = [
         (1, 3, "the row has 3 fields where the header has 2"),
         (2, 4, "the row has 1 fields where the header has 2"),
@@ -163,7 +163,7 @@ def test_bad_csv_rows(tmp_path):
         (5, 8, "text column 'text' is empty"),
         (7, 11, "malformed CSV: unexpected end of data (lines 11 to 12)"),
     ]
-    assert rejects_of(works) == reasons
+    assert rejects_of(shards) == reasons
 
 
 def test_a_quote_never_closed_does_not_swallow_a_whole_file(tmp_path, monkeypatch):
@@ -171,12 +171,12 @@ def test_a_quote_never_closed_does_not_swallow_a_whole_file(tmp_path, monkeypatc
     monkeypatch.setattr(csv_rows, "LONGEST_FIELD", 1000)
     try:
         (tmp_path / "rows.csv").write_bytes(b'text\nfine\n"open\n' + b"lost\n" * 300 + b"found\n" * 3)
-        works = read(tmp_path / "rows.csv")
+        shards = read(tmp_path / "rows.csv")
     finally:
         csv.field_size_limit(before)
-    assert rejects_of(works)[0][2].startswith("malformed CSV: field larger than field limit")
-    assert texts_of(works)[0] == "fine"
-    assert texts_of(works)[-3:] == ["found"] * 3
+    assert rejects_of(shards)[0][2].startswith("malformed CSV: field larger than field limit")
+    assert texts_of(shards)[0] == "fine"
+    assert texts_of(shards)[-3:] == ["found"] * 3
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.txt", "rows.tsv", "rows.csv"])
@@ -185,25 +185,25 @@ def test_a_line_without_end(tmp_path, monkeypatch, name):
     head = {"rows.tsv": b"text\n", "rows.csv": b"text\n"}.get(name, b"")
     line = b'{"text": "fine"}\n' if name == "rows.jsonl" else b"fine\n"
     (tmp_path / name).write_bytes(head + line + b"x" * 1000 + b"\n" + line)
-    works = read(tmp_path / name)
-    assert texts_of(works) == ["fine", "fine"]
-    ((row, _, reason),) = rejects_of(works)
+    shards = read(tmp_path / name)
+    assert texts_of(shards) == ["fine", "fine"]
+    ((row, _, reason),) = rejects_of(shards)
     assert row == 1
     assert "longer than" in reason or "field larger than field limit" in reason
 
 
 def test_bad_tsv_rows(tmp_path):
     (tmp_path / "rows.tsv").write_bytes(b"id\ttext\n1\tfine\n2\n3\t\n4\ta\tb\n\n5\t\xff\n")
-    works = read(tmp_path / "rows.tsv")
-    assert texts_of(works) == ["fine"]
-    assert [(row, line) for row, line, _ in rejects_of(works)] == [(1, 3), (2, 4), (3, 5), (4, 7)]
+    shards = read(tmp_path / "rows.tsv")
+    assert texts_of(shards) == ["fine"]
+    assert [(row, line) for row, line, _ in rejects_of(shards)] == [(1, 3), (2, 4), (3, 5), (4, 7)]
 
 
 def test_bad_lines_of_plain_text(tmp_path):
     (tmp_path / "rows.txt").write_bytes(b"fine\n\n  \n\xff\nfine")
-    works = read(tmp_path / "rows.txt")
-    assert texts_of(works) == ["fine", "fine"]
-    assert [row for row, _, _ in rejects_of(works)] == [1, 2, 3]
+    shards = read(tmp_path / "rows.txt")
+    assert texts_of(shards) == ["fine", "fine"]
+    assert [row for row, _, _ in rejects_of(shards)] == [1, 2, 3]
 
 
 def test_bad_parquet_values(tmp_path):
@@ -213,16 +213,16 @@ def test_bad_parquet_values(tmp_path):
     strings = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"fine\xfffine"))
     parquet.write_table(pa.table({"text": strings}), tmp_path / "string.parquet")
     parquet.write_table(pa.table({"text": [1, 2]}), tmp_path / "numbers.parquet")
-    works = read(tmp_path / "binary.parquet")
-    assert texts_of(works) == ["fine"]
-    assert [(row, reason.split(":")[0]) for row, _, reason in rejects_of(works)] == [
+    shards = read(tmp_path / "binary.parquet")
+    assert texts_of(shards) == ["fine"]
+    assert [(row, reason.split(":")[0]) for row, _, reason in rejects_of(shards)] == [
         (1, "undecodable bytes"),
         (2, "text column 'text' is null"),
         (3, "text column 'text' is empty"),
     ]
-    works = read(tmp_path / "string.parquet")
-    assert texts_of(works) == ["fine", "fine"]
-    assert rejects_of(works) == [(1, None, "undecodable bytes: 0xff at byte 0 is not UTF-8")]
+    shards = read(tmp_path / "string.parquet")
+    assert texts_of(shards) == ["fine", "fine"]
+    assert rejects_of(shards) == [(1, None, "undecodable bytes: 0xff at byte 0 is not UTF-8")]
     assert [row for row, _, _ in rejects_of(read(tmp_path / "numbers.parquet"))] == [0, 1]
 
 
@@ -230,19 +230,19 @@ def test_several_inputs_and_a_limit(tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     (tmp_path / "b.csv").write_text("text\nthree\nfour\n")
     both = [tmp_path / "a.txt", tmp_path / "b.csv"]
-    works = read(both)
-    assert texts_of(works) == ["one", "two", "three", "four"]
-    assert [example.id for example in works[0].examples] == [0, 2, 3, 4]
-    assert rejects_of(works) == [(1, 2, "text column 'text' is empty")]
-    assert [work.rejects[0].input for work in works] == ["a.txt"]
+    shards = read(both)
+    assert texts_of(shards) == ["one", "two", "three", "four"]
+    assert [example.id for example in shards[0].examples] == [0, 2, 3, 4]
+    assert rejects_of(shards) == [(1, 2, "text column 'text' is empty")]
+    assert [shard.rejects[0].input for shard in shards] == ["a.txt"]
     assert texts_of(read(both, limit=4)) == ["one", "two", "three"]
     assert texts_of(read(both, limit=3)) == ["one", "two"]
 
 
 def test_no_rows_are_one_empty_shard(tmp_path):
     (tmp_path / "empty.jsonl").write_bytes(b"")
-    (work,) = read(tmp_path / "empty.jsonl")
-    assert (work.first_row, work.end_row, work.examples) == (0, 0, [])
+    (shard,) = read(tmp_path / "empty.jsonl")
+    assert (shard.first_row, shard.end_row, shard.examples) == (0, 0, [])
     (tmp_path / "empty.csv").write_bytes(b"")
     with pytest.raises(ValueError, match="has no header line"):
         read(tmp_path / "empty.csv")
@@ -266,27 +266,27 @@ def test_labels_pass_through(tmp_path, values, kind, kept):
     """As the narrowest type that holds all of them; no label is a reason to lose a text."""
     lines = [json.dumps({"text": "x", "label": value}) for value in values]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    (work,) = read(tmp_path / "rows.jsonl", Columns(label="label"))
-    assert work.gold_type == kind
-    assert [typed(example.gold, kind) for example in work.examples] == kept
-    assert work.rejects == []
+    (shard,) = read(tmp_path / "rows.jsonl", Columns(label="label"))
+    assert shard.gold_type == kind
+    assert [typed(example.gold, kind) for example in shard.examples] == kept
+    assert shard.rejects == []
 
 
 def test_ids(tmp_path):
     """An id that is not there is null: the text decides whether a row is good."""
     (tmp_path / "rows.jsonl").write_text('{"text": "x", "key": "k1"}\n{"text": "y"}\n{"text": "z", "key": null}\n')
-    (work,) = read(tmp_path / "rows.jsonl", Columns(id="key"))
-    assert (work.id_type, [example.id for example in work.examples]) == ("string", ["k1", None, None])
-    assert work.rejects == []
-    (work,) = read(tmp_path / "rows.jsonl")
-    assert work.id_type == "int64"
+    (shard,) = read(tmp_path / "rows.jsonl", Columns(id="key"))
+    assert (shard.id_type, [example.id for example in shard.examples]) == ("string", ["k1", None, None])
+    assert shard.rejects == []
+    (shard,) = read(tmp_path / "rows.jsonl")
+    assert shard.id_type == "int64"
 
 
 def test_pairs(tmp_path):
     (tmp_path / "rows.csv").write_text("a,b\nfirst,second\nalone,\n")
-    (work,) = read(tmp_path / "rows.csv", Columns(text="a", pair="b"))
-    assert [(example.text, example.pair) for example in work.examples] == [("first", "second")]
-    assert work.rejects[0].reason == "text column 'b' is empty"
+    (shard,) = read(tmp_path / "rows.csv", Columns(text="a", pair="b"))
+    assert [(example.text, example.pair) for example in shard.examples] == [("first", "second")]
+    assert shard.rejects[0].reason == "text column 'b' is empty"
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.csv", "rows.tsv", "rows.parquet", "rows.txt"])
@@ -299,9 +299,9 @@ def test_no_such_column(tmp_path, name):
 def test_a_column_that_comes_late(tmp_path):
     lines = ['{"other": 1}'] * 5 + ['{"text": "found"}']
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
-    works = read(tmp_path / "rows.jsonl")
-    assert texts_of(works) == ["found"]
-    assert len(rejects_of(works)) == 5
+    shards = read(tmp_path / "rows.jsonl")
+    assert texts_of(shards) == ["found"]
+    assert len(rejects_of(shards)) == 5
 
 
 def test_what_is_no_input(tmp_path):
@@ -337,9 +337,9 @@ def test_gzip_that_breaks_off(tmp_path):
     content = gzip.compress(jsonl([f"text {i} {hash(str(i))}" for i in range(20000)]))
     (tmp_path / "cut.jsonl.gz").write_bytes(content[: len(content) // 2])
     source = inputs_of(tmp_path / "cut.jsonl.gz")
-    works = []
+    shards = []
     with pytest.raises(OSError, match="is cut off or damaged"):
-        works.extend(Reader(source, Columns(), 100, None, False))
+        shards.extend(Reader(source, Columns(), 100, None, False))
     reader = iter(Reader(inputs_of(tmp_path / "cut.jsonl.gz"), Columns(), 100, None, False))
     assert texts_of([next(reader)])[99].startswith("text 99 ")
 
@@ -376,11 +376,11 @@ def test_data_sets(tmp_path):
     """A folder stands for a data set of the hub: the same call of the library loads either."""
     (tmp_path / "train.jsonl").write_bytes(jsonl())
     (tmp_path / "test.jsonl").write_bytes(jsonl(["only one", ""]))
-    works = read(f"hf://{tmp_path}?split=train")
-    assert texts_of(works) == TEXTS
-    works = read(f"hf://{tmp_path}?split=test")
-    assert texts_of(works) == ["only one"]
-    assert rejects_of(works) == [(1, None, "text column 'text' is empty")]
+    shards = read(f"hf://{tmp_path}?split=train")
+    assert texts_of(shards) == TEXTS
+    shards = read(f"hf://{tmp_path}?split=test")
+    assert texts_of(shards) == ["only one"]
+    assert rejects_of(shards) == [(1, None, "text column 'text' is empty")]
     with pytest.raises(ValueError, match="has the splits train, test: choose one"):
         read(f"hf://{tmp_path}")
     with pytest.raises(ValueError, match="has no column 'review'"):
@@ -417,8 +417,8 @@ def test_names_of_data_sets(monkeypatch):
 def test_shards_close_at_many_characters(tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "CHARACTERS", 50)
     (tmp_path / "rows.txt").write_text("\n".join(["x" * 20] * 7))
-    works = read(tmp_path / "rows.txt", shard_rows=100)
-    assert [(work.first_row, work.end_row) for work in works] == [(0, 3), (3, 6), (6, 7)]
+    shards = read(tmp_path / "rows.txt", shard_rows=100)
+    assert [(shard.first_row, shard.end_row) for shard in shards] == [(0, 3), (3, 6), (6, 7)]
 
 
 def test_digests_tell_inputs_apart(tmp_path):
@@ -428,29 +428,29 @@ def test_digests_tell_inputs_apart(tmp_path):
         digests.add(read(tmp_path / "rows.txt")[0].digest)
     assert len(digests) == 5
     (tmp_path / "rows.txt").write_text("a\nb")
-    works = read(tmp_path / "rows.txt")
+    shards = read(tmp_path / "rows.txt")
     (tmp_path / "moved.jsonl").write_text('{"text": "a"}\n{"text": "b"}')
-    assert read(tmp_path / "moved.jsonl")[0].digest == works[0].digest
+    assert read(tmp_path / "moved.jsonl")[0].digest == shards[0].digest
 
 
 def test_a_plan_leaves_out_what_is_done(tmp_path):
     (tmp_path / "rows.txt").write_text("\n".join("abcdefg"))
     reader = Reader(inputs_of(tmp_path / "rows.txt"), Columns(), 3, None, False)
-    works = list(reader)
+    shards = list(reader)
     skipped = []
-    done = {1: (3, 6, works[1].digest, 0)}
+    done = {1: (3, 6, shards[1].digest, 0)}
     plan = Plan(reader, done, lambda *values: skipped.append(values[:2]))
-    assert [work.index for work in plan] == [0, 2]
+    assert [shard.index for shard in plan] == [0, 2]
     assert (plan.end_row, skipped) == (7, [(3, 6)])
     with pytest.raises(ValueError, match="begun with another input: rows 3 to 5"):
-        list(Plan(reader, {1: (3, 6, works[0].digest, 0)}))
+        list(Plan(reader, {1: (3, 6, shards[0].digest, 0)}))
     with pytest.raises(BadRowError, match="2 of the rows 3 to 5 were rejected before"):
-        list(Plan(Reader(reader.inputs, Columns(), 3, None, True), {1: (3, 6, works[1].digest, 2)}))
+        list(Plan(Reader(reader.inputs, Columns(), 3, None, True), {1: (3, 6, shards[1].digest, 2)}))
 
 
 def test_sources_name_no_machine(tmp_path):
     """What goes into rejects.jsonl is a file's name, not where it lies."""
     (tmp_path / "rows.txt").write_text("\n")
-    (work,) = read(tmp_path / "rows.txt")
-    assert work.rejects[0].input == "rows.txt"
-    assert Path(tmp_path).name not in str(work.rejects[0])
+    (shard,) = read(tmp_path / "rows.txt")
+    assert shard.rejects[0].input == "rows.txt"
+    assert Path(tmp_path).name not in str(shard.rejects[0])

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def run(plan: Plan, worker: Worker, store: Store, meter: Meter) -> None:
-    """Do the work of a plan. On an exception, KeyboardInterrupt among them, what the model has finished is written
+    """Make the shards of a plan. On an exception, KeyboardInterrupt among them, what the model has finished is written
     still, and the shard in its hands is dropped whole."""
     with ThreadPoolExecutor(1, "globenc-write") as behind:
         writing: Future[None] | None = None
@@ -25,8 +25,8 @@ def run(plan: Plan, worker: Worker, store: Store, meter: Meter) -> None:
         def write(shard: Shard) -> None:
             store.write(*worker.build(shard))
 
-        for shard in ahead(worker.encode(work) for work in plan):
-            meter.reach(shard.work.end_row, shard.work.fraction)
+        for shard in ahead(worker.encode(rows) for rows in plan):
+            meter.reach(shard.rows.end_row, shard.rows.fraction)
             scored = worker.score(shard)
             if writing is not None:
                 writing.result()

@@ -1,7 +1,7 @@
 """The engine of many processes, GPUs and machines: the same stages in a pool of Ray Data's actors.
 
-One task beside the driver reads the inputs and makes the work; actors, each with a model, turn work into shards; the
-driver writes them. A worker that dies is started again by Ray, and its work done again.
+One task beside the driver reads the inputs; actors, each with a model, turn rows into shards; the driver writes them.
+A worker that dies is started again by Ray, and its shards are made again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .identity import fingerprint
 from .lines import stdin_stream
 from .options import Settings
 from .progress import Meter
-from .rows import Plan, Reader, Work
+from .rows import Plan, Reader, ShardRows
 from .sources import Input
 from .store import Store
 from .worker import Worker
@@ -105,7 +105,7 @@ def run(
     workers: int,
     gpus: bool,
 ) -> None:
-    """Do the work of a plan.
+    """Make the shards of a plan.
 
     Raises:
         what reading, the model or writing raises; OSError where Ray itself gives up.
@@ -117,10 +117,10 @@ def run(
     with _standard_input(plan) as plan, _context(context), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own, about itself
         node = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        works = ray.data.read_datasource(
-            _Works(plan.reader, plan.done), num_cpus=0, label_selector=node, override_num_blocks=1
+        plan_rows = ray.data.read_datasource(
+            _PlanSource(plan.reader, plan.done), num_cpus=0, label_selector=node, override_num_blocks=1
         )
-        shards = works.map_batches(
+        shards = plan_rows.map_batches(
             _Actor,
             batch_size=1,
             batch_format="pyarrow",
@@ -160,8 +160,8 @@ def _receive(message: Any, plan: Plan, store: Store, meter: Meter) -> None:
         meter.advance(info.rows, info.tokens)
 
 
-class _Works(Datasource):
-    """The plan as rows of a Ray data set, one for each Work, read by one task where the driver is."""
+class _PlanSource(Datasource):
+    """The plan as a Ray data set with a row for each shard, read by one task where the driver is."""
 
     def __init__(self, reader: Reader, done: Mapping[int, tuple[int, int, str, int]]):
         super().__init__()
@@ -177,12 +177,12 @@ class _Works(Datasource):
 
 
 def _messages(reader: Reader, done: Mapping[int, tuple[int, int, str, int]]) -> Iterator[pa.Table]:
-    """What the reading task has to say: work, rows that are done already, an error, the end."""
+    """What the reading task has to say: the rows of a shard, rows that are done already, an error, the end."""
     skipped: list[tuple[int, int, float | None]] = []
     plan = Plan(reader, done, lambda *values: skipped.append(values))
     try:
-        for work in plan:
-            yield _table(work)
+        for rows in plan:
+            yield _table(rows)
         for values in skipped:
             yield _table(("skip", *values))
         yield _table(("end", plan.end_row))
@@ -205,7 +205,7 @@ class _Actor:
         return _table(*(self._answer(pickle.loads(message)) for message in batch["message"].to_pylist()))
 
     def _answer(self, message: Any) -> Any:
-        if not isinstance(message, Work):
+        if not isinstance(message, ShardRows):
             return message
         if self._error is not None:
             return self._error

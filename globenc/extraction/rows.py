@@ -1,4 +1,4 @@
-"""Rows of any input, checked one by one and put together to the work for one shard after another."""
+"""Rows of any input, checked one by one and gathered into the rows of one shard after another."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Reject:
 
 
 @dataclass
-class Work:
+class ShardRows:
     """The rows of one shard: those to attribute, and those that are not good for it.
 
     Attributes:
@@ -106,7 +106,7 @@ class _WrongError(Exception):
 
 
 class Reader:
-    """The work for all shards, in the order of the rows.
+    """Reads inputs into the rows of one shard after another, in the order of the inputs.
 
     Args:
         inputs: where the rows come from.
@@ -121,40 +121,40 @@ class Reader:
         self._id_type, self._gold_type = ColumnType(), ColumnType()
         self._first_digest = ""
 
-    def __iter__(self) -> Iterator[Work]:
-        """One Work after another; of no rows at all one that is empty.
+    def __iter__(self) -> Iterator[ShardRows]:
+        """The rows of one shard after another; of no rows at all one shard that is empty.
 
         Raises:
             BadRowError: a row is bad, and the run is strict.
             OSError, ValueError: an input cannot be read on, or was changed since it was opened.
         """
         self._id_type, self._gold_type = ColumnType(), ColumnType()
-        work, digest, characters = Work(0, 0, 0), hashlib.blake2b(digest_size=16), 0
+        rows, digest, characters = ShardRows(0, 0, 0), hashlib.blake2b(digest_size=16), 0
         for name, raw in self._raw():
-            row = work.end_row
+            row = rows.end_row
             try:
                 example = self._example(row, name, raw)
             except _WrongError as error:
                 reject = Reject(row, name, raw.line, str(error))
                 if self.strict:
                     raise BadRowError(str(reject)) from None
-                work.rejects.append(reject)
+                rows.rejects.append(reject)
                 digest.update(f"{reject.reason}\0".encode())
                 characters += 100 + len(reject.input) + len(reject.reason)
             else:
-                work.examples.append(example)
+                rows.examples.append(example)
                 fields = (example.id, example.text, example.pair, example.gold)
                 for value in fields:
                     _feed(digest, value)
                 characters += sum(len(value) for value in fields if isinstance(value, str))
                 del example, fields, value
-            work.end_row = row + 1
-            if work.end_row - work.first_row >= min(self.shard_rows, MOST_ROWS) or characters >= CHARACTERS:
-                yield self._closed(work, digest)
-                work = Work(work.index + 1, work.end_row, work.end_row)
+            rows.end_row = row + 1
+            if rows.end_row - rows.first_row >= min(self.shard_rows, MOST_ROWS) or characters >= CHARACTERS:
+                yield self._closed(rows, digest)
+                rows = ShardRows(rows.index + 1, rows.end_row, rows.end_row)
                 digest, characters = hashlib.blake2b(digest_size=16), 0
-        if work.end_row > work.first_row or not work.index:
-            yield self._closed(work, digest)
+        if rows.end_row > rows.first_row or not rows.index:
+            yield self._closed(rows, digest)
 
     def _raw(self) -> Iterator[tuple[str, Raw]]:
         count = 0
@@ -169,16 +169,16 @@ class Reader:
                     source.check_unchanged()
                     return
 
-    def _closed(self, work: Work, digest: Any) -> Work:
-        work.digest, work.gold_type = digest.hexdigest(), self._gold_type.name
-        work.id_type = "int64" if self.columns.id is None else self._id_type.name
-        if work.index == 0:
-            self._first_digest = work.digest
-        work.input_digest = self._first_digest
-        work.fraction = self._fraction(work.end_row)
+    def _closed(self, rows: ShardRows, digest: Any) -> ShardRows:
+        rows.digest, rows.gold_type = digest.hexdigest(), self._gold_type.name
+        rows.id_type = "int64" if self.columns.id is None else self._id_type.name
+        if rows.index == 0:
+            self._first_digest = rows.digest
+        rows.input_digest = self._first_digest
+        rows.fraction = self._fraction(rows.end_row)
         for source in self.inputs:
             source.check_unchanged()
-        return work
+        return rows
 
     def _fraction(self, rows: int) -> float | None:
         by_limit = rows / self.limit if self.limit else None
@@ -242,10 +242,10 @@ def _feed(digest: Any, value: bool | int | float | str | None) -> None:
 
 
 class Plan:
-    """The work that is still to do of a reader's, after a look at what was done before; `end_row` is how far it is.
+    """The shards that are still to do: those of a reader but for the finished ones. `end_row` is how far it has read.
 
     Args:
-        reader: the whole work.
+        reader: reads the rows of all shards.
         done: first row, end row, digest and number of rejects of every shard that is finished.
         skip: told the rows, the end row and the fraction of every shard that is left out.
     """
@@ -260,23 +260,23 @@ class Plan:
         self.end_row = 0
         self._skip = skip or (lambda rows, end_row, fraction: None)
 
-    def __iter__(self) -> Iterator[Work]:
+    def __iter__(self) -> Iterator[ShardRows]:
         """As for Reader.
 
         Raises:
             ValueError: a finished shard is of another input.
         """
-        for work in self.reader:
-            self.end_row = work.end_row
-            if work.index not in self.done:
-                yield work
+        for rows in self.reader:
+            self.end_row = rows.end_row
+            if rows.index not in self.done:
+                yield rows
                 continue
-            first_row, end_row, digest, rejected = self.done[work.index]
-            if (first_row, end_row, digest) != (work.first_row, work.end_row, work.digest):
+            first_row, end_row, digest, rejected = self.done[rows.index]
+            if (first_row, end_row, digest) != (rows.first_row, rows.end_row, rows.digest):
                 raise ValueError(
                     f"the output was begun with another input: rows {first_row} to {end_row - 1} are not what they "
                     "were; name another folder, or overwrite it"
                 )
             if rejected and self.reader.strict:
                 raise BadRowError(f"{rejected} of the rows {first_row} to {end_row - 1} were rejected before")
-            self._skip(end_row - first_row, end_row, work.fraction)
+            self._skip(end_row - first_row, end_row, rows.fraction)

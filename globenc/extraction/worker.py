@@ -15,7 +15,7 @@ from ..rollouts import check_position
 from ..tokenization import Encoding
 from .options import Settings
 from .passed_columns import with_passed
-from .rows import BadRowError, Example, Reject, Work
+from .rows import BadRowError, Example, Reject, ShardRows
 from .shard_info import IDENTITY_KEY, REJECTS_KEY, SHARD_KEY, ShardInfo
 from .tables import Scored, TableBuilder, shard_bytes
 
@@ -28,7 +28,7 @@ LEAN = 1 << 16  # characters behind which a long text is dropped when nothing re
 class Shard:
     """A shard on its way: its rows, then also their encodings, then their scores."""
 
-    work: Work
+    rows: ShardRows
     examples: list[Example]
     rejects: list[Reject]
     encodings: list[Encoding] = field(default_factory=list)
@@ -51,17 +51,17 @@ class Worker:
         self._failures = 0  # texts in a row that the model could not score
         self._tables = TableBuilder(explainer, settings.options)
 
-    def encode(self, work: Work) -> Shard:
+    def encode(self, rows: ShardRows) -> Shard:
         """The first stage: texts to tokens; what has none, or not the position asked for, is rejected."""
         options = self.settings.options
-        shard = Shard(work, [], list(work.rejects))
-        texts = [example.text for example in work.examples]
-        pairs = [str(example.pair) for example in work.examples] if options.pair_column is not None else None
+        shard = Shard(rows, [], list(rows.rejects))
+        texts = [example.text for example in rows.examples]
+        pairs = [str(example.pair) for example in rows.examples] if options.pair_column is not None else None
         limit = self.explainer.limit(options.max_length)
         encodings = self.explainer.encode_each(texts, pairs, limit) if texts else []
         self._check_encoder(encodings, limit)
         del texts, pairs
-        for example, encoding in zip(work.examples, encodings, strict=True):
+        for example, encoding in zip(rows.examples, encodings, strict=True):
             if isinstance(encoding, BaseException):
                 self._reject(shard, example, in_a_line(encoding))
                 continue
@@ -75,7 +75,7 @@ class Worker:
                 continue
             shard.examples.append(self._lean(example, encoding))
             shard.encodings.append(encoding)
-        work.examples, work.rejects = [], []  # the texts that are needed further on are the shard's
+        rows.examples, rows.rejects = [], []  # the texts that are needed further on are the shard's
         return shard
 
     def _check_encoder(self, encodings: Sequence[Encoding | BaseException], limit: int | None) -> None:
@@ -205,24 +205,24 @@ class Worker:
 
     def build(self, shard: Shard) -> tuple[ShardInfo, bytes]:
         """The third stage: the shard's Parquet file."""
-        work, rejects = shard.work, sorted(shard.rejects, key=lambda reject: reject.row)
+        rows, rejects = shard.rows, sorted(shard.rejects, key=lambda reject: reject.row)
         encodings = [scored.encoding for scored in shard.scored]
         info = ShardInfo(
-            index=work.index,
-            first_row=work.first_row,
-            end_row=work.end_row,
+            index=rows.index,
+            first_row=rows.first_row,
+            end_row=rows.end_row,
             rows=len(shard.scored),
             rejected=len(rejects),
             tokens=sum(len(encoding) for encoding in encodings),
             truncated=sum(encoding.lost > 0 for encoding in encodings),
             unknown=sum(encoding.unknown for encoding in encodings),
-            digest=work.digest,
-            input_digest=work.input_digest,
+            digest=rows.digest,
+            input_digest=rows.input_digest,
         )
         examples = [scored.example for scored in shard.scored]
-        passed = {"id": ([example.id for example in examples], work.id_type)}
+        passed = {"id": ([example.id for example in examples], rows.id_type)}
         if self.settings.options.label_column is not None:
-            passed["gold_label"] = ([example.gold for example in examples], work.gold_type)
+            passed["gold_label"] = ([example.gold for example in examples], rows.gold_type)
         table = self._tables.table(shard.scored).replace_schema_metadata(
             {
                 IDENTITY_KEY: self.settings.identity,
