@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .lines import TOO_LONG, Lines, decoded, undecodable
-from .raw_rows import Raw, require_columns
+from .raw_rows import RawRow, require_columns
 
 LONGEST_FIELD = 16 << 20  # characters of a CSV field: where a quote is never closed, reading goes on behind this
 _ESCAPED = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, by "surrogateescape"
 
 
-def csv_rows(lines: Lines, columns: Sequence[str], name: str) -> Iterator[Raw]:
+def csv_rows(lines: Lines, columns: Sequence[str], name: str) -> Iterator[RawRow]:
     """Rows of CSV; its lines come with their ends, which may stand inside of quotes."""
     longest = _allow_long_fields()
 
@@ -29,7 +29,7 @@ def csv_rows(lines: Lines, columns: Sequence[str], name: str) -> Iterator[Raw]:
         yield _record(header, record, reason, line, columns)
 
 
-def tsv_rows(lines: Lines, columns: Sequence[str], name: str) -> Iterator[Raw]:
+def tsv_rows(lines: Lines, columns: Sequence[str], name: str) -> Iterator[RawRow]:
     """Rows of TSV. A record is a line; quotes count where they surround a field, and stand for themselves elsewhere."""
     _allow_long_fields()
     header: list[str] | None = None
@@ -59,17 +59,17 @@ def _header(name: str, record: tuple[list[str], str | None, int] | None, columns
     return header
 
 
-def _record(header: list[str], record: list[str], reason: str | None, line: int, columns: Sequence[str]) -> Raw:
+def _record(header: list[str], record: list[str], reason: str | None, line: int, columns: Sequence[str]) -> RawRow:
     if reason is None and len(record) != len(header):
         reason = f"the row has {len(record)} fields where the header has {len(header)}"
     if reason is not None:
-        return Raw(None, reason, line)
+        return RawRow(None, reason, line)
     values = {name: record[header.index(name)] for name in columns}
     for text in values.values():
         bad = None if text.isascii() else _ESCAPED.search(text)
         if bad is not None:
-            return Raw(values, undecodable(ord(bad[0]) - 0xDC00), line)
-    return Raw(values, None, line)
+            return RawRow(values, undecodable(ord(bad[0]) - 0xDC00), line)
+    return RawRow(values, None, line)
 
 
 def _allow_long_fields() -> int:

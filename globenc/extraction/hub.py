@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
-from .raw_rows import Raw, first_line, require_columns
+from .raw_rows import RawRow, first_line, require_columns
 
 HUB = "hf://"
 
 
-def hub_rows(name: str, columns: Sequence[str], report: Callable[[float], None]) -> Iterator[Raw]:
+def hub_rows(name: str, columns: Sequence[str], report: Callable[[float], None]) -> Iterator[RawRow]:
     """Rows of the data set hf://...; `report` is told which part of them has been read, where that is known.
 
     Raises:
@@ -35,7 +35,7 @@ def hub_rows(name: str, columns: Sequence[str], report: Callable[[float], None])
             require_columns(name, columns, list(row))
         if total:
             report(min(1.0, number / total))
-        yield Raw(row)
+        yield RawRow(row)
 
 
 def hub_parts(name: str) -> tuple[str, dict[str, str]]:

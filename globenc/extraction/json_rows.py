@@ -10,14 +10,14 @@ from typing import IO, Any
 
 from . import lines as lines_module
 from .lines import MARK, PIECE, TOO_LONG, Chained, Lines, decoded, undecodable
-from .raw_rows import Raw, first_line, with_columns_seen
+from .raw_rows import RawRow, first_line, with_columns_seen
 
 LONG_TEXT = 1 << 20  # bytes of a text that are decoded at once; a longer one is taken out of its line first
 _BLANK = object()
 _CONTROL = re.compile(rb"[\x00-\x1f]")
 
 
-def json_rows(lines: Lines, columns: Sequence[str], name: str) -> Iterator[Raw]:
+def json_rows(lines: Lines, columns: Sequence[str], name: str) -> Iterator[RawRow]:
     """Rows of JSON objects, one a line.
 
     Raises:
@@ -26,10 +26,10 @@ def json_rows(lines: Lines, columns: Sequence[str], name: str) -> Iterator[Raw]:
     return with_columns_seen(_objects(lines, columns, name), columns, name)
 
 
-def _objects(lines: Lines, columns: Sequence[str], name: str) -> Iterator[Raw]:
+def _objects(lines: Lines, columns: Sequence[str], name: str) -> Iterator[RawRow]:
     for number, line in lines:
         if line is None:
-            yield Raw(None, TOO_LONG, number)
+            yield RawRow(None, TOO_LONG, number)
             continue
         if number == 1 and re.match(rb"\s*\[", line):
             raise ValueError(
@@ -42,9 +42,9 @@ def _objects(lines: Lines, columns: Sequence[str], name: str) -> Iterator[Raw]:
         if values is _BLANK:
             continue
         if isinstance(values, dict):
-            yield Raw(values, reason, number)
+            yield RawRow(values, reason, number)
         else:
-            yield Raw(None, reason or f"the line is a JSON {_kind(values)}, not an object", number)
+            yield RawRow(None, reason or f"the line is a JSON {_kind(values)}, not an object", number)
 
 
 def sniffed(stream: IO[bytes]) -> tuple[Any, str]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-from .raw_rows import Raw, require_columns
+from .raw_rows import RawRow, require_columns
 
 LONGEST_LINE = 64 << 20  # bytes; what is longer is no text but a file without line ends
 PIECE = 1 << 20  # bytes read at once
@@ -17,16 +17,16 @@ SURROGATE = re.compile("[\ud800-\udfff]")  # half of a pair, which no valid text
 TOO_LONG = f"the line is longer than {LONGEST_LINE >> 20} MiB"
 
 
-def text_rows(lines: Lines, columns: Sequence[str], name: str) -> Iterator[Raw]:
+def text_rows(lines: Lines, columns: Sequence[str], name: str) -> Iterator[RawRow]:
     """Rows of plain text: every line is a row with the one column "text"."""
     require_columns(name, columns, ["text"])
     for number, line in lines:
         if line is None:
-            yield Raw(None, TOO_LONG, number)
+            yield RawRow(None, TOO_LONG, number)
             continue
         text, reason = decoded(line)
         del line
-        yield Raw({"text": text}, reason, number)
+        yield RawRow({"text": text}, reason, number)
 
 
 def stdin_stream() -> Any:

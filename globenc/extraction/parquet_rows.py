@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from .column_values import plain_values
-from .raw_rows import Raw, first_line, require_columns
+from .raw_rows import RawRow, first_line, require_columns
 
 BATCH_ROWS, BATCH_BYTES = 256, 16 << 20  # most of a Parquet file in memory, but for a row that is longer
 
 
-def parquet_rows(stream: Any, columns: Sequence[str], name: str, report: Callable[[float], None]) -> Iterator[Raw]:
+def parquet_rows(stream: Any, columns: Sequence[str], name: str, report: Callable[[float], None]) -> Iterator[RawRow]:
     """Rows of a Parquet file, gzipped or not; `report` is told which part of them has been read.
 
     Raises:
@@ -54,7 +54,7 @@ def parquet_rows(stream: Any, columns: Sequence[str], name: str, report: Callabl
             del batch
 
 
-def _arrow_rows(batch: Any) -> Iterator[Raw]:
+def _arrow_rows(batch: Any) -> Iterator[RawRow]:
     names = batch.schema.names
     for row in zip(*map(plain_values, batch.columns), strict=True):
-        yield Raw(dict(zip(names, row, strict=True)))
+        yield RawRow(dict(zip(names, row, strict=True)))

@@ -11,10 +11,10 @@ import numpy as np
 
 from ..errors import short
 from .column_values import made_by, plain_values
-from .raw_rows import Raw, require_columns, with_columns_seen
+from .raw_rows import RawRow, require_columns, with_columns_seen
 
 
-def table_rows(table: Any, columns: Sequence[str], name: str, report: Callable[[float], None]) -> Iterator[Raw]:
+def table_rows(table: Any, columns: Sequence[str], name: str, report: Callable[[float], None]) -> Iterator[RawRow]:
     """Rows of an Arrow table or a data frame; `report` is told which part of them has been read."""
     names, column, count = _table_columns(table)
     require_columns(name, columns, names)
@@ -22,18 +22,18 @@ def table_rows(table: Any, columns: Sequence[str], name: str, report: Callable[[
     for number, row in enumerate(zip(*values.values(), strict=True)):
         if number % 256 == 0:
             report(number / count)
-        yield Raw(dict(zip(values, row, strict=True)))
+        yield RawRow(dict(zip(values, row, strict=True)))
 
 
-def column_rows(texts: Any, columns: Sequence[str], name: str) -> Iterator[Raw]:
+def column_rows(texts: Any, columns: Sequence[str], name: str) -> Iterator[RawRow]:
     """Rows of a column of texts, called "text" or by its name."""
     title = getattr(texts, "name", None)
     require_columns(name, columns, ["text", title] if isinstance(title, str) and title != "text" else ["text"])
     for text in plain_values(texts):
-        yield Raw(dict.fromkeys(columns, text))
+        yield RawRow(dict.fromkeys(columns, text))
 
 
-def mapping_rows(given: Any, columns: Sequence[str], name: str) -> Iterator[Raw]:
+def mapping_rows(given: Any, columns: Sequence[str], name: str) -> Iterator[RawRow]:
     """Rows of mappings, such as dicts or a `datasets.Dataset`."""
     if made_by(given, "datasets") and hasattr(given, "with_format"):
         given = given.with_format(None)  # rows of tensors, tables or frames are no mappings of plain values
@@ -43,15 +43,15 @@ def mapping_rows(given: Any, columns: Sequence[str], name: str) -> Iterator[Raw]
     return with_columns_seen(map(_mapping, given, itertools.count()), columns, name)
 
 
-def _mapping(row: Any, number: int) -> Raw:
+def _mapping(row: Any, number: int) -> RawRow:
     if not number and isinstance(row, str | Path):
         raise TypeError(
             f"inputs must be file names in a list, or rows as mappings such as {{'text': ...}}; got "
             f"{short(repr(row), 60)} as a row"
         )
     if not isinstance(row, Mapping):
-        return Raw(None, f"the row is a {type(row).__name__}, not a mapping from columns to values")
-    return Raw(row)
+        return RawRow(None, f"the row is a {type(row).__name__}, not a mapping from columns to values")
+    return RawRow(row)
 
 
 def is_frame(inputs: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 ROWS_PEEKED, CHARACTERS_PEEKED = 1000, 4_000_000  # looked through for a column that JSON objects may lack
 
 
-class Raw(NamedTuple):
+class RawRow(NamedTuple):
     """A row as it stands in an input: its values by column, or what is wrong with it; and its line where it has one.
 
     Where values come with a reason, some of them hold bytes that are no UTF-8, as the halves of surrogate pairs that
@@ -32,7 +32,7 @@ def require_columns(name: str, columns: Sequence[str], present: Sequence[str]) -
             raise ValueError(f"input {name!r} has several columns {column!r}")
 
 
-def with_columns_seen(rows: Iterator[Raw], columns: Sequence[str], name: str) -> Iterator[Raw]:
+def with_columns_seen(rows: Iterator[RawRow], columns: Sequence[str], name: str) -> Iterator[RawRow]:
     """The same rows, once the columns have been seen in the first of them.
 
     Raises:
@@ -46,9 +46,9 @@ def with_columns_seen(rows: Iterator[Raw], columns: Sequence[str], name: str) ->
     yield from rows
 
 
-def _peeked(rows: Iterator[Raw], columns: Sequence[str]) -> tuple[deque[Raw], list[str]]:
+def _peeked(rows: Iterator[RawRow], columns: Sequence[str]) -> tuple[deque[RawRow], list[str]]:
     """The first rows, until every column has been seen, and the columns in them."""
-    first: deque[Raw] = deque()
+    first: deque[RawRow] = deque()
     names: dict[str, None] = {}
     missing, characters = list(columns), 0
     for row in itertools.islice(rows, ROWS_PEEKED):

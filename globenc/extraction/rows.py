@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import short
 from .lines import SURROGATE
 from .passed_columns import ColumnType, as_written
-from .raw_rows import Raw
+from .raw_rows import RawRow
 from .sources import Input
 
 CHARACTERS = 4_000_000  # most in a shard: about a million tokens, so that memory is bounded for long texts too
@@ -156,7 +156,7 @@ class Reader:
         if rows.end_row > rows.first_row or not rows.index:
             yield self._closed(rows, digest)
 
-    def _raw(self) -> Iterator[tuple[str, Raw]]:
+    def _raw(self) -> Iterator[tuple[str, RawRow]]:
         count = 0
         for source in self.inputs:
             if count == self.limit:
@@ -191,7 +191,7 @@ class Reader:
         read = sum(f * w for f, w in zip(begun, weights, strict=False)) / sum(weights)
         return max(read, by_limit or 0.0)
 
-    def _example(self, row: int, name: str, raw: Raw) -> Example:
+    def _example(self, row: int, name: str, raw: RawRow) -> Example:
         if raw.values is None:
             raise _WrongError(raw.reason)
         columns = self.columns
@@ -208,7 +208,7 @@ class Reader:
         return Example(row, name, raw.line, identity, text, pair, gold)
 
 
-def _text(column: str, raw: Raw) -> str:
+def _text(column: str, raw: RawRow) -> str:
     values = raw.values or {}
     if column not in values:
         raise _WrongError(f"text column {column!r} is missing")

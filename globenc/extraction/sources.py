@@ -20,7 +20,7 @@ from .json_rows import json_rows, sniffed
 from .lines import Lines, stdin_stream, text_rows
 from .parquet_rows import parquet_rows
 from .python_rows import column_rows, is_column, is_frame, mapping_rows, table_rows
-from .raw_rows import Raw
+from .raw_rows import RawRow
 
 ENDINGS = {
     ".jsonl": "jsonl",
@@ -72,7 +72,7 @@ class Input:
             next(self.rows(columns), None)
             self.fraction = None
 
-    def rows(self, columns: Sequence[str]) -> Iterator[Raw]:
+    def rows(self, columns: Sequence[str]) -> Iterator[RawRow]:
         """All rows, the good and the bad, in order. Only `columns` need be there."""
         try:
             with contextlib.ExitStack() as stack:
@@ -85,14 +85,14 @@ class Input:
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise OSError(f"input {self.name!r} is cut off or damaged: {error}") from error
 
-    def _given_rows(self, columns: Sequence[str]) -> Iterator[Raw]:
+    def _given_rows(self, columns: Sequence[str]) -> Iterator[RawRow]:
         if self.format == "hub":
             return hub_rows(self.name, columns, self._report)
         if self.format == "table":
             return table_rows(self.given, columns, self.name, self._report)
         return (column_rows if self.format == "texts" else mapping_rows)(self.given, columns, self.name)
 
-    def _file_rows(self, stream: Any, columns: Sequence[str]) -> Iterator[Raw]:
+    def _file_rows(self, stream: Any, columns: Sequence[str]) -> Iterator[RawRow]:
         if self.format is None:
             stream, self.format = sniffed(stream)
         if self.format == "parquet":
