@@ -22,7 +22,7 @@ KEPT = ("text", "text_pair")
 
 
 @dataclass
-class Scored:
+class ScoredText:
     """A text with its attribution, as arrays without padding."""
 
     example: Example
@@ -46,7 +46,7 @@ class TableBuilder:
         self.explainer, self.options = explainer, options
         self._vocabulary: pa.Array | None = None
 
-    def table(self, rows: list[Scored]) -> pa.Table:
+    def table(self, rows: list[ScoredText]) -> pa.Table:
         """A row for each of the texts.
 
         Raises:
@@ -71,7 +71,7 @@ class TableBuilder:
         }
         return pa.table(columns)
 
-    def _optional(self, rows: list[Scored], lengths: list[int], depth: int) -> dict[str, pa.Array]:
+    def _optional(self, rows: list[ScoredText], lengths: list[int], depth: int) -> dict[str, pa.Array]:
         """The columns that are there where they are asked for; scores of a text are `depth` lists deep."""
         options = self.options
         pair = options.pair_column is not None
@@ -130,7 +130,7 @@ class TableBuilder:
                 columns[name] = pa.array(cells, pa.list_(type_))
         return columns
 
-    def _words(self, row: Scored) -> tuple[list[str], np.ndarray, list[int]]:
+    def _words(self, row: ScoredText) -> tuple[list[str], np.ndarray, list[int]]:
         """The words of a text without special tokens, their scores, and how many tokens each is made of."""
         encoding = row.encoding
         spans = [None] * len(encoding) if encoding.spans is None else encoding.spans.tolist()

@@ -17,7 +17,7 @@ from .options import Settings
 from .passed_columns import with_passed
 from .rows import BadRowError, Example, Reject, ShardRows
 from .shard_info import IDENTITY_KEY, REJECTS_KEY, SHARD_KEY, ShardInfo
-from .tables import Scored, TableBuilder, shard_bytes
+from .tables import ScoredText, TableBuilder, shard_bytes
 
 PATIENCE = 16  # texts that fail in a row until the model is tried with a plain one
 PROBES = ("a", "1", "\u7684")
@@ -32,7 +32,7 @@ class Shard:
     examples: list[Example]
     rejects: list[Reject]
     encodings: list[Encoding] = field(default_factory=list)
-    scored: list[Scored] = field(default_factory=list)
+    scored: list[ScoredText] = field(default_factory=list)
 
 
 class Worker:
@@ -110,7 +110,7 @@ class Worker:
             Exception: what the model raises for any text, also for a plain one that is none of the corpus's.
         """
         lengths = [len(encoding) for encoding in shard.encodings]
-        scored: dict[int, Scored] = {}
+        scored: dict[int, ScoredText] = {}
         pending = self.explainer.batches(lengths, self.budget)
         while pending:
             batch, *pending = pending
@@ -188,13 +188,13 @@ class Worker:
         rest = sorted(i for batch in [batch, *pending] for i in batch)
         return [[rest[k] for k in chosen] for chosen in self.explainer.batches([lengths[i] for i in rest], self.budget)]
 
-    def _rows(self, shard: Shard, batch: list[int], scored: BatchScores) -> dict[int, Scored]:
+    def _rows(self, shard: Shard, batch: list[int], scored: BatchScores) -> dict[int, ScoredText]:
         whole = self.settings.options.position == "all" if isinstance(self.settings.options.position, str) else False
         rows = {}
         for k, i in enumerate(batch):
             encoding = shard.encodings[i]
             parts = scored.of(k, len(encoding), whole)
-            rows[i] = Scored(shard.examples[i], encoding, *parts, scored.answers[k])
+            rows[i] = ScoredText(shard.examples[i], encoding, *parts, scored.answers[k])
         return rows
 
     def _reject(self, shard: Shard, example: Example, reason: str) -> None:
