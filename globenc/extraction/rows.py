@@ -20,7 +20,7 @@ SLICE = 1 << 16  # characters hashed at once
 
 
 class BadRowError(ValueError):
-    """The first row that cannot be attributed, where a run is to stop at it."""
+    """Why a row cannot be attributed; raised to the caller where a run is to stop at the first such row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +101,6 @@ class Columns:
         return list(dict.fromkeys(name for name in (self.text, self.pair, self.id, self.label) if name is not None))
 
 
-class _WrongError(Exception):
-    """What is wrong with a row."""
-
-
 class Reader:
     """Reads inputs into the rows of one shard after another, in the order of the inputs.
 
@@ -134,7 +130,7 @@ class Reader:
             row = rows.end_row
             try:
                 example = self._example(row, name, raw)
-            except _WrongError as error:
+            except BadRowError as error:
                 reject = Reject(row, name, raw.line, str(error))
                 if self.strict:
                     raise BadRowError(str(reject)) from None
@@ -193,7 +189,7 @@ class Reader:
 
     def _example(self, row: int, name: str, raw: RawRow) -> Example:
         if raw.values is None:
-            raise _WrongError(raw.reason)
+            raise BadRowError(raw.reason)
         columns = self.columns
         text = _text(columns.text, raw)
         pair = None if columns.pair is None else _text(columns.pair, raw)
@@ -211,23 +207,23 @@ class Reader:
 def _text(column: str, raw: RawRow) -> str:
     values = raw.values or {}
     if column not in values:
-        raise _WrongError(f"text column {column!r} is missing")
+        raise BadRowError(f"text column {column!r} is missing")
     text = values[column]
     if text is None:
-        raise _WrongError(f"text column {column!r} is null")
+        raise BadRowError(f"text column {column!r} is null")
     if isinstance(text, bytes):
         try:
             text = text.decode()
         except UnicodeDecodeError as error:
-            raise _WrongError(
+            raise BadRowError(
                 f"undecodable bytes: 0x{text[error.start]:02x} at byte {error.start} is not UTF-8"
             ) from None
     if not isinstance(text, str):
-        raise _WrongError(f"text column {column!r} holds a value of type {type(text).__name__}, not text")
+        raise BadRowError(f"text column {column!r} holds a value of type {type(text).__name__}, not text")
     if not text or text.isspace():
-        raise _WrongError(f"text column {column!r} is empty")
+        raise BadRowError(f"text column {column!r} is empty")
     if not text.isascii() and SURROGATE.search(text):
-        raise _WrongError(raw.reason or f"text column {column!r} is no valid text: it holds half of a surrogate pair")
+        raise BadRowError(raw.reason or f"text column {column!r} is no valid text: it holds half of a surrogate pair")
     return text if type(text) is str else str.__str__(text)
 
 
