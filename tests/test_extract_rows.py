@@ -713,7 +713,7 @@ def test_a_long_text_goes_no_further_than_it_is_needed(loaded, monkeypatch, opti
     names = {"text_column": "text", "pair_column": None, "id_column": None, "label_column": None, "limit": None}
     method = {"method": "N-Enc", "position": "cls", "per_layer": False, "row_normalize": False, "max_length": 20}
     asked = {"words": False, "keep_text": False, "shard_rows": 10, **options}
-    settings = Settings(RunOptions(**names, **method, **asked), batch_tokens=64, strict=False, identity="{}")
+    settings = Settings(RunOptions(**names, **method, **asked), batch_tokens=64, strict=False, provenance="{}")
     worker = Worker(loaded, settings)
     (shard,) = Reader(inputs_of([{"text": text}, {"text": "a"}]), Columns(), 10, None, False)
     shard = worker.encode(shard)

@@ -824,7 +824,7 @@ def test_an_input_that_another_takes_the_place_of_is_read_to_its_end(loaded, tmp
 def test_an_input_that_grows_between_two_looks(loaded, tmp_path, monkeypatch):
     path = tmp_path / "in.txt"
     written(path, LONG)
-    monkeypatch.setattr(globenc.extraction.run, "fingerprint", lambda explainer: appended(path))
+    monkeypatch.setattr(globenc.extraction.run, "model_hash", lambda explainer: appended(path))
     with pytest.raises(OSError, match="was changed since the run began: it had 805 bytes and now has 813"):
         run(path, tmp_path / "out", loaded)
 

@@ -16,7 +16,7 @@ import torch
 from ..encoders import Encoder
 from ..errors import refuses_target
 from ..explainer import GlobEnc
-from ..extraction.identity import about
+from ..extraction.provenance import provenance
 from ..extraction.rows import Columns, Example
 from ..extraction.sources import inputs_of
 from ..metrics.gradients import OUTPUTS
@@ -219,7 +219,7 @@ def evaluate(
         timings["in all"] = time.monotonic() - start
         results: dict[str, Any] = {
             "title": title or "Do these attributions tell the truth?",
-            **about(explainer, revision),
+            **provenance(explainer, revision),
             "model_class": type(explainer.model).__name__,
             "model_layers": found.layers,
             "data": [source.name for source in inputs_of(inputs, format)] if inputs is not None else [],

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from .manifest import MANIFEST
-from .shard_info import IDENTITY_KEY, SHARD_KEY
+from .shard_info import PROVENANCE_KEY, SHARD_KEY
 from .shards import DATA, SHARD_NAME, shard_files
 
 REJECTS, LOCK, CARD = "rejects.jsonl", ".lock", "README.md"
@@ -69,7 +69,7 @@ def _is_strange(path: Path) -> bool:
     if not _is_sound(path):
         return False
     metadata = parquet.read_metadata(path).metadata or {}
-    return not any(key.startswith(IDENTITY_KEY) for key in metadata)
+    return not any(key.startswith(PROVENANCE_KEY) for key in metadata)
 
 
 def _is_cut(path: Path) -> bool:

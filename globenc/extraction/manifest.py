@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """The first difference of two identities in words; None where there is none."""
+    """The first difference of two runs' options in words; None where there is none."""
     found = first_difference(old, new)
     return None if found is None else f"{found[0]} {found[1]}, and now it is {found[2]}"
 

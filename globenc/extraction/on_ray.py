@@ -25,10 +25,10 @@ import torch
 
 from ..explainer import GlobEnc
 from ..loading import ModelSource
-from .identity import fingerprint
 from .lines import stdin_stream
 from .options import Settings
 from .progress import Meter
+from .provenance import model_hash
 from .rows import Plan, Reader, ShardRows
 from .sources import Input
 from .store import Store
@@ -50,14 +50,14 @@ def load(source: ModelSource, known: Mapping[str, str]) -> GlobEnc:
 
     Args:
         source: which model; its device does not count here.
-        known: the fingerprint of the driver's model, whose dtype the weights are loaded in.
+        known: the hashes of the driver's model, whose dtype the weights are loaded in.
 
     Raises:
         ValueError: the model is not the driver's.
     """
     device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
     explainer = GlobEnc.from_pretrained(replace(source, device=device, dtype=known["dtype"]))
-    if fingerprint(explainer) != known:
+    if model_hash(explainer) != known:
         raise ValueError(
             f"model {source.name!r} is another one on node {ray.util.get_node_ip_address()} than where the run began"
         )

@@ -52,10 +52,10 @@ class Settings:
         options: what is asked for.
         batch_tokens: budget of a batch; None goes by the free memory.
         strict: raise at the first bad row.
-        identity: of the model and of all options, as JSON; goes into every file.
+        provenance: the model and all options, as JSON; goes into every file.
     """
 
     options: RunOptions
     batch_tokens: int | None
     strict: bool
-    identity: str
+    provenance: str

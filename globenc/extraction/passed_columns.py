@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from .lines import SURROGATE
-from .shard_info import IDENTITY_KEY, REJECTS_KEY, SHARD_KEY, WRITTEN_KEY
+from .shard_info import PROVENANCE_KEY, REJECTS_KEY, SHARD_KEY, WRITTEN_KEY
 
 PASSED = ("id", "gold_label")
 TYPES = {"bool": pa.bool_(), "int64": pa.int64(), "float64": pa.float64(), "string": pa.string()}
@@ -100,7 +100,7 @@ def widened(table: pa.Table, kinds: Mapping[str, str]) -> pa.Table:
     """A shard's table with columns of values that were passed through as wider types, every value as it was written."""
     written = json.loads(table.schema.metadata.get(WRITTEN_KEY, b"{}"))
     makes = {letter: kind for kind, letter in LETTERS.items()}
-    ours = (IDENTITY_KEY, SHARD_KEY, REJECTS_KEY, WRITTEN_KEY)
+    ours = (PROVENANCE_KEY, SHARD_KEY, REJECTS_KEY, WRITTEN_KEY)
     table = table.replace_schema_metadata({key: value for key, value in table.schema.metadata.items() if key in ours})
     for name, kind in kinds.items():
         values = table[name].to_pylist()

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from .manifest import MANIFEST, DamagedManifestError, read_manifest
 from .passed_columns import widened, widest
-from .shard_info import IDENTITY_KEY, ShardInfo
+from .shard_info import PROVENANCE_KEY, ShardInfo
 from .shards import (
     OTHER_INPUT,
     WrongShardError,
@@ -58,7 +58,7 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
             f"{shown} is incomplete: {done_rows(place):,} rows of the input are done; run the same command "
             "again to finish it, or load what is there with incomplete=True"
         )
-    identity = None if manifest is None else manifest["identity"]
+    run_options = None if manifest is None else manifest["identity"]
     hashes = manifest["shard_hashes"] if manifest is not None and manifest["complete"] else None
     indices = sorted(files) if hashes is None else range(len(hashes))
     if manifest is not None and manifest.get("overwriting"):
@@ -69,13 +69,13 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
     for index in indices:
         path = shard_path(place, index)
         try:
-            shard = read_shard(path, index, identity, hashes)
+            shard = read_shard(path, index, run_options, hashes)
         except WrongShardError as error:
             if not incomplete:
                 raise OSError(f"{str(path)!r} {error}: {mend}") from None
             left_out[path] = str(error)
             continue
-        identity = identity or shard.identity
+        run_options = run_options or shard.run_options
         for name in columns or ():
             if name not in shard.file.schema_arrow.names:
                 raise ValueError(f"{shown} has no column {name!r}; its columns are {shard.file.schema_arrow.names}")
@@ -96,5 +96,6 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
         kinds = widest(tables.values())
         tables = {index: widened(table, kinds) for index, table in tables.items()}
     return pa.concat_tables(
-        table.replace_schema_metadata({IDENTITY_KEY: table.schema.metadata[IDENTITY_KEY]}) for table in tables.values()
+        table.replace_schema_metadata({PROVENANCE_KEY: table.schema.metadata[PROVENANCE_KEY]})
+        for table in tables.values()
     )

@@ -193,15 +193,15 @@ class Reader:
         columns = self.columns
         text = _text(columns.text, raw)
         pair = None if columns.pair is None else _text(columns.pair, raw)
-        identity: Any = row
+        id_: Any = row
         gold: Any = None
         if columns.id is not None:
-            identity = as_written(raw.values.get(columns.id))
-            self._id_type.see(identity)
+            id_ = as_written(raw.values.get(columns.id))
+            self._id_type.see(id_)
         if columns.label is not None:
             gold = as_written(raw.values.get(columns.label))
             self._gold_type.see(gold)
-        return Example(row, name, raw.line, identity, text, pair, gold)
+        return Example(row, name, raw.line, id_, text, pair, gold)
 
 
 def _text(column: str, raw: RawRow) -> str:

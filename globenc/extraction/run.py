@@ -19,10 +19,10 @@ from ..loading import ModelSource, stored_dtype
 from ..methods import get_method
 from ..rollouts import Position, check_position, plain_position
 from . import local
-from .identity import about, fingerprint
 from .manifest import FORMAT, now
 from .options import RunOptions, Settings
 from .progress import Meter
+from .provenance import model_hash, provenance
 from .rows import Plan, Reader
 from .sources import Input, inputs_of
 from .store import Store
@@ -213,21 +213,23 @@ def _extract(
         explainer = model if isinstance(model, GlobEnc) else GlobEnc.from_pretrained(loading)
         if explainer.reads_pictures:
             raise ValueError("model must read texts for extract; this one reads pictures: call GlobEnc on them")
-        model_hash = fingerprint(explainer)
-        identity = {"model": model_hash, **asdict(options), "input": [_known(source) for source in sources]}
+        known = model_hash(explainer)
+        run_options = {"model": known, **asdict(options), "input": [_known(source) for source in sources]}
         earlier = None if execution.overwrite else store.made_by.get("batch_tokens")
         batch_tokens = execution.batch_tokens or earlier or (None if gpus else explainer.budget())
-        made_by = {**about(explainer, loading.revision), "batch_tokens": batch_tokens}
-        settings = Settings(options, batch_tokens, execution.strict, json.dumps({**made_by, **identity}))
+        made_by = {**provenance(explainer, loading.revision), "batch_tokens": batch_tokens}
+        settings = Settings(options, batch_tokens, execution.strict, json.dumps({**made_by, **run_options}))
         names = [source.name for source in sources]
         rest = {"inputs": names, "engine": execution.engine, "started": now()}
-        store.begin({"format": FORMAT, "complete": False, **made_by, "identity": identity, **rest}, execution.overwrite)
+        store.begin(
+            {"format": FORMAT, "complete": False, **made_by, "identity": run_options, **rest}, execution.overwrite
+        )
         start, resumed = time.monotonic(), sum(last - first for first, last, *_ in store.done().values())
         with Meter(execution.progress) as meter:
             reader = Reader(sources, options.columns, options.shard_rows, options.limit, execution.strict)
             plan = Plan(reader, store.done(), meter.skip)
             if execution.engine == "ray":
-                on_ray.run(plan, loading, model_hash, settings, store, meter, workers, gpus)
+                on_ray.run(plan, loading, known, settings, store, meter, workers, gpus)
             else:
                 local.run(plan, Worker(explainer, settings, meter.advance), store, meter)
         counted = store.finish(plan.end_row)

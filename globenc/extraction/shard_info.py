@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-IDENTITY_KEY, SHARD_KEY, REJECTS_KEY = b"globenc", b"globenc.shard", b"globenc.rejects"
+PROVENANCE_KEY, SHARD_KEY, REJECTS_KEY = b"globenc", b"globenc.shard", b"globenc.rejects"
 WRITTEN_KEY = b"globenc.written"
 
 

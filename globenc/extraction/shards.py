@@ -17,10 +17,10 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from .checksum import parquet_hash
-from .identity import identity_in
 from .manifest import first_difference, read_manifest
 from .passed_columns import PASSED
-from .shard_info import IDENTITY_KEY, REJECTS_KEY, SHARD_KEY, ShardInfo
+from .provenance import run_options_in
+from .shard_info import PROVENANCE_KEY, REJECTS_KEY, SHARD_KEY, ShardInfo
 
 DATA = "data"
 SHARD_NAME = re.compile(r"part-(\d{5,})\.parquet")
@@ -28,11 +28,11 @@ OTHER_INPUT = "is of another input"
 
 
 class WrongShardError(ValueError):
-    """Why a file is not the shard that belongs in its place; `identity` of the run it is of, where it is a shard."""
+    """Why a file is not the shard that belongs in its place; `run_options` of the run it is of, where it is a shard."""
 
-    def __init__(self, reason: str, identity: dict[str, Any] | None = None):
+    def __init__(self, reason: str, run_options: dict[str, Any] | None = None):
         super().__init__(reason)
-        self.identity = identity
+        self.run_options = run_options
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class StoredShard:
     file: parquet.ParquetFile
 
     @property
-    def identity(self) -> dict[str, Any]:
-        return identity_in(self.made_by)
+    def run_options(self) -> dict[str, Any]:
+        return run_options_in(self.made_by)
 
 
 def shard_path(folder: Path, index: int) -> Path:
@@ -78,13 +78,13 @@ def shard_files(folder: Path) -> list[tuple[int, Path]]:
 
 
 def read_shard(
-    path: Path, index: int, identity: Mapping[str, Any] | None = None, hashes: Sequence[str] | None = None
+    path: Path, index: int, run_options: Mapping[str, Any] | None = None, hashes: Sequence[str] | None = None
 ) -> StoredShard:
     """A shard, once all its bytes are seen to be as they were written.
 
     Args:
         path, index: the file, and its number.
-        identity: of the run that it must be of; None is any.
+        run_options: of the run that it must be of; None is any.
         hashes: of all shards of the run; None where they are not known.
 
     Raises:
@@ -101,16 +101,16 @@ def read_shard(
         found = parquet_hash(memoryview(content))
         file = parquet.ParquetFile(pa.BufferReader(content))
         metadata = file.metadata.metadata
-        info, made_by = ShardInfo(**json.loads(metadata[SHARD_KEY])), json.loads(metadata[IDENTITY_KEY])
+        info, made_by = ShardInfo(**json.loads(metadata[SHARD_KEY])), json.loads(metadata[PROVENANCE_KEY])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         raise WrongShardError("is missing or damaged") from None
     shard = StoredShard(info, made_by, found, file)
     if info.index != index:  # a copy of another shard
         raise WrongShardError("is missing or damaged")
-    different = None if identity is None else first_difference(identity, shard.identity)
+    different = None if run_options is None else first_difference(run_options, shard.run_options)
     if different is not None:
         name, wanted, actual = different
-        raise WrongShardError(f"is of another run: its {name} is {actual}, not {wanted}", shard.identity)
+        raise WrongShardError(f"is of another run: its {name} is {actual}, not {wanted}", shard.run_options)
     if hashes is not None and [found] != list(hashes[index : index + 1]):
         raise WrongShardError("is not what the run wrote")
     return shard
@@ -166,7 +166,7 @@ def done_rows(folder: Path) -> int:
         for _, path in shard_files(folder):
             with contextlib.suppress(pa.ArrowException, OSError, KeyError, TypeError, ValueError):
                 metadata = parquet.read_metadata(path).metadata
-                if identity_in(json.loads(metadata[IDENTITY_KEY])) == manifest["identity"]:
+                if run_options_in(json.loads(metadata[PROVENANCE_KEY])) == manifest["identity"]:
                     info = ShardInfo(**json.loads(metadata[SHARD_KEY]))
                     rows += info.end_row - info.first_row
     return rows

@@ -143,9 +143,9 @@ class Store:
             ValueError: the folder holds an extraction that differs, and is not to be overwritten.
         """
         manifest = json.loads(json.dumps(manifest))
-        identity, held = manifest["identity"], self.manifest
+        run_options, held = manifest["identity"], self.manifest
         if held is not None and not overwrite:
-            self._refuse_other(held["identity"], identity)
+            self._refuse_other(held["identity"], run_options)
         with as_cannot_write(self.folder / DATA):
             (self.folder / DATA).mkdir(exist_ok=True)
         if overwrite or (held is not None and held.get("overwriting")):
@@ -154,7 +154,7 @@ class Store:
             self._remove(path for _, path in shard_files(self.folder))
             held, wrong = None, {}
         else:
-            wrong = self._take(identity, held)
+            wrong = self._take(run_options, held)
         if wrong:
             first = min(wrong)
             reason = str(wrong[first]).replace("missing or damaged", "damaged")  # it is there
@@ -174,7 +174,7 @@ class Store:
         self._remove(path for path in half_written(self.folder) if path.exists() or path.is_symlink())
         self._write_rejects()
 
-    def _take(self, identity: dict[str, Any], held: dict[str, Any] | None) -> dict[Path, WrongShardError]:
+    def _take(self, run_options: dict[str, Any], held: dict[str, Any] | None) -> dict[Path, WrongShardError]:
         """Find the shards of this run, and what is wrong with the others.
 
         Raises:
@@ -184,7 +184,7 @@ class Store:
         wrong: dict[Path, WrongShardError] = {}
         for index, path in shard_files(self.folder):
             try:
-                shard = read_shard(path, index, identity, hashes)
+                shard = read_shard(path, index, run_options, hashes)
             except WrongShardError as error:
                 wrong[path] = error
                 continue
@@ -194,13 +194,13 @@ class Store:
             wrong[shard_path(self.folder, index)] = WrongShardError(OTHER_INPUT)
         if not self.shards:
             for path, why in wrong.items():
-                if why.identity is not None and held is not None:
+                if why.run_options is not None and held is not None:
                     raise ValueError(
                         f"output {str(self.folder)!r} holds no shard of this run: {path.name} {why}; name another "
                         "folder, or overwrite it"
                     )
-                if why.identity is not None:
-                    self._refuse_other(why.identity, identity)
+                if why.run_options is not None:
+                    self._refuse_other(why.run_options, run_options)
         return wrong
 
     def _refuse_other(self, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -334,7 +334,7 @@ def _lines(rejects: Iterable[Mapping[str, Any]]) -> bytes:
 
 def _numbers_of(wrong: Iterable[WrongShardError]) -> str:
     """How many shards are damaged, and how many of something else, in words."""
-    damaged = [why.identity is None and "damaged" in str(why) for why in wrong]
+    damaged = [why.run_options is None and "damaged" in str(why) for why in wrong]
     told = []
     for count, one, several in (
         (sum(damaged), "1 shard is damaged", "shards are damaged"),

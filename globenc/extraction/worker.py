@@ -16,7 +16,7 @@ from ..tokenization import Encoding
 from .options import Settings
 from .passed_columns import with_passed
 from .rows import BadRowError, Example, Reject, ShardRows
-from .shard_info import IDENTITY_KEY, REJECTS_KEY, SHARD_KEY, ShardInfo
+from .shard_info import PROVENANCE_KEY, REJECTS_KEY, SHARD_KEY, ShardInfo
 from .tables import ScoredText, TableBuilder, shard_bytes
 
 PATIENCE = 16  # texts that fail in a row until the model is tried with a plain one
@@ -225,7 +225,7 @@ class Worker:
             passed["gold_label"] = ([example.gold for example in examples], rows.gold_type)
         table = self._tables.table(shard.scored).replace_schema_metadata(
             {
-                IDENTITY_KEY: self.settings.identity,
+                PROVENANCE_KEY: self.settings.provenance,
                 SHARD_KEY: json.dumps(asdict(info)),
                 # a name of an input may hold half a surrogate pair, which JSON writes so too
                 REJECTS_KEY: json.dumps([asdict(reject) for reject in rejects], ensure_ascii=False).encode(

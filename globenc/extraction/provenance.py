@@ -1,4 +1,4 @@
-"""What a data set says about the model that made it, and what tells one model from another."""
+"""Provenance of a result: the model and the versions that made it, and a hash that tells one model from another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..explainer import GlobEnc
 _INFORMATION = ("model_name", "model_revision", "versions", "batch_tokens")
 
 
-def about(explainer: GlobEnc, revision: str | None) -> dict[str, Any]:
+def provenance(explainer: GlobEnc, revision: str | None) -> dict[str, Any]:
     """The model by name, and the versions of what computes."""
     config = explainer.model.config
     return {
@@ -34,12 +34,12 @@ def about(explainer: GlobEnc, revision: str | None) -> dict[str, Any]:
     }
 
 
-def identity_in(made_by: Mapping[str, Any]) -> dict[str, Any]:
-    """What identifies a run in what its shards say of it, without what is for information."""
+def run_options_in(made_by: Mapping[str, Any]) -> dict[str, Any]:
+    """The options and the model of a run, out of what its shards say of it: all but what is for information."""
     return {name: value for name, value in made_by.items() if name not in _INFORMATION}
 
 
-def fingerprint(explainer: GlobEnc) -> dict[str, str]:
+def model_hash(explainer: GlobEnc) -> dict[str, str]:
     """What tells one model from another: its class, dtype, and sha256 of its weights, configuration and tokenizer."""
     model = explainer.model
     weights = hashlib.sha256()
