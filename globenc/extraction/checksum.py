@@ -32,9 +32,9 @@ def parquet_bytes(table: pa.Table, described: Sequence[str] | bool = True) -> by
         writer.write_table(table)
         writer.add_key_value_metadata({HASH_KEY: mark})
     content = sink.getvalue().to_pybytes()
-    place = content.rindex(mark)
+    start = content.rindex(mark)
     whole = memoryview(content)
-    return b"".join([whole[:place], _hash_without(content, place), whole[place + _DIGITS :]])
+    return b"".join([whole[:start], _hash_without(content, start), whole[start + _DIGITS :]])
 
 
 def parquet_hash(content: bytes | memoryview) -> str:
@@ -45,9 +45,9 @@ def parquet_hash(content: bytes | memoryview) -> str:
     """
     footer = int.from_bytes(content[-8:-4], "little")  # its length stands before the last four bytes
     tail = bytes(content[-8 - footer :]) if footer <= len(content) - 8 else b""
-    place = len(tail)
-    while (place := tail.rfind(_FIELD, 0, place)) >= 0:  # texts in the footer may look like the field too
-        start = len(content) - len(tail) + place + len(_FIELD)
+    field = len(tail)
+    while (field := tail.rfind(_FIELD, 0, field)) >= 0:  # texts in the footer may look like the field too
+        start = len(content) - len(tail) + field + len(_FIELD)
         written = bytes(content[start : start + _DIGITS])
         if written == _hash_without(content, start):
             return written.decode()
@@ -72,12 +72,12 @@ def checked_json(content: dict[str, Any]) -> dict[str, Any]:
     return rest
 
 
-def _hash_without(content: bytes | memoryview, place: int) -> bytes:
+def _hash_without(content: bytes | memoryview, start: int) -> bytes:
     """Of all bytes but those of the hash itself."""
     whole = memoryview(content)
-    found = hashlib.sha256(whole[:place])
-    found.update(whole[place + _DIGITS :])
-    return found.hexdigest().encode()
+    digest = hashlib.sha256(whole[:start])
+    digest.update(whole[start + _DIGITS :])
+    return digest.hexdigest().encode()
 
 
 def _hash_of(content: dict[str, Any]) -> str:

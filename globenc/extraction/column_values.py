@@ -44,8 +44,8 @@ def plain_values(column: Any) -> Iterator[Any]:
 
 def _strings(array: Any) -> Iterator[str | bytes | None]:
     """The texts of an Arrow array, without the copy that its scalars are; bytes where they are no UTF-8."""
-    _, places, content = array.buffers()
-    offsets = np.frombuffer(places, np.int32 if array.type == "string" else np.int64)
+    _, offset_bytes, content = array.buffers()
+    offsets = np.frombuffer(offset_bytes, np.int32 if array.type == "string" else np.int64)
     ends = offsets[array.offset : array.offset + len(array) + 1].tolist()
     data = memoryview(content or b"")
     for valid, begin, end in zip(array.is_valid().to_pylist(), ends, ends[1:], strict=False):

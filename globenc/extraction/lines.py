@@ -123,7 +123,7 @@ def decoded(line: bytes | bytearray) -> tuple[str, str | None]:
     return text, reason
 
 
-def undecodable(byte: int, place: int | None = None) -> str:
-    """Why a text that holds a byte is none; `place` is its index."""
-    where = "" if place is None else f" at byte {place}"
+def undecodable(byte: int, index: int | None = None) -> str:
+    """Why a text that holds a byte is none; `index` is where it stands."""
+    where = "" if index is None else f" at byte {index}"
     return f"undecodable bytes: 0x{byte:02x}{where} is not UTF-8"

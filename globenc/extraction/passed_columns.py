@@ -92,8 +92,8 @@ def with_passed(table: pa.Table, name: str, values: Sequence[Any], kind: str) ->
     if kind != "string" and set(own) - {LETTERS[type(None)], LETTERS[KINDS[kind]]}:
         written[name] = own
     metadata[WRITTEN_KEY] = json.dumps(written).encode()
-    place = table.schema.get_field_index(name)
-    return table.set_column(place, name, column).replace_schema_metadata(metadata)
+    index = table.schema.get_field_index(name)
+    return table.set_column(index, name, column).replace_schema_metadata(metadata)
 
 
 def widened(table: pa.Table, kinds: Mapping[str, str]) -> pa.Table:

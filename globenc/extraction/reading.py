@@ -40,11 +40,11 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
         OSError: the folder holds no extraction, or the manifest or a shard is missing, damaged or of another run.
         ValueError: the extraction is incomplete, or there is no such column.
     """
-    place, shown = Path(folder).expanduser(), repr(str(folder))
+    path, shown = Path(folder).expanduser(), repr(str(folder))
     mend = "run the same command again to mend it, or load what is there with incomplete=True"
-    files = dict(shard_files(place))
+    files = dict(shard_files(path))
     try:
-        manifest = read_manifest(place)
+        manifest = read_manifest(path)
     except DamagedManifestError as error:
         if not incomplete or not files:
             raise OSError(f"{error}{f': {mend}' if files else ''}") from None
@@ -55,7 +55,7 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
         raise OSError(f"{shown} has lost its {MANIFEST}: {mend}")
     if manifest is not None and not manifest["complete"] and not incomplete:
         raise ValueError(
-            f"{shown} is incomplete: {done_rows(place):,} rows of the input are done; run the same command "
+            f"{shown} is incomplete: {done_rows(path):,} rows of the input are done; run the same command "
             "again to finish it, or load what is there with incomplete=True"
         )
     run_options = None if manifest is None else manifest["identity"]
@@ -63,17 +63,17 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
     indices = sorted(files) if hashes is None else range(len(hashes))
     if manifest is not None and manifest.get("overwriting"):
         indices = []
-    left_out = {path: "is behind the end" for index, path in files.items() if index not in indices}
+    left_out = {part: "is behind the end" for index, part in files.items() if index not in indices}
     tables: dict[int, pa.Table] = {}
     infos: dict[int, ShardInfo] = {}
     for index in indices:
-        path = shard_path(place, index)
+        part = shard_path(path, index)
         try:
-            shard = read_shard(path, index, run_options, hashes)
+            shard = read_shard(part, index, run_options, hashes)
         except WrongShardError as error:
             if not incomplete:
-                raise OSError(f"{str(path)!r} {error}: {mend}") from None
-            left_out[path] = str(error)
+                raise OSError(f"{str(part)!r} {error}: {mend}") from None
+            left_out[part] = str(error)
             continue
         run_options = run_options or shard.run_options
         for name in columns or ():
@@ -83,7 +83,7 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
         infos[index] = shard.info
     for index in of_other_inputs(infos):
         del tables[index]
-        left_out[shard_path(place, index)] = OTHER_INPUT
+        left_out[shard_path(path, index)] = OTHER_INPUT
     if left_out:
         first = min(left_out)
         warnings.warn(
