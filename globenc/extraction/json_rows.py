@@ -99,7 +99,7 @@ def _whole_number(digits: str) -> int | str:
 def _without_long_texts(line: bytearray) -> tuple[bytes, dict[str, bytearray]]:
     """JSON with a name for every long text in it, and these texts by name, still as JSON: Python's reader would copy
     the whole line several times, at up to four bytes a character. The line is emptied."""
-    prefix, kept = uuid.uuid4().hex, 0
+    prefix, copied = uuid.uuid4().hex, 0
     parts: list[bytes | bytearray] = []
     texts: dict[str, bytearray] = {}
     start = line.find(b'"')
@@ -111,24 +111,24 @@ def _without_long_texts(line: bytearray) -> tuple[bytes, dict[str, bytearray]]:
             break
         if end - start > LONG_TEXT:
             name = f"{prefix}{len(texts)}"
-            parts += [line[kept : start + 1], name.encode()]
+            parts += [line[copied : start + 1], name.encode()]
             texts[name] = line[start + 1 : end]
-            kept = end
+            copied = end
         start = line.find(b'"', end + 1)
-    rest = bytes(line[kept:])
+    rest = bytes(line[copied:])
     line.clear()
     return b"".join([*parts, rest]), texts
 
 
 def _backslashes_before(line: bytearray, end: int) -> int:
-    found, some = 0, 16
+    count, window = 0, 16
     while True:
-        before = line[max(0, end - found - some) : end - found]
+        before = line[max(0, end - count - window) : end - count]
         run = len(before) - len(before.rstrip(b"\\"))
-        found += run
-        if run < some:
-            return found
-        some = LONG_TEXT
+        count += run
+        if run < window:
+            return count
+        window = LONG_TEXT
 
 
 def _with_texts(value: Any, texts: dict[str, bytearray]) -> Any:

@@ -28,7 +28,7 @@ class Example:
     """A row to attribute: its number from 0, where it comes from, its id, its texts, the label that came with it.
 
     Id and label are None, bool, int, float or str as they were written, whatever type their columns come to have.
-    `kept` are long texts as UTF-8 where they are to be written; `text` and `pair` are then their beginnings.
+    `whole_texts` are long texts as UTF-8 where they are to be written; `text` and `pair` are then their beginnings.
     """
 
     row: int
@@ -38,7 +38,7 @@ class Example:
     text: str
     pair: str | None
     gold: Any
-    kept: tuple[bytes, bytes | None] | None = None
+    whole_texts: tuple[bytes, bytes | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from .checksum import parquet_bytes
 from .options import RunOptions
 from .rows import Example
 
-KEPT = ("text", "text_pair")
+TEXT_COLUMNS = ("text", "text_pair")
 
 
 @dataclass
@@ -83,8 +83,8 @@ class TableBuilder:
             columns["gold_label"] = pa.nulls(len(rows))
         if options.words:
             words = [self._words(row) for row in rows]
-            texts = pa.array([text for row in words for text in row[0]], pa.string())
-            columns["words"] = _lists([len(row[0]) for row in words], texts)
+            spelled = pa.array([text for row in words for text in row[0]], pa.string())
+            columns["words"] = _lists([len(row[0]) for row in words], spelled)
             columns["word_scores"] = _nested([row[1] for row in words], depth)
             counts = pa.array([count for row in words for count in row[2]], pa.int32())
             columns["word_tokens"] = _lists([len(row[2]) for row in words], counts)
@@ -94,10 +94,10 @@ class TableBuilder:
             columns["layer_scores"] = _nested(layers, depth + 1)
             columns["layer_log2_scale"] = _nested(scales, depth)
         if options.keep_text:
-            kept = [row.example.kept or (row.example.text, row.example.pair) for row in rows]
-            columns["text"] = pa.array([text for text, _ in kept], pa.string())
+            texts = [row.example.whole_texts or (row.example.text, row.example.pair) for row in rows]
+            columns["text"] = pa.array([text for text, _ in texts], pa.string())
             if pair:
-                columns["text_pair"] = pa.array([second for _, second in kept], pa.string())
+                columns["text_pair"] = pa.array([second for _, second in texts], pa.string())
         return columns
 
     def _answers(self, answers: list[Answer]) -> dict[str, pa.Array]:
@@ -153,7 +153,9 @@ class TableBuilder:
 def shard_bytes(table: pa.Table) -> bytes:
     """A shard's file: a table, and in its schema what the shard says about itself."""
     # a dictionary and statistics of whole texts help nobody, and hold three copies of a long one
-    paths = [path for field in table.schema if field.name not in KEPT for path in _leaves(field.name, field.type)]
+    paths = [
+        path for field in table.schema if field.name not in TEXT_COLUMNS for path in _leaves(field.name, field.type)
+    ]
     return parquet_bytes(table, paths)
 
 

@@ -98,9 +98,9 @@ class Worker:
         text, pair = example.text, example.pair
         if max(len(text), len(pair or "")) <= LEAN or (self.settings.options.words and encoding.spans is None):
             return example
-        kept = (text.encode(), None if pair is None else pair.encode()) if self.settings.options.keep_text else None
+        whole = (text.encode(), None if pair is None else pair.encode()) if self.settings.options.keep_text else None
         end = LEAN if encoding.spans is None else int(encoding.spans.max(initial=0)) + LEAN
-        return replace(example, text=text[:end], pair=None if pair is None else pair[:end], kept=kept)
+        return replace(example, text=text[:end], pair=None if pair is None else pair[:end], whole_texts=whole)
 
     def score(self, shard: Shard) -> Shard:
         """The second stage: every text once through the model, in batches of like length. A batch that fails is
