@@ -14,7 +14,7 @@ from .shard_info import PROVENANCE_KEY, SHARD_KEY
 from .shards import DATA, SHARD_NAME, shard_files
 
 REJECTS, LOCK, CARD = "rejects.jsonl", ".lock", "README.md"
-_OWN = {MANIFEST, REJECTS, DATA, LOCK, CARD}
+_WRITTEN = {MANIFEST, REJECTS, DATA, LOCK, CARD}
 _SHARD_BEGIN = b"PAR1\x15"  # Parquet's mark and the first byte of a page
 _MARKS = {MANIFEST: b"globenc", REJECTS: b'{"row": '}  # what stands in these files, and in a shard SHARD_KEY
 
@@ -30,7 +30,7 @@ def refuse_wrong_kinds(folder: Path) -> None:
 
 
 def refuse_strange_shards(folder: Path) -> None:
-    """Raise where a Parquet file of the user's own has a shard's name: it would be removed."""
+    """Raise where a Parquet file of the user's has a shard's name: it would be removed."""
     for _, path in shard_files(folder):
         if _is_strange(path):
             raise OSError(f"{str(path)!r} is a Parquet file that globenc has not written: move it away")
@@ -38,19 +38,19 @@ def refuse_strange_shards(folder: Path) -> None:
 
 def refuse_other_folder(folder: Path) -> None:
     """Raise OSError where a folder without a sound manifest holds other things than an extraction's."""
-    own = [path for path in (folder / MANIFEST, folder / REJECTS) if path.is_file()]
-    own += [path for _, path in shard_files(folder)]
-    marked = {path for path in own if _mark(path) in path.read_bytes()}
+    written = [path for path in (folder / MANIFEST, folder / REJECTS) if path.is_file()]
+    written += [path for _, path in shard_files(folder)]
+    marked = {path for path in written if _mark(path) in path.read_bytes()}
     if marked:
         return
-    others = [path for path in folder.iterdir() if path.name not in _OWN and path.name[0] != "."]
+    others = [path for path in folder.iterdir() if path.name not in _WRITTEN and path.name[0] != "."]
     data = folder / DATA
     if data.is_dir():
         others += [path for path in data.iterdir() if not SHARD_NAME.fullmatch(path.name) and path.name[0] != "."]
     elif data.exists():
         others.append(data)
-    cut = any(path.parent == data and _is_cut(path) and path.stat().st_size for path in own)
-    others += [path for path in own if path.read_bytes().strip(b"\0 \r\n") and not (cut and _is_cut(path))]
+    cut = any(path.parent == data and _is_cut(path) and path.stat().st_size for path in written)
+    others += [path for path in written if path.read_bytes().strip(b"\0 \r\n") and not (cut and _is_cut(path))]
     if others:
         held = min(others).relative_to(folder).as_posix()
         but = "no sound" if (folder / MANIFEST).exists() else "no"
@@ -60,7 +60,7 @@ def refuse_other_folder(folder: Path) -> None:
 
 
 def _mark(path: Path) -> bytes:
-    """What stands in a file of ours, even in a damaged one."""
+    """What stands in a file that globenc writes, even in a damaged one."""
     return _MARKS.get(path.name, SHARD_KEY)
 
 
@@ -73,7 +73,7 @@ def _is_strange(path: Path) -> bool:
 
 
 def _is_cut(path: Path) -> bool:
-    """Whether a file may be the beginning of one of ours."""
+    """Whether a file may be the beginning of one that globenc writes."""
     content = path.read_bytes()
     if path.name == MANIFEST:
         try:

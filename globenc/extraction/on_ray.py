@@ -72,8 +72,8 @@ def cluster(address: str | None, workers: int | None, device: Any) -> Iterator[t
         OSError: there is no cluster at the address.
         ValueError: there are fewer GPUs or CPUs than workers.
     """
-    ours = not ray.is_initialized()
-    if ours:
+    started_here = not ray.is_initialized()
+    if started_here:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
             _answers(address)
@@ -91,7 +91,7 @@ def cluster(address: str | None, workers: int | None, device: Any) -> Iterator[t
             raise ValueError(f"workers must be at most the {gpus} GPUs or {int(cpus)} CPUs of the cluster, got {count}")
         yield count, on_gpus
     finally:
-        if ours:
+        if started_here:
             ray.shutdown()
 
 

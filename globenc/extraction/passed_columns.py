@@ -88,9 +88,9 @@ def with_passed(table: pa.Table, name: str, values: Sequence[Any], kind: str) ->
     metadata = {**table.schema.metadata}
     written = json.loads(metadata.get(WRITTEN_KEY, b"{}"))
     written.pop(name, None)
-    own = "".join(LETTERS[type(value)] for value in values)
-    if kind != "string" and set(own) - {LETTERS[type(None)], LETTERS[KINDS[kind]]}:
-        written[name] = own
+    letters = "".join(LETTERS[type(value)] for value in values)
+    if kind != "string" and set(letters) - {LETTERS[type(None)], LETTERS[KINDS[kind]]}:
+        written[name] = letters
     metadata[WRITTEN_KEY] = json.dumps(written).encode()
     index = table.schema.get_field_index(name)
     return table.set_column(index, name, column).replace_schema_metadata(metadata)
@@ -100,12 +100,14 @@ def widened(table: pa.Table, kinds: Mapping[str, str]) -> pa.Table:
     """A shard's table with columns of values that were passed through as wider types, every value as it was written."""
     written = json.loads(table.schema.metadata.get(WRITTEN_KEY, b"{}"))
     makes = {letter: kind for kind, letter in LETTERS.items()}
-    ours = (PROVENANCE_KEY, SHARD_KEY, REJECTS_KEY, WRITTEN_KEY)
-    table = table.replace_schema_metadata({key: value for key, value in table.schema.metadata.items() if key in ours})
+    shard_keys = (PROVENANCE_KEY, SHARD_KEY, REJECTS_KEY, WRITTEN_KEY)
+    table = table.replace_schema_metadata(
+        {key: value for key, value in table.schema.metadata.items() if key in shard_keys}
+    )
     for name, kind in kinds.items():
         values = table[name].to_pylist()
         if name in written:
-            values = [None if v is None else makes[own](v) for v, own in zip(values, written[name], strict=True)]
+            values = [None if v is None else makes[letter](v) for v, letter in zip(values, written[name], strict=True)]
         table = with_passed(table, name, values, kind)
     return table
 
@@ -113,13 +115,13 @@ def widened(table: pa.Table, kinds: Mapping[str, str]) -> pa.Table:
 def widest(tables: Iterable[pa.Table]) -> dict[str, str]:
     """The types that hold the columns passed through of all shards; those of nulls alone fit any."""
     names = {kind: name for name, kind in TYPES.items()}
-    found: dict[str, set[str]] = {}
+    types: dict[str, set[str]] = {}
     for table in tables:
         for name in PASSED:
             if name in table.column_names:
-                seen = found.setdefault(name, set())
+                seen = types.setdefault(name, set())
                 column = table[name]
                 if column.null_count < len(column):
                     seen.add(names[column.type])
     order = [*TYPES]
-    return {name: max(seen, key=order.index) if seen else "string" for name, seen in found.items()}
+    return {name: max(seen, key=order.index) if seen else "string" for name, seen in types.items()}

@@ -228,7 +228,7 @@ def _text(column: str, raw: RawRow) -> str:
 
 
 def _feed(digest: Any, value: bool | int | float | str | None) -> None:
-    """Hash a value with its own type; a long text slice by slice."""
+    """Hash a value with its type; a long text slice by slice."""
     if not isinstance(value, str):
         digest.update(f"{value!r},".encode())
         return

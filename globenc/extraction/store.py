@@ -101,7 +101,7 @@ class Store:
         return lock
 
     def _look(self, overwrite: bool) -> None:
-        """What manifest.json says; where it says nothing, whether the folder is one of ours for all that."""
+        """Read manifest.json; where it says nothing, see that nothing else than an extraction is in the folder."""
         try:
             self.manifest = self._on_disk = read_manifest(self.folder)
         except OtherVersionError:
