@@ -63,7 +63,7 @@ def _dataset(name: str) -> tuple[Any, int | None]:
     failure: Exception | None = None
     for repository, configuration in tries:
         try:
-            found = load(
+            dataset = load(
                 repository, configuration, split=split, revision=options.get("revision") or None, streaming=True
             )
         except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
@@ -71,8 +71,8 @@ def _dataset(name: str) -> tuple[Any, int | None]:
             continue
         except Exception as error:  # what the hub, its files and their readers raise has no common type
             raise OSError(f"data set {name!r} cannot be loaded: {first_line(error)}") from error
-        if isinstance(found, Mapping):
-            raise ValueError(f"data set {name!r} has the splits {', '.join(found)}: choose one with ?split=")
-        info = (found.info.splits or {}).get(split) if split else None
-        return found, info.num_examples or None if info is not None else None
+        if isinstance(dataset, Mapping):
+            raise ValueError(f"data set {name!r} has the splits {', '.join(dataset)}: choose one with ?split=")
+        info = (dataset.info.splits or {}).get(split) if split else None
+        return dataset, info.num_examples or None if info is not None else None
     raise OSError(f"data set {name!r} is neither here nor on the Hugging Face hub: {first_line(failure)}") from failure

@@ -56,8 +56,8 @@ def sniffed(stream: IO[bytes]) -> tuple[Any, str]:
             break
         first += piece
     chained = Chained(first, stream)
-    found, _ = _json(first.removeprefix(MARK), [])
-    return chained, "jsonl" if isinstance(found, dict) else "text"
+    value, _ = _json(first.removeprefix(MARK), [])
+    return chained, "jsonl" if isinstance(value, dict) else "text"
 
 
 def _json(line: bytes | bytearray, columns: Sequence[str]) -> tuple[Any, str | None]:

@@ -40,24 +40,24 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise (OSError if passing else DamagedManifestError)(f"{str(path)!r} cannot be read: {reason}") from None
     written = manifest if isinstance(manifest, dict) else {}
-    found = written.get("format")
-    if found == FORMAT or "sha256" in written:
+    format_ = written.get("format")
+    if format_ == FORMAT or "sha256" in written:
         try:
             manifest = checked_json(written)
         except ValueError as error:
             raise DamagedManifestError(f"{str(path)!r} is damaged: {error}") from None
-    told = f"{str(path)!r} is no manifest of this version's extractions: its format is {found!r}"
-    if str(found).startswith(_FORMATS) and found != FORMAT:
-        raise OtherVersionError(f"{told}; name another folder, or overwrite it")
-    if found != FORMAT:
-        raise DamagedManifestError(told)
+    reason = f"{str(path)!r} is no manifest of this version's extractions: its format is {format_!r}"
+    if str(format_).startswith(_FORMATS) and format_ != FORMAT:
+        raise OtherVersionError(f"{reason}; name another folder, or overwrite it")
+    if format_ != FORMAT:
+        raise DamagedManifestError(reason)
     return manifest
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
     """The first difference of two runs' options in words; None where there is none."""
-    found = first_difference(old, new)
-    return None if found is None else f"{found[0]} {found[1]}, and now it is {found[2]}"
+    first = first_difference(old, new)
+    return None if first is None else f"{first[0]} {first[1]}, and now it is {first[2]}"
 
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> tuple[str, str, str] | None:

@@ -41,18 +41,18 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
         ValueError: the extraction is incomplete, or there is no such column.
     """
     path, shown = Path(folder).expanduser(), repr(str(folder))
-    mend = "run the same command again to mend it, or load what is there with incomplete=True"
+    advice = "run the same command again to mend it, or load what is there with incomplete=True"
     files = dict(shard_files(path))
     try:
         manifest = read_manifest(path)
     except DamagedManifestError as error:
         if not incomplete or not files:
-            raise OSError(f"{error}{f': {mend}' if files else ''}") from None
+            raise OSError(f"{error}{f': {advice}' if files else ''}") from None
         manifest = None
     if manifest is None and not files:
         raise OSError(f"{shown} holds no extraction: it has no {MANIFEST}")
     if manifest is None and not incomplete:
-        raise OSError(f"{shown} has lost its {MANIFEST}: {mend}")
+        raise OSError(f"{shown} has lost its {MANIFEST}: {advice}")
     if manifest is not None and not manifest["complete"] and not incomplete:
         raise ValueError(
             f"{shown} is incomplete: {done_rows(path):,} rows of the input are done; run the same command "
@@ -72,7 +72,7 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
             shard = read_shard(part, index, run_options, hashes)
         except WrongShardError as error:
             if not incomplete:
-                raise OSError(f"{str(part)!r} {error}: {mend}") from None
+                raise OSError(f"{str(part)!r} {error}: {advice}") from None
             left_out[part] = str(error)
             continue
         run_options = run_options or shard.run_options

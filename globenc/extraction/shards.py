@@ -59,7 +59,7 @@ def shard_files(folder: Path) -> list[tuple[int, Path]]:
     Raises:
         OSError: one is a folder, or cannot be looked at.
     """
-    found = []
+    shards = []
     data = folder / DATA
     if not data.is_dir():
         return []
@@ -73,8 +73,8 @@ def shard_files(folder: Path) -> list[tuple[int, Path]]:
             continue
         if path.exists() and not path.is_file():
             raise OSError(f"{str(path)!r} is a folder where a shard belongs: move it away")
-        found.append((int(name[1]), path))
-    return sorted(found)
+        shards.append((int(name[1]), path))
+    return sorted(shards)
 
 
 def read_shard(
@@ -98,20 +98,20 @@ def read_shard(
             raise OSError(f"{str(path)!r} cannot be read: {error.strerror or error}") from None
         raise WrongShardError("is missing or damaged") from None
     try:
-        found = parquet_hash(memoryview(content))
+        digest = parquet_hash(memoryview(content))
         file = parquet.ParquetFile(pa.BufferReader(content))
         metadata = file.metadata.metadata
         info, made_by = ShardInfo(**json.loads(metadata[SHARD_KEY])), json.loads(metadata[PROVENANCE_KEY])
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError):
         raise WrongShardError("is missing or damaged") from None
-    shard = StoredShard(info, made_by, found, file)
+    shard = StoredShard(info, made_by, digest, file)
     if info.index != index:  # a copy of another shard
         raise WrongShardError("is missing or damaged")
     different = None if run_options is None else first_difference(run_options, shard.run_options)
     if different is not None:
         name, wanted, actual = different
         raise WrongShardError(f"is of another run: its {name} is {actual}, not {wanted}", shard.run_options)
-    if hashes is not None and [found] != list(hashes[index : index + 1]):
+    if hashes is not None and [digest] != list(hashes[index : index + 1]):
         raise WrongShardError("is not what the run wrote")
     return shard
 

@@ -250,20 +250,20 @@ class Store:
             path = shard_path(self.folder, info.index)
             if not path.exists():
                 raise OSError(f"{str(path)!r} went away during the run: run the same command again to mend it")
-        found = counts(infos)
+        totals = counts(infos)
         if self.manifest is not None and self.manifest["complete"]:
-            return found
+            return totals
         self._write_rejects()
         self._widen()
         self.manifest = {
             **(self.manifest or {}),
             "complete": True,
-            "counts": found,
+            "counts": totals,
             "finished": now(),
             "shard_hashes": _in_a_row(self._hashes),
         }
         self._write(MANIFEST, self.manifest)
-        return found
+        return totals
 
     def _widen(self) -> None:
         """Give the columns that were passed through one type in all shards: those written before a value that needs a
@@ -310,12 +310,12 @@ class Store:
         try:
             self._lock.release()
             self._lock = self._locked()
-            found = read_manifest(self.folder)
+            on_disk = read_manifest(self.folder)
         except Timeout:
             raise OSError(f"output {shown} is being written by another run: wait for it, or stop it") from None
         except OSError as error:
             raise OSError(f"output {shown} was changed during the run: {error.strerror or error}") from None
-        if found != self._on_disk:
+        if on_disk != self._on_disk:
             raise OSError(f"output {shown} was written by another run meanwhile: run the same command again")
 
     def _replace(self, path: Path, content: bytes) -> None:
@@ -335,14 +335,14 @@ def _lines(rejects: Iterable[Mapping[str, Any]]) -> bytes:
 def _numbers_of(wrong: Iterable[WrongShardError]) -> str:
     """How many shards are damaged, and how many of something else, in words."""
     damaged = [why.run_options is None and "damaged" in str(why) for why in wrong]
-    told = []
+    parts = []
     for count, one, several in (
         (sum(damaged), "1 shard is damaged", "shards are damaged"),
         (len(damaged) - sum(damaged), "1 shard is not of this run", "shards are not of this run"),
     ):
         if count:
-            told.append(one if count == 1 else f"{count} {several}")
-    return " and ".join(told)
+            parts.append(one if count == 1 else f"{count} {several}")
+    return " and ".join(parts)
 
 
 def _file_number(path: Path) -> tuple[int, int]:
