@@ -715,9 +715,9 @@ def test_a_long_text_goes_no_further_than_it_is_needed(loaded, monkeypatch, opti
     asked = {"words": False, "keep_text": False, "shard_rows": 10, **options}
     settings = Settings(RunOptions(**names, **method, **asked), batch_tokens=64, strict=False, provenance="{}")
     worker = Worker(loaded, settings)
-    (shard,) = Reader(inputs_of([{"text": text}, {"text": "a"}]), Columns(), 10, None, False)
-    shard = worker.encode(shard)
-    assert shard.examples == []
+    (rows,) = Reader(inputs_of([{"text": text}, {"text": "a"}]), Columns(), 10, None, False)
+    shard = worker.encode(rows)
+    assert rows.examples == []
     assert len(shard.examples[0].text) == pytest.approx(1000, abs=100)
     _, content = worker.build(worker.score(shard))
     table = parquet.read_table(pa.BufferReader(content))
