@@ -14,19 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import LETTERS, save_letter_model
+from helpers import LETTERS
 
 import globenc
 
 ray = pytest.importorskip("ray", reason="Ray is not installed")
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Ray's own
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> str:
-    """A folder with a tiny classifier that knows single letters."""
-    return save_letter_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +146,7 @@ def workers_of(parent: int) -> list[int]:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds the workers in /proc")
 def test_killed_workers_lose_nothing(tmp_path):
     """kill -9 of a worker, five times in one run over 2,000 rows of real text."""
-    corpus = Path(__file__).parents[2] / "shared" / "data" / "ag_news" / "test.jsonl.gz"
+    corpus = Path(__file__).parents[3] / "shared" / "data" / "ag_news" / "test.jsonl.gz"
     if not corpus.exists():
         pytest.skip("needs shared/data/ag_news")
     common = ["--text-column", "description", "--label-column", "label", "--limit", "2000", "--shard-rows", "100"]

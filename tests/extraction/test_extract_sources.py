@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from extract_helpers import read, texts_of
 from pyarrow import parquet
 
 from globenc.extraction import csv_rows, lines
@@ -20,19 +21,6 @@ from globenc.extraction.rows import BadRowError, Columns, Plan, Reader
 from globenc.extraction.sources import inputs_of
 
 TEXTS = ["a charming journey", "it's slow, very slow", "two\nlines", 'with "quotes"', "naïve café 🎬"]
-
-
-def read(inputs, columns: Columns | None = None, format_=None, shard_rows=100, limit=None, strict=False):
-    """The rows of all shards of some inputs."""
-    columns = columns or Columns()
-    found = inputs_of(inputs, format_)
-    for source in found:
-        source.check(columns.names())
-    return list(Reader(found, columns, shard_rows, limit, strict))
-
-
-def texts_of(shards) -> list[str]:
-    return [example.text for shard in shards for example in shard.examples]
 
 
 def rejects_of(shards) -> list[tuple[int, int | None, str]]:
