@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-import subprocess
-import sys
+import signal
 import threading
 from pathlib import Path
 
@@ -217,47 +216,36 @@ def test_a_text_of_many_scores_names_the_way_out():
         tables._lists([2**30, 2**30], pa.array([], pa.int32()))
 
 
-KILL = """
-import json, os, signal, sys, threading
-import globenc
-from globenc.extraction.store import Store
+def deadly(replace, stage: str, k: int):
+    """`Store._replace` in a process that dies in the middle of the file of shard `k`, or just behind it."""
 
-corpus, out, model, stages = sys.argv[1:]
-explainer = globenc.GlobEnc.from_pretrained(model)
-replace = Store._replace
+    def killed(self, path, content):
+        if path.name == f"part-{k:05d}.parquet" and stage == "before":
+            path.with_name(f".{path.name}.tmp").write_bytes(content[:50])
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(self, path, content)
+        if path.name == f"part-{k:05d}.parquet":
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def killed(self, path, content):
-    if path.name == f"part-{k:05d}.parquet" and stage == "before":
-        path.with_name(f".{path.name}.tmp").write_bytes(content[:50])
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(self, path, content)
-    if path.name == f"part-{k:05d}.parquet":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-Store._replace = killed
-for stage, k, done in json.loads(stages):
-    pid = os.fork()
-    if pid == 0:
-        globenc.extract(corpus, out, model=explainer, shard_rows=7, progress=False)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status), stage
-    try:
-        globenc.load_extract(out)
-    except ValueError as error:
-        assert f"is incomplete: {done} rows of the input are done" in str(error), error
-    else:
-        raise AssertionError("an unfinished extraction was loaded")
-"""
+    return killed
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
-def test_killed_while_writing(finished, corpus, model, tmp_path):
+def test_killed_while_writing(finished, corpus, loaded, tmp_path):
     """kill -9 in the middle of a shard's file, and just behind it."""
-    stages = json.dumps([("before", 1, 7), ("after", 3, 28)])
-    command = [sys.executable, "-c", KILL, str(corpus), str(tmp_path / "out"), model, stages]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, env=one_thread, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert run(corpus, tmp_path / "out", model).resumed == 28
+    for stage, k, done in (("before", 1, 7), ("after", 3, 28)):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(60)
+            Store._replace = deadly(Store._replace, stage, k)
+            try:
+                run(corpus, tmp_path / "out", loaded)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(pid, 0)
+        assert os.WIFSIGNALED(status)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        with pytest.raises(ValueError, match=f"is incomplete: {done} rows of the input are done"):
+            globenc.load_extract(tmp_path / "out")
+    assert run(corpus, tmp_path / "out", loaded).resumed == 28
     assert_same(tmp_path / "out", finished)
