@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .explainer import GlobEnc
     from .extraction.reading import load_extract
     from .extraction.run import extract
-    from .extraction.reading import load_extract
     from .functional import (
         AttributionOutput,
         MethodsOutput,
