@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import globenc
 from globenc.cli import app
-from globenc.extraction.progress import Meter
+from globenc.progress import Meter
 
 AG_NEWS = Path(__file__).parents[2] / "shared" / "data" / "ag_news" / "test.jsonl.gz"
 posix = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
@@ -125,7 +125,7 @@ def test_overwrite_and_standard_input(whole, corpus, model, tmp_path):
 
 
 def test_plain_progress_lines(capsys, monkeypatch):
-    monkeypatch.setattr("globenc.extraction.progress.EVERY", 0.0)
+    monkeypatch.setattr("globenc.progress.EVERY", 0.0)
     with Meter() as meter:
         meter.skip(1000, 1000, 0.25)
         meter._start -= 100

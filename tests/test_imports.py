@@ -25,7 +25,7 @@ LAYERS = [
     ["layer_rollouts"],
     ["functional"],
     ["render"],
-    ["attribution", "pictures", "tokenization", "loading"],
+    ["attribution", "pictures", "tokenization", "loading", "progress"],
     ["metrics"],
     ["explainer"],
     ["extraction"],
@@ -139,6 +139,43 @@ def test_arrows_can_point_up(tmp_path, monkeypatch):
         assert violations(path, level + 1) == []
 
 
+def circles(folder: Path) -> list[list[str]]:
+    """Modules of a package that import one another in a ring, each ring once."""
+    below = {
+        path.stem: {name[1:].split(".")[0] for name in imported(path) if name[0] == "." and name[1] != "."}
+        for path in folder.glob("*.py")
+    }
+    rings = []
+
+    def walk(module: str, way: list[str]) -> None:
+        for name in sorted(below.get(module, ())):
+            if name in way:
+                rings.append(sorted(way[way.index(name) :]))
+            elif name not in done:
+                walk(name, [*way, name])
+        done.add(module)
+
+    done: set[str] = set()
+    for module in sorted(below):
+        walk(module, [module])
+    return [ring for k, ring in enumerate(rings) if ring not in rings[:k]]
+
+
+@pytest.mark.parametrize("package", ["cli", "encoders", "evaluation", "extraction", "metrics", "render"])
+def test_no_circle_inside_a_package(package):
+    assert circles(PACKAGE / package) == []
+
+
+def test_circles_are_found(tmp_path):
+    for name, source in {
+        "a": "from .b import x",
+        "b": "from . import c",
+        "c": "def f():\n    from .a import y",
+    }.items():
+        (tmp_path / f"{name}.py").write_text(source)
+    assert circles(tmp_path) == [["a", "b", "c"]]
+
+
 def test_equations_import_torch_alone():
     assert imported(PACKAGE / "equations.py") - {"__future__"} == {"dataclasses", "torch"}
     assert foreign(PACKAGE / "equations.py") == {"torch"}
@@ -197,7 +234,7 @@ except RuntimeError as error:
 def test_importing_is_light():
     """What only pictures and the command line need is imported there, not by `import globenc`."""
     for path in PACKAGE.glob("*.py"):
-        if path.stem not in ("cli", "__main__"):
+        if path.stem not in ("cli", "__main__", "progress"):
             top = ast.parse(path.read_text(encoding="utf-8")).body
             names = {
                 n

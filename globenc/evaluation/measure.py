@@ -12,9 +12,9 @@ from ..extraction.rows import Example
 from ..metrics.correlation import rank_correlations
 from ..metrics.faithfulness import MEASURES, removal_drops
 from ..metrics.plausibility import align, plausibility
+from ..progress import Steps
 from ..tokenization import Encoding, pad
 from .measurements import RANDOM, RANDOM_DRAWS, SALIENCY, Measurements, main_method
-from .progress import Steps
 from .rationales import Rationale
 from .scorer import MethodScorer, TextScores
 

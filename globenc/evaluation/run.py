@@ -20,6 +20,7 @@ from ..extraction.provenance import provenance
 from ..extraction.rows import Columns, Example
 from ..extraction.sources import inputs_of
 from ..metrics.gradients import OUTPUTS
+from ..progress import Steps
 from ..rollouts import Position, plain_position
 from . import page
 from .figures import write_figures
@@ -28,7 +29,6 @@ from .folder import EXAMPLES, FIGURES, REPORT, RESULTS, ROWS, OutputFolder
 from .measure import compare_with_marks, correlate, remove_tokens
 from .measurements import PAPER_ORDER, Measurements, summary
 from .options import checked_methods, checked_metrics
-from .progress import Steps
 from .rationales import read_rationales
 from .scorer import MethodScorer
 from .texts import check_model, gold_class, read_examples

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from .progress import Meter
+from ..progress import Meter
 from .rows import Plan
 from .store import Store
 from .worker import Shard, Worker

@@ -25,9 +25,9 @@ import torch
 
 from ..explainer import GlobEnc
 from ..loading import ModelSource
+from ..progress import Meter
 from .lines import stdin_stream
 from .options import Settings
-from .progress import Meter
 from .provenance import model_hash
 from .rows import Plan, Reader, ShardRows
 from .sources import Input

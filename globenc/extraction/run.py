@@ -17,11 +17,11 @@ from ..errors import refuses_target
 from ..explainer import GlobEnc
 from ..loading import ModelSource, stored_dtype
 from ..methods import get_method
+from ..progress import Meter
 from ..rollouts import Position, check_position, plain_position
 from . import local
 from .manifest import FORMAT, now
 from .options import RunOptions, Settings
-from .progress import Meter
 from .provenance import model_hash, provenance
 from .rows import Plan, Reader
 from .sources import Input, inputs_of
