@@ -204,11 +204,12 @@ def evaluate(
             quiet()
             from ..evaluation.presets import evaluate_preset
             from ..evaluation.run import evaluate as run
+            from ..loading import ModelSource
         if device is not None:
             check_device(device)
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         options: dict[str, Any] = {
-            "model": model,
+            "model": ModelSource(model, device, dtype, backend, revision, trust_remote_code),
             "methods": names(methods),
             "metrics": names(metrics),
             "limit": limit,
@@ -224,11 +225,6 @@ def evaluate(
             "removal_texts": removal_texts,
             "batch_tokens": batch_tokens,
             "overwrite": overwrite,
-            "device": device,
-            "dtype": dtype,
-            "backend": backend,
-            "revision": revision,
-            "trust_remote_code": trust_remote_code,
         }
         if preset is not None:
             found = evaluate_preset(preset, output, inputs=inputs or None, published=published, **options)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..printing import escaped
-from .measurements import Measurements
+from .measurements import MARK_MEASURES, Measurements
 from .tables import as_rows
 
 
@@ -56,5 +56,5 @@ def write_examples(path: Path, found: Measurements) -> None:
             for kind, drops in measures.items():
                 add([found.ids[k] for k in found.removed], kind, "", method, None, drops.mean(0))
         for method, values in found.plausible.items():
-            for column, kind in enumerate(("auprc", "f1", "iou")):
+            for column, kind in enumerate(MARK_MEASURES):
                 add(range(len(values)), kind, "", method, None, values[:, column])

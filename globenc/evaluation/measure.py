@@ -2,194 +2,216 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..errors import short
-from ..extraction.rows import Example
 from ..metrics.correlation import rank_correlations
 from ..metrics.faithfulness import MEASURES, removal_drops
 from ..metrics.plausibility import align, plausibility
 from ..progress import Steps
 from ..tokenization import Encoding, pad
-from .measurements import RANDOM, RANDOM_DRAWS, SALIENCY, Measurements, main_method
+from .measurements import MARK_MEASURES, RANDOM, RANDOM_DRAWS, SALIENCY, Measurements, main_method
+from .options import EvaluationOptions
 from .rationales import Rationale
-from .scorer import MethodScorer, TextScores
+from .scorer import MethodScorer
+from .texts import Corpus
 
-_SHOWN_TOKENS = 40  # of an example in the report
+_SHOWN_TOKENS = 40  # most of an example in the report
+_REMOVAL_BATCH = 16  # texts whose changed versions are read together
 
 
 def correlate(
     scorer: MethodScorer,
-    found: Measurements,
-    texts: list[Example],
-    encodings: list[Encoding],
-    wanted: set[int],
-    sample: set[int],
-    golds: list[int] | None,
-    chosen: list[int] | None,
-    drop_special: bool,
+    corpus: Corpus,
+    sample: list[int],
+    options: EvaluationOptions,
+    measurements: Measurements,
     steps: Steps,
-) -> dict[int, TextScores]:
-    """Fill in the correlations, and keep the last rollouts of the sample."""
-    order = sorted(wanted)
-    kept: dict[int, TextScores] = {}
-    steps.begin("attributions and saliency", len(order))
-    labels = None if chosen is None else [chosen[k] for k in order]
-    for place, row in scorer.rows([encodings[k] for k in order], labels):
-        k = order[place]
-        if not found.correlations:
-            shape = (len(texts), *row.rollouts.shape[:2])
-            found.layers = row.rollouts.shape[1]
-            found.correlations = {"rollout": np.full(shape, np.nan), "layer": np.full(shape, np.nan)}
-            found.right = [False] * len(texts) if golds is not None else []
-        counts = encodings[k].segments >= 0 if drop_special else np.ones(len(encodings[k]), bool)
-        for kind, rows in (("rollout", row.rollouts), ("layer", row.layers)):
+) -> dict[int, dict[str, np.ndarray]]:
+    """Measure the correlations, choose the examples of the report, and return the whole rollouts of the sample.
+
+    Where the correlation is not asked for, the sample alone is scored.
+    """
+    asked = "correlation" in options.metrics
+    texts = list(range(len(corpus.encodings))) if asked else sample
+    chosen = None if corpus.labels is None else [corpus.labels[k] for k in texts]
+    correlations: dict[str, np.ndarray] = {}
+    whole_rollouts: dict[int, dict[str, np.ndarray]] = {}
+    right = dict.fromkeys(texts, False)
+    steps.begin("attributions and saliency", len(texts))
+    for index, scores in scorer.scores(
+        [corpus.encodings[k] for k in texts], chosen if options.saliency_of == "gold" else None
+    ):
+        k, encoding = texts[index], corpus.encodings[texts[index]]
+        if not correlations:
+            shape = (len(corpus.encodings), *scores.rollouts.shape[:2])
+            correlations = {"rollout": np.full(shape, np.nan), "layer": np.full(shape, np.nan)}
+        counts = encoding.segments >= 0 if options.drop_special else np.ones(len(encoding), bool)
+        for kind, rows in (("rollout", scores.rollouts), ("layer", scores.layers)):
             flat = rows[..., counts].reshape(-1, int(counts.sum()))
-            found.correlations[kind][k] = rank_correlations(flat, row.saliency[counts]).reshape(rows.shape[:2])
-        if golds is not None:
-            found.right[k] = golds[k] == row.answer
-        if k in sample:
-            kept[k] = TextScores(row.rollouts[:, -1:], row.layers[:, :0], row.saliency, row.answer)
+            correlations[kind][k] = rank_correlations(flat, scores.saliency[counts]).reshape(rows.shape[:2])
+        right[k] = corpus.labels is not None and corpus.labels[k] == scores.predicted
+        if k in sample or len(encoding) <= _SHOWN_TOKENS:
+            whole_rollouts[k] = scores.whole_rollouts()
         steps.advance()
-    found.ids = [example.id for example in texts]
-    if golds is not None and len(order) < len(texts):
-        found.right = [found.right[k] for k in order]
-    _show(scorer, found, texts, encodings, order, labels)
-    return kept
+    measurements.ids = [example.id for example in corpus.examples]
+    measurements.layers = correlations["rollout"].shape[2]
+    measurements.right = [] if corpus.labels is None else [right[k] for k in texts]
+    measurements.correlations = correlations if asked else {}
+    agreement = correlations["rollout"][:, main_method(measurements.methods), -1]
+    measurements.examples = _examples(agreement, corpus, whole_rollouts, scorer)
+    return {k: whole_rollouts[k] for k in sample}
 
 
-def _show(
-    scorer: MethodScorer,
-    found: Measurements,
-    texts: list[Example],
-    encodings: list[Encoding],
-    order: list[int],
-    labels: list[int] | None,
-) -> None:
-    """Three texts with all their scores: where the main method agrees with saliency most, in the middle, and least."""
-    values = found.correlations["rollout"][order, main_method(found.methods), -1]
-    short = [p for p in range(len(order)) if not np.isnan(values[p]) and len(encodings[order[p]]) <= _SHOWN_TOKENS]
-    if not short:
-        return
-    ranked = sorted(short, key=lambda p: values[p])
+def _examples(
+    agreement: np.ndarray, corpus: Corpus, whole_rollouts: Mapping[int, Mapping[str, np.ndarray]], scorer: MethodScorer
+) -> list[dict[str, Any]]:
+    """Three short texts with all scores: where the main method agrees with saliency most, in the middle, and least."""
+    few = [k for k in sorted(whole_rollouts) if len(corpus.encodings[k]) <= _SHOWN_TOKENS]
+    ranked = sorted((k for k in few if not np.isnan(agreement[k])), key=lambda k: agreement[k])
+    if not ranked:
+        return []
     picks = {ranked[-1]: "most"}
-    for p, agreement in ((ranked[len(ranked) // 2], "middle"), (ranked[0], "least")):
-        picks.setdefault(p, agreement)
-    scored = dict(
-        scorer.rows([encodings[order[p]] for p in picks], None if labels is None else [labels[p] for p in picks])
-    )
-    for place, (p, agreement) in enumerate(picks.items()):
-        row, encoding = scored[place], encodings[order[p]]
-        total = row.saliency.sum()
-        found.examples.append(
+    for k, name in ((ranked[len(ranked) // 2], "middle"), (ranked[0], "least")):
+        picks.setdefault(k, name)
+    examples = []
+    for k, name in picks.items():
+        encoding, scores = corpus.encodings[k], whole_rollouts[k]
+        saliency = scores[SALIENCY]
+        total = saliency.sum()
+        examples.append(
             {
-                "agreement": agreement,
-                "correlation": float(values[p]),
-                "id": texts[order[p]].id,
+                "agreement": name,
+                "correlation": float(agreement[k]),
+                "id": corpus.examples[k].id,
                 "tokens": scorer.explainer.tokenizer.convert_ids_to_tokens(encoding.ids.tolist()),
                 "special": (encoding.segments < 0).tolist(),
                 "scores": {
-                    SALIENCY: (row.saliency / total if total > 0 else row.saliency).tolist(),
-                    **{method: row.rollouts[m, -1].tolist() for m, method in enumerate(found.methods)},
+                    SALIENCY: (saliency / total if total > 0 else saliency).tolist(),
+                    **{method: scores[method].tolist() for method in scorer.methods},
                 },
             }
         )
+    return examples
 
 
 def remove_tokens(
     scorer: MethodScorer,
-    found: Measurements,
-    encodings: list[Encoding],
-    kept: dict[int, TextScores],
-    sample: list[int],
+    corpus: Corpus,
+    whole_rollouts: Mapping[int, Mapping[str, np.ndarray]],
     removal: str,
     rng: np.random.Generator,
+    measurements: Measurements,
     steps: Steps,
 ) -> None:
-    """Fill in the drops, a few texts at a time."""
-    tokenizer, model = scorer.explainer.tokenizer, scorer.explainer.model
-    names = [*found.methods, SALIENCY, *(f"{RANDOM} {k}" for k in range(RANDOM_DRAWS))]
-    ordered = sorted(sample, key=lambda k: len(encodings[k]))
-    drops: dict[str, dict[str, np.ndarray]] = {
+    """Measure the faithfulness of the texts that `whole_rollouts` are of, a few texts at a time."""
+    sample = list(whole_rollouts)
+    scores: dict[int, dict[str, np.ndarray]] = {}
+    for k in sample:
+        draws = rng.random((RANDOM_DRAWS, len(corpus.encodings[k])))
+        scores[k] = {**whole_rollouts[k], **{f"{RANDOM} {d}": draw for d, draw in enumerate(draws)}}
+    names = list(scores[sample[0]])
+    drops = {
         name: {kind: np.full((len(measure.shares), len(sample)), np.nan) for kind, measure in MEASURES.items()}
         for name in names
     }
-    noise = {k: rng.random((RANDOM_DRAWS, len(encodings[k]))) for k in sample}
     steps.begin("faithfulness: texts changed", len(sample))
-    for begin in range(0, len(ordered), 16):
-        part = ordered[begin : begin + 16]
-        inputs = pad([encodings[k] for k in part], tokenizer, model)
-        n = inputs["input_ids"].shape[1]
-        special = torch.ones(len(part), n, dtype=torch.long)
-        scores = np.zeros((len(names), len(part), n))
-        for row, k in enumerate(part):
-            length = len(encodings[k])
-            special[row, :length] = torch.from_numpy(encodings[k].segments < 0).long()
-            scores[: len(found.methods), row, :length] = kept[k].rollouts[:, -1]
-            scores[len(found.methods), row, :length] = kept[k].saliency
-            scores[len(found.methods) + 1 :, row, :length] = noise[k]
-        made = removal_drops(
-            model,
-            dict(zip(names, scores, strict=True)),
-            MEASURES,
-            removal=removal,
-            mask_token_id=tokenizer.mask_token_id if removal == "mask" else None,
-            special_tokens_mask=special,
-            batch_tokens=scorer.batch_tokens * 4,
-            **inputs,
+    by_length = sorted(range(len(sample)), key=lambda column: len(corpus.encodings[sample[column]]))
+    for begin in range(0, len(by_length), _REMOVAL_BATCH):
+        columns = by_length[begin : begin + _REMOVAL_BATCH]
+        part = [sample[column] for column in columns]
+        batch_drops = _drops_of_batch(
+            scorer, [corpus.encodings[k] for k in part], [scores[k] for k in part], names, removal
         )
-        places = [sample.index(k) for k in part]
-        for name, measures in made.items():
+        for name, measures in batch_drops.items():
             for kind, table in measures.items():
-                drops[name][kind][:, places] = table
+                drops[name][kind][:, columns] = table
         steps.advance(len(part))
-    draws = [drops.pop(f"{RANDOM} {k}") for k in range(RANDOM_DRAWS)]
-    drops[RANDOM] = {kind: np.mean([draw[kind] for draw in draws], axis=0) for kind in MEASURES}
-    found.removed, found.drops = sample, drops
+    draws_of = [drops.pop(f"{RANDOM} {d}") for d in range(RANDOM_DRAWS)]
+    drops[RANDOM] = {kind: np.mean([draw[kind] for draw in draws_of], axis=0) for kind in MEASURES}
+    measurements.removed, measurements.drops = sample, drops
+
+
+def _drops_of_batch(
+    scorer: MethodScorer,
+    encodings: list[Encoding],
+    scores: list[dict[str, np.ndarray]],
+    names: list[str],
+    removal: str,
+) -> dict[str, dict[str, np.ndarray]]:
+    """Drops [shares, batch] by name and measure."""
+    tokenizer, model = scorer.explainer.tokenizer, scorer.explainer.model
+    inputs = pad(encodings, tokenizer, model)
+    shape = tuple(inputs["input_ids"].shape)
+    special = torch.ones(shape, dtype=torch.long)
+    padded = {name: np.zeros(shape) for name in names}
+    for row, encoding in enumerate(encodings):
+        special[row, : len(encoding)] = torch.from_numpy(encoding.segments < 0).long()
+        for name in names:
+            padded[name][row, : len(encoding)] = scores[row][name]
+    return removal_drops(
+        model,
+        padded,
+        MEASURES,
+        removal=removal,
+        mask_token_id=tokenizer.mask_token_id if removal == "mask" else None,
+        special_tokens_mask=special,
+        batch_tokens=scorer.batch_tokens * 4,
+        **inputs,
+    )
 
 
 def compare_with_marks(
     scorer: MethodScorer,
-    found: Measurements,
     marked: list[Rationale],
     max_length: int | None,
     rng: np.random.Generator,
+    measurements: Measurements,
     steps: Steps,
 ) -> None:
-    """Fill in the plausibility."""
+    """Measure the plausibility of sentences whose words people marked.
+
+    Raises:
+        ValueError: no sentence can be read, or the tokenizer does not know where its tokens stand.
+    """
     explainer = scorer.explainer
     encodings = explainer.encode_each([m.text for m in marked], None, explainer.limit(max_length))
-    good = {k: e for k, e in enumerate(encodings) if isinstance(e, Encoding) and not e.empty}
-    if not good:
+    readable = {k: e for k, e in enumerate(encodings) if isinstance(e, Encoding) and not e.empty}
+    if not readable:
         error = next((e for e in encodings if isinstance(e, BaseException)), "the tokenizer finds no token in any")
         raise ValueError(f"there is no sentence with marks that can be read: {short(str(error))}")
-    if any(encoding.spans is None for encoding in good.values()):
+    if any(encoding.spans is None for encoding in readable.values()):
         raise ValueError("plausibility needs a tokenizer that knows where its tokens stand (a fast one)")
-    names = [*found.methods, SALIENCY, RANDOM]
-    table = np.full((len(names), len(marked), 3), np.nan)
+    names = [*scorer.methods, SALIENCY, RANDOM]
+    agreement = {name: np.full((len(marked), len(MARK_MEASURES)), np.nan) for name in names}
     noise = [rng.random((RANDOM_DRAWS, len(e) if isinstance(e, Encoding) else 0)) for e in encodings]
-    steps.begin("plausibility: sentences", len(good))
-    numbers = [*good]
-    for place, row in scorer.rows([*good.values()]):
-        k = numbers[place]
-        encoding = good[k]
-        spans = [
-            None if segment < 0 or encoding.spans is None else tuple(encoding.spans[token].tolist())
-            for token, segment in enumerate(encoding.segments.tolist())
-        ]
-        marks = align(marked[k].marks, marked[k].words, spans)
-        found.layers = row.rollouts.shape[1]
-        for m, scores in enumerate([*row.rollouts[:, -1], row.saliency]):
-            table[m, k] = _plausibility(scores, marks)
-        draws = np.array([_plausibility(scores, marks) for scores in noise[k]])
-        table[-1, k] = draws.mean(0)
+    steps.begin("plausibility: sentences", len(readable))
+    numbers = list(readable)
+    for index, scores in scorer.scores(list(readable.values())):
+        k = numbers[index]
+        marks = align(marked[k].marks, marked[k].words, _characters(readable[k]))
+        measurements.layers = scores.rollouts.shape[1]
+        for name, row in scores.whole_rollouts().items():
+            agreement[name][k] = _plausibility(row, marks)
+        agreement[RANDOM][k] = np.array([_plausibility(draw, marks) for draw in noise[k]]).mean(0)
         steps.advance()
-    found.plausible = dict(zip(names, table, strict=True))
+    measurements.plausible = agreement
+
+
+def _characters(encoding: Encoding) -> list[tuple[int, int] | None]:
+    """Where each token stands in the text; None for special tokens."""
+    if encoding.spans is None:
+        return [None] * len(encoding)
+    return [
+        None if segment < 0 else (start, end)
+        for segment, (start, end) in zip(encoding.segments.tolist(), encoding.spans.tolist(), strict=True)
+    ]
 
 
 def _plausibility(scores: np.ndarray, marks: np.ndarray) -> list[float]:
-    value = plausibility(scores, marks)
-    return [math.nan if v is None else v for v in (value.auprc, value.f1, value.iou)]
+    values = plausibility(scores, marks)
+    return [getattr(values, measure) for measure in MARK_MEASURES]

@@ -21,6 +21,7 @@ COSTLY_METHODS = {
     "HTA-Input": "HTA x Input (18): the paper's upper bound",
 }
 SALIENCY, RANDOM = "saliency", "random"
+MARK_MEASURES = ("auprc", "f1", "iou")  # attributes of `globenc.metrics.Plausibility`
 RANDOM_DRAWS = 5
 
 
@@ -29,7 +30,7 @@ class Measurements:
     """Everything that was measured, text by text.
 
     Attributes:
-        methods: names, the extras last.
+        methods: names, the costly ones last.
         layers: how many the model has.
         ids: of the texts.
         correlations: "rollout" and "layer", [texts, methods, layers] each; NaN where there is none.
@@ -115,6 +116,6 @@ def summary(found: Measurements, asked: Iterable[str]) -> dict[str, Any]:
                 }
                 for name, table in found.plausible.items()
             }
-            for column, kind in enumerate(("auprc", "f1", "iou"))
+            for column, kind in enumerate(MARK_MEASURES)
         }
     return made

@@ -5,6 +5,7 @@ Sources: the checkpoints that the authors published (huggingface.co/TehranNLP-or
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..extraction.sources import inputs_of
+from ..loading import ModelSource
 from ..methods import get_method
 from .run import Evaluation, evaluate
 
@@ -76,7 +78,8 @@ def evaluate_preset(
 
     Args:
         preset: paper-sst2, paper-mnli, paper-hatexplain, each also with -large (BERT-large) or -electra.
-        inputs, model: a local copy of the same data, another checkpoint; None takes them from the hub.
+        inputs, model: a local copy of the same data, another checkpoint; None, and a ModelSource without a name, take
+            them from the hub.
         published: JSON as `published.json` in this package; None is that file.
         metrics: None is correlation and faithfulness, and plausibility where the data has rationales.
         output, **options: as for `evaluate`.
@@ -93,6 +96,10 @@ def evaluate_preset(
     task = TASKS[name]
     numbers = published_numbers(preset, published)
     given: Any = task.data if inputs is None else inputs
+    if model is None:
+        model = checkpoint
+    elif isinstance(model, ModelSource) and model.name is None:
+        model = dataclasses.replace(model, name=checkpoint)
     rationales = None
     if task.words is not None:
         given = list(_joined(given, task, options.pop("format", None)))
@@ -101,7 +108,7 @@ def evaluate_preset(
     return evaluate(
         given,
         output,
-        model=checkpoint if model is None else model,
+        model=model,
         rationales=rationales,
         metrics=metrics,
         text_column=task.text,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..extraction.sources import inputs_of
+from ..extraction.sources import Input
 
 MARKS_COLUMNS = ("rationale", "rationale_mean", "rationales", "marks")
 
@@ -22,13 +22,13 @@ class Rationale:
     marks: list[float]
 
 
-def read_rationales(given: Any, tokens_column: str, marks_column: str | None) -> tuple[list[Rationale], int]:
+def read_rationales(sources: list[Input], tokens_column: str, marks_column: str | None) -> tuple[list[Rationale], int]:
     """Texts with marked words, and how many rows have no marks that can be used.
 
     Raises:
         OSError, ValueError: the file cannot be read, lacks a column, or has no usable row.
     """
-    (source, *others) = inputs_of(given)
+    source, *others = sources
     if others:
         raise ValueError("rationales must be one file")
     name = marks_column

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,9 +18,9 @@ from ..encoders import Encoder
 from ..errors import refuses_target
 from ..explainer import GlobEnc
 from ..extraction.provenance import provenance
-from ..extraction.rows import Columns, Example
-from ..extraction.sources import inputs_of
-from ..metrics.gradients import OUTPUTS
+from ..extraction.rows import Columns
+from ..extraction.sources import Input, inputs_of
+from ..loading import ModelSource
 from ..progress import Steps
 from ..rollouts import Position, plain_position
 from . import page
@@ -28,17 +29,15 @@ from .files import write_csv, write_examples, write_json
 from .folder import EXAMPLES, FIGURES, REPORT, RESULTS, ROWS, OutputFolder
 from .measure import compare_with_marks, correlate, remove_tokens
 from .measurements import PAPER_ORDER, Measurements, summary
-from .options import checked_methods, checked_metrics
-from .rationales import read_rationales
+from .options import REMOVAL_TEXTS, EvaluationOptions, checked_methods, checked_metrics
+from .rationales import Rationale, read_rationales
 from .scorer import MethodScorer
-from .texts import check_model, gold_class, read_examples
-
-REMOVAL_TEXTS = 200
+from .texts import Corpus, check_model, read_examples, read_tokens
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """A finished evaluation.
 
     Attributes:
         output: the folder.
@@ -59,7 +58,7 @@ def evaluate(
     inputs: Any,
     output: str | Path,
     *,
-    model: str | Path | GlobEnc | None = None,
+    model: str | Path | ModelSource | GlobEnc | None = None,
     rationales: Any = None,
     methods: Sequence[str] | None = None,
     metrics: Sequence[str] | None = None,
@@ -83,11 +82,6 @@ def evaluate(
     published: Mapping[str, Any] | None = None,
     title: str | None = None,
     overwrite: bool = False,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    backend: str = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
     progress: bool = True,
 ) -> Evaluation:
     """Evaluate attribution methods on a classifier and its texts, as the paper does and as the field has done since.
@@ -100,7 +94,8 @@ def evaluate(
         inputs, text_column, pair_column, id_column, label_column, format, limit, max_length: as for `globenc.extract`.
             None for `inputs` where plausibility alone is asked for.
         output: folder to write: results.json, results.csv, examples.parquet, figures/, report.html.
-        model: folder, hub name or a GlobEnc of a text classifier; None is the model in the package.
+        model: a text classifier: folder, hub name, `globenc.ModelSource` (which also says device, dtype, backend and
+            revision) or GlobEnc; None is the model in the package.
         rationales: JSONL (or what `inputs` may be) of texts as lists of words, with a mark for each.
         methods: names of the eight, and of "W-Flow", "HTA", "HTA-Input", which take seconds to minutes a text; None is
             every one of the eight that has a meaning for the model.
@@ -116,11 +111,10 @@ def evaluate(
         removal: "mask", "delete", or "auto": mask where the tokenizer has a mask token.
         removal_texts: how many texts faithfulness changes, chosen by the seed; each is read some 200 times.
         batch_tokens: most tokens of a batch, padding included.
-        published: numbers to stand beside these, as `presets.published_numbers` returns them: {"source": ...,
+        published: numbers to stand beside these, as `globenc.evaluate_preset` takes them from a file: {"source": ...,
             "correlation": {method: {"mean": ..., "std": ...}}}, and if there are any "of", "notes" and "layers".
         title: of the report.
         overwrite: write into a folder that holds an evaluation.
-        device, dtype, backend, revision, trust_remote_code: as for `GlobEnc.from_pretrained`.
         progress: show on standard error how far it is.
 
     Returns:
@@ -133,146 +127,175 @@ def evaluate(
     Example:
         >>> import globenc, tempfile
         >>> rows = [{"text": "a charming journey"}, {"text": "unflinchingly bleak and desperate"}]
-        >>> found = globenc.evaluate(rows, tempfile.mkdtemp() + "/out", progress=False)
-        >>> found.results["texts"]["read"], found.report.name
+        >>> evaluation = globenc.evaluate(rows, tempfile.mkdtemp() + "/out", progress=False)
+        >>> evaluation.results["texts"]["read"], evaluation.report.name
         (2, 'report.html')
     """
-    request = _request(**locals())
+    options = EvaluationOptions(
+        metrics=checked_metrics(metrics, inputs is not None, rationales is not None),
+        methods=checked_methods(methods),
+        columns=Columns(text_column, pair_column, id_column, label_column),
+        format=format,
+        tokens_column=tokens_column,
+        marks_column=marks_column,
+        limit=limit,
+        max_length=max_length,
+        position=position,
+        saliency_of=saliency_of,
+        saliency_output=saliency_output,
+        drop_special=drop_special,
+        removal=removal,
+        removal_texts=removal_texts,
+        batch_tokens=batch_tokens,
+        seed=seed,
+        published=published,
+        title=title,
+    )
     start = time.monotonic()
-    asked = checked_metrics(metrics, inputs is not None, rationales is not None)
-    numbers = {"limit": limit, "max_length": max_length, "removal_texts": removal_texts, "batch_tokens": batch_tokens}
-    for name, number in numbers.items():
-        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
-            raise ValueError(f"{name} must be a positive whole number, got {number!r}")
-    for name, value, allowed in (
-        ("saliency_of", saliency_of, ("predicted", "gold")),
-        ("saliency_output", saliency_output, OUTPUTS),
-        ("removal", removal, ("auto", "mask", "delete")),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
-    if saliency_of == "gold" and label_column is None:
-        raise ValueError("saliency_of 'gold' needs label_column: the column of the gold labels")
-    names = None if methods is None else checked_methods(methods)
+    sources = [] if inputs is None else inputs_of(inputs, format)
+    marked_sources = [] if rationales is None else inputs_of(rationales)
+    request = _request(sources, marked_sources, model, overwrite, options)
     with OutputFolder.opened(output, overwrite, request) as folder:
-        examples: list[Example] = []
-        rejected: list[Any] = []
-        if inputs is not None:
-            columns = Columns(text_column, pair_column, id_column, label_column)
-            examples, rejected = read_examples(inputs_of(inputs, format), columns, limit)
-        marked, unmarked = (
-            read_rationales(rationales, tokens_column, marks_column) if "plausibility" in asked else ([], 0)
-        )
-        explainer = (
-            model
-            if isinstance(model, GlobEnc)
-            else GlobEnc.from_pretrained(
-                model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
-            )
-        )
-        check_model(explainer, label_column is not None)
-        meaningful = Encoder.of(explainer.model).methods
-        names = names or [name for name in PAPER_ORDER if name in meaningful]
-        scorer = MethodScorer(
-            explainer,
-            names,
-            plain_position(position),
-            saliency_output,
-            batch_tokens or max(256, explainer.budget() // 8),
-        )
-        mask_token_id = explainer.tokenizer.mask_token_id
-        if removal == "mask" and mask_token_id is None:
-            raise ValueError("removal 'mask' needs a tokenizer with a mask token, and this one has none: take 'delete'")
-        removal = ("delete" if mask_token_id is None else "mask") if removal == "auto" else removal
-        found = Measurements(names)
-        rng = np.random.default_rng(seed)
-        timings: dict[str, float] = {}
-        with Steps(progress) as steps:
-            texts, encodings, empty = scorer.encoded(examples, max_length)
-            truncated = sum(encoding.lost > 0 for encoding in encodings)
-            rejected = [*rejected, *empty]
-            if inputs is not None and not texts:
-                raise ValueError(
-                    f"there is no text to evaluate on: all {len(rejected)} rows are bad, the first because "
-                    f"{rejected[0]}"
-                    if rejected
-                    else "there is no text to evaluate on: the input has no row"
-                )
-            golds = [gold_class(explainer.model, example) for example in texts] if label_column is not None else None
-            if "correlation" in asked or "faithfulness" in asked:
-                sample = sorted(rng.permutation(len(texts))[:removal_texts].tolist()) if "faithfulness" in asked else []
-                chosen = golds if saliency_of == "gold" else None
-                wanted = set(range(len(texts))) if "correlation" in asked else set(sample)
-                with _timed(timings, "attribution and correlation"):
-                    kept = correlate(
-                        scorer, found, texts, encodings, wanted, set(sample), golds, chosen, drop_special, steps
-                    )
-                if "correlation" not in asked:
-                    found.correlations = {}
-                if sample:
-                    with _timed(timings, "faithfulness"):
-                        remove_tokens(scorer, found, encodings, kept, sample, removal, rng, steps)
-            if marked:
-                with _timed(timings, "plausibility"):
-                    compare_with_marks(scorer, found, marked, max_length, rng, steps)
-        means = summary(found, asked)
-        timings["in all"] = time.monotonic() - start
-        results: dict[str, Any] = {
+        evaluated = _measure(model, sources, marked_sources, options, progress)
+        evaluated.seconds["in all"] = time.monotonic() - start
+        revision = model.revision if isinstance(model, ModelSource) else None
+        results = {
             "title": title or "Do these attributions tell the truth?",
-            **provenance(explainer, revision),
-            "model_class": type(explainer.model).__name__,
-            "model_layers": found.layers,
-            "data": [source.name for source in inputs_of(inputs, format)] if inputs is not None else [],
+            **provenance(evaluated.scorer.explainer, revision),
+            "data": [source.name for source in sources],
             "rationales": str(rationales) if isinstance(rationales, str | Path) else rationales is not None,
-            "settings": {
-                "metrics": list(asked),
-                "methods": names,
-                "position": position if isinstance(position, str) else str(position),
-                "saliency_of": saliency_of,
-                "saliency_output": saliency_output,
-                "special_tokens": not drop_special,
-                "removal": removal,
-                "seed": seed,
-                "limit": limit,
-                "max_length": max_length,
-                "device": str(explainer.device),
-                "dtype": str(explainer.model.dtype).removeprefix("torch."),
-            },
-            "texts": {
-                "read": len(texts),
-                "rejected": len(rejected),
-                "first_rejects": [str(reject) for reject in rejected[:10]],
-                "truncated": truncated,
-                "changed_for_faithfulness": len(found.removed),
-                "with_rationales": len(marked),
-                "rationales_left_out": unmarked,
-                "accuracy": float(np.mean(found.right)) if found.right else None,
-            },
-            "seconds": {name: round(seconds, 2) for name, seconds in timings.items()},
-            **means,
-            "published": published,
-            "examples": found.examples,
+            **evaluated.results(options),
         }
         with folder.replacing() as part:
             write_json(part / RESULTS, results)
             write_csv(part / ROWS, results)
-            write_examples(part / EXAMPLES, found)
-            write_figures(part / FIGURES, found, results)
-            page.write_report(part / REPORT, part / FIGURES, found, results)
+            write_examples(part / EXAMPLES, evaluated.measurements)
+            write_figures(part / FIGURES, evaluated.measurements, results)
+            page.write_report(part / REPORT, part / FIGURES, evaluated.measurements, results)
         return Evaluation(folder.folder, results)
 
 
-def _request(inputs: Any, output: Any, rationales: Any, format: str | None, progress: bool, **options: Any) -> str:
+@dataclass(frozen=True)
+class _Evaluated:
+    """What has been measured, of what, and in which time."""
+
+    scorer: MethodScorer
+    removal: str
+    corpus: Corpus
+    marked: list[Rationale]
+    unmarked: int
+    measurements: Measurements
+    seconds: dict[str, float]
+
+    def results(self, options: EvaluationOptions) -> dict[str, Any]:
+        """results.json, but for what is known of the data and the model by name alone."""
+        corpus, measurements, explainer = self.corpus, self.measurements, self.scorer.explainer
+        return {
+            "model_class": type(explainer.model).__name__,
+            "model_layers": measurements.layers,
+            "settings": {
+                "metrics": list(options.metrics),
+                "methods": measurements.methods,
+                "position": options.position if isinstance(options.position, str) else str(options.position),
+                "saliency_of": options.saliency_of,
+                "saliency_output": options.saliency_output,
+                "special_tokens": not options.drop_special,
+                "removal": self.removal,
+                "seed": options.seed,
+                "limit": options.limit,
+                "max_length": options.max_length,
+                "device": str(explainer.device),
+                "dtype": str(explainer.model.dtype).removeprefix("torch."),
+            },
+            "texts": {
+                "read": len(corpus.examples),
+                "rejected": len(corpus.rejects),
+                "first_rejects": [str(reject) for reject in corpus.rejects[:10]],
+                "truncated": corpus.truncated,
+                "changed_for_faithfulness": len(measurements.removed),
+                "with_rationales": len(self.marked),
+                "rationales_left_out": self.unmarked,
+                "accuracy": float(np.mean(measurements.right)) if measurements.right else None,
+            },
+            "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
+            **summary(measurements, options.metrics),
+            "published": options.published,
+            "examples": measurements.examples,
+        }
+
+
+def _measure(
+    model: Any, sources: list[Input], marked_sources: list[Input], options: EvaluationOptions, progress: bool
+) -> _Evaluated:
+    """Read the data, load the model and measure what the options ask for."""
+    examples, rejects = read_examples(sources, options.columns, options.limit) if sources else ([], [])
+    marked, unmarked = (
+        read_rationales(marked_sources, options.tokens_column, options.marks_column)
+        if "plausibility" in options.metrics
+        else ([], 0)
+    )
+    with_labels = options.columns.label is not None
+    explainer = GlobEnc.of(model)
+    check_model(explainer, with_labels)
+    scorer, removal = _scorer(explainer, options), _removal(explainer, options.removal)
+    measurements = Measurements(list(scorer.methods))
+    rng = np.random.default_rng(options.seed)
+    seconds: dict[str, float] = {}
+    with Steps(progress) as steps:
+        corpus = Corpus()
+        if sources:
+            corpus = read_tokens(explainer, examples, rejects, options.max_length, with_labels)
+        if set(options.metrics) & {"correlation", "faithfulness"}:
+            sample: list[int] = []
+            if "faithfulness" in options.metrics:
+                sample = sorted(rng.permutation(len(corpus.examples))[: options.removal_texts].tolist())
+            with _timed(seconds, "attribution and correlation"):
+                whole_rollouts = correlate(scorer, corpus, sample, options, measurements, steps)
+            if sample:
+                with _timed(seconds, "faithfulness"):
+                    remove_tokens(scorer, corpus, whole_rollouts, removal, rng, measurements, steps)
+        if marked:
+            with _timed(seconds, "plausibility"):
+                compare_with_marks(scorer, marked, options.max_length, rng, measurements, steps)
+    return _Evaluated(scorer, removal, corpus, marked, unmarked, measurements, seconds)
+
+
+def _scorer(explainer: GlobEnc, options: EvaluationOptions) -> MethodScorer:
+    meaningful = Encoder.of(explainer.model).methods
+    return MethodScorer(
+        explainer,
+        options.methods or [name for name in PAPER_ORDER if name in meaningful],
+        plain_position(options.position),
+        options.saliency_output,
+        options.batch_tokens or max(256, explainer.budget() // 8),
+    )
+
+
+def _removal(explainer: GlobEnc, removal: str) -> str:
+    """How tokens are removed: "mask" or "delete"."""
+    can_mask = explainer.tokenizer.mask_token_id is not None
+    if removal == "mask" and not can_mask:
+        raise ValueError("removal 'mask' needs a tokenizer with a mask token, and this one has none: take 'delete'")
+    return removal if removal != "auto" else "mask" if can_mask else "delete"
+
+
+def _request(
+    sources: list[Input], marked_sources: list[Input], model: Any, overwrite: bool, options: EvaluationOptions
+) -> str:
     """What tells one call from another, as JSON; of objects their types."""
-    data = None if inputs is None else [source.name for source in inputs_of(inputs, format)]
-    marks = None if rationales is None else [source.name for source in inputs_of(rationales)]
-    request = {"inputs": data, "rationales": marks, "format": format, **options}
+    request = {
+        "inputs": [source.name for source in sources],
+        "rationales": [source.name for source in marked_sources],
+        "model": dataclasses.asdict(model) if isinstance(model, ModelSource) else model,
+        "overwrite": overwrite,
+        **dataclasses.asdict(options),
+    }
     kinds = (Path, torch.device, torch.dtype)
     return json.dumps(request, default=lambda value: str(value) if isinstance(value, kinds) else repr(type(value)))
 
 
 @contextlib.contextmanager
-def _timed(timings: dict[str, float], name: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     start = time.monotonic()
     yield
-    timings[name] = time.monotonic() - start
+    seconds[name] = time.monotonic() - start

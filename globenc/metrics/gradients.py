@@ -55,6 +55,17 @@ def saliency(
         >>> globenc.metrics.saliency(explainer.model, **inputs).shape
         torch.Size([1, 5])
     """
+    return saliency_and_logits(model, label=label, output=output, **model_inputs)[0]
+
+
+def saliency_and_logits(
+    model: nn.Module,
+    *,
+    label: str | Tensor = "predicted",
+    output: str = "logit",
+    **model_inputs: Any,
+) -> tuple[Tensor, Tensor]:
+    """As `saliency`, and the logits [batch, classes] of the same forward pass."""
     if output not in OUTPUTS:
         raise ValueError(f"output must be one of {', '.join(OUTPUTS)}; got {output!r}")
     encoder = Encoder.of(model)
@@ -74,7 +85,7 @@ def saliency(
     first = encoder.layers[0].module
     loan = Loan()
 
-    def run() -> Tensor:
+    def run() -> tuple[Tensor, Tensor]:
         loan.evaluation_mode(list(eager.modules()))
         loan.no_parameter_gradients(eager)
         loan.hook(first.register_forward_pre_hook, enter, with_kwargs=True)
@@ -100,11 +111,12 @@ def saliency(
             if output == "probability":
                 answers = logits.sigmoid() if kind == "labels" else logits.softmax(-1)
             chosen = answers.gather(1, classes_of(label, logits)[:, None])
-            return torch.autograd.grad(chosen.sum(), entered[0])[0]
+            return torch.autograd.grad(chosen.sum(), entered[0])[0], logits.detach()
 
-    gradient = loan.run(run)
+    gradient, logits = loan.run(run)
     dtype = torch.float64 if eager.dtype == torch.float64 else torch.float32
-    return (gradient.to(dtype) * entered[0].detach().to(dtype)).norm(dim=-1)[:, : mask.shape[1]] * mask
+    times_input = (gradient.to(dtype) * entered[0].detach().to(dtype)).norm(dim=-1)
+    return times_input[:, : mask.shape[1]] * mask, logits
 
 
 def classes_of(label: str | Tensor, logits: Tensor) -> Tensor:
