@@ -13,7 +13,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import metrics
-    from .attribution import Attribution, Passage, Word
+    from .attribution import Attribution
     from .encoders import EncoderFamily, register_encoder, supported_encoders
     from .evaluation.presets import evaluate_preset
     from .evaluation.run import Evaluation, evaluate
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .loading import ModelSource
     from .pictures import PictureAttribution
     from .rollouts import rollout
+    from .text_spans import Passage, Word
 
 # imported at first use, so that the command line's --help need not wait for torch and transformers
 _MODULES = {
@@ -42,9 +43,9 @@ _MODULES = {
     "GlobEnc": "explainer",
     "MethodsOutput": "functional",
     "ModelSource": "loading",
-    "Passage": "attribution",
+    "Passage": "text_spans",
     "PictureAttribution": "pictures",
-    "Word": "attribution",
+    "Word": "text_spans",
     "attribute": "functional",
     "compare_methods": "functional",
     "completeness_gap": "functional",

@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 import globenc
 from globenc import tokenization
-from globenc.attribution import find_words, joined
+from globenc.text_spans import find_words, joined
 from globenc.tokenization import encode
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]

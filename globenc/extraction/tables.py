@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..answers import Answer, class_count, in_words, kind_of
-from ..attribution import find_words
 from ..explainer import GlobEnc
 from ..rollouts import Position
+from ..text_spans import find_words
 from ..tokenization import Encoding
 from .checksum import parquet_bytes
 from .options import RunOptions

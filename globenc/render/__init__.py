@@ -1,1 +1,1 @@
-"""An Attribution made visible: HTML, terminal, matplotlib. All three show the same `view`."""
+"""An attribution made visible: HTML, terminal, matplotlib. No file here imports a type of results."""

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..attribution import Attribution, Passage
-from .view import Piece, View, pieces
+from ..text_spans import Passage
+from .view import Piece, TextResult, View, pieces
 
 LONG_TEXT = 1000  # tokens; from here on a text is shown as a document
 FULL_COLOURS = 20  # words in full colour: one alone would leave a long text pale
@@ -63,12 +63,12 @@ class Document:
     scale: float
 
 
-def is_long(attribution: Attribution) -> bool:
+def is_long(attribution: TextResult) -> bool:
     """Whether a text is shown as a document."""
     return len(attribution.tokens) > LONG_TEXT and any(span is not None for span in attribution.offsets)
 
 
-def document(attribution: Attribution, view: View) -> Document:
+def document(attribution: TextResult, view: View) -> Document:
     """A long text, and its pair, divided for one position."""
     prefix = f"g{zlib.crc32(f'{view.position} {attribution.text}'.encode()):x}-"
     paragraphs, scores = attribution.paragraphs(), _per_token(attribution, view)
@@ -100,7 +100,7 @@ def short(text: str) -> str:
     return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
 
 
-def _per_token(attribution: Attribution, view: View) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+def _per_token(attribution: TextResult, view: View) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """For the text and the pair: where tokens stand, and the sum of the scores before each."""
     found = {}
     for segment in (0, 1):
@@ -123,7 +123,7 @@ def _sum(tokens: tuple[np.ndarray, np.ndarray], start: int, end: int) -> float:
 
 
 def _blocks(
-    attribution: Attribution,
+    attribution: TextResult,
     view: View,
     segment: int,
     paragraphs: list[Passage],
@@ -192,7 +192,7 @@ def _strip(
     ]
 
 
-def _with_unread(attribution: Attribution, strip: list[Stretch], prefix: str) -> list[Stretch]:
+def _with_unread(attribution: TextResult, strip: list[Stretch], prefix: str) -> list[Stretch]:
     """The strip with what was cut off at its place; that is no longer than half of the text that was read."""
     room = sum(stretch.length for stretch in strip) // 2
     for segment, start, end in attribution.unread():

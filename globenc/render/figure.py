@@ -12,9 +12,9 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from ..attribution import Attribution
 from .view import (
     MOST_TOKENS,
+    TextResult,
     View,
     answer,
     heat_scale,
@@ -55,7 +55,7 @@ _FONTS = (
 )
 
 
-def figure(attribution: Attribution) -> Figure:
+def figure(attribution: TextResult) -> Figure:
     """The attribution drawn: bars for one position, a heat map for several, and the layers where they were asked for.
 
     A picture has at most 64 tokens: of longer texts the highest ones, in order of the text. Only the matrix of position
@@ -116,7 +116,7 @@ def save(drawn: Figure, path: str | Path) -> None:
         )
 
 
-def _title(attribution: Attribution, positions: int, drawn: int) -> list[str]:
+def _title(attribution: TextResult, positions: int, drawn: int) -> list[str]:
     parts = [part for part in (answer(attribution), attribution.method, model_name(attribution)) if part]
     lines = [" · ".join(parts)]
     if 0 < drawn < positions:
@@ -125,7 +125,7 @@ def _title(attribution: Attribution, positions: int, drawn: int) -> list[str]:
     return lines if lost is None else [*lines, lost]
 
 
-def _choice(attribution: Attribution, tokens: np.ndarray) -> str:
+def _choice(attribution: TextResult, tokens: np.ndarray) -> str:
     n = len(attribution.tokens)
     return "" if len(tokens) == n else f", the {len(tokens)} highest of {n:,} tokens in order of the text"
 
@@ -134,7 +134,7 @@ def _rows_height(rows: int) -> float:
     return min(max(0.28 * rows, 1.2), 9.0)
 
 
-def _bars(axes: Any, attribution: Attribution, view: View, tokens: np.ndarray) -> None:
+def _bars(axes: Any, attribution: TextResult, view: View, tokens: np.ndarray) -> None:
     """Bars on the scale of the text's tokens; one that goes beyond, as [CLS] may, is cut and says how far it goes."""
     special, shares = special_tokens(attribution)[tokens], view.scores[tokens]
     axes.bar(range(len(tokens)), shares, width=0.8, color=[_GREY if grey else _BLUE for grey in special])
@@ -158,7 +158,7 @@ def _bars(axes: Any, attribution: Attribution, view: View, tokens: np.ndarray) -
     _label_tokens(axes, token_labels(attribution), tokens)
 
 
-def _positions(axes: Any, attribution: Attribution, tokens: np.ndarray) -> None:
+def _positions(axes: Any, attribution: TextResult, tokens: np.ndarray) -> None:
     """One row for each of several positions."""
     _heat_map(axes, attribution.scores[:, tokens], heat_scale(attribution))
     _label_rows(axes, position_names(attribution))
@@ -166,7 +166,7 @@ def _positions(axes: Any, attribution: Attribution, tokens: np.ndarray) -> None:
     _label_tokens(axes, token_labels(attribution), tokens)
 
 
-def _matrix(axes: Any, attribution: Attribution) -> None:
+def _matrix(axes: Any, attribution: TextResult) -> None:
     labels = token_labels(attribution)
     _heat_map(axes, attribution.scores, heat_scale(attribution))
     _label_rows(axes, labels)
@@ -174,7 +174,7 @@ def _matrix(axes: Any, attribution: Attribution) -> None:
     _label_tokens(axes, labels, np.arange(len(labels)))
 
 
-def _layer_panel(attribution: Attribution, view: View, tokens: np.ndarray) -> Any:
+def _layer_panel(attribution: TextResult, view: View, tokens: np.ndarray) -> Any:
     """What draws the rollout up to every layer: layers upwards, tokens across."""
 
     def draw(axes: Any) -> None:

@@ -11,11 +11,12 @@ from html import escape
 
 import numpy as np
 
-from ..attribution import Attribution, Passage, Word
+from ..text_spans import Passage, Word
 from .document import FULL_COLOURS, document, is_long, short
 from .view import (
     MOST_TOKENS,
     Piece,
+    TextResult,
     View,
     answer,
     circumstances,
@@ -59,7 +60,7 @@ summary { cursor: pointer; }
 """
 
 
-def fragment(attribution: Attribution) -> str:
+def fragment(attribution: TextResult) -> str:
     """The attribution for a notebook's output cell: the coloured text, the rest behind a click."""
     shown = views(attribution)
     title = answer(attribution)
@@ -74,7 +75,7 @@ def fragment(attribution: Attribution) -> str:
     )
 
 
-def page(attribution: Attribution) -> str:
+def page(attribution: TextResult) -> str:
     """The attribution as one HTML file: no other file, no script, light or dark as the reader's system is."""
     shown = views(attribution)
     title = answer(attribution) or f"Attribution to {shown[0].position}"
@@ -90,14 +91,14 @@ def page(attribution: Attribution) -> str:
     )
 
 
-def _text(attribution: Attribution, shown: list[View]) -> str:
+def _text(attribution: TextResult, shown: list[View]) -> str:
     """The coloured text, once for each position, and in front of it what was cut off."""
     lost = truncation(attribution)
     note = "" if lost is None else f'<p style="{_BLOCK}"><b>{escape(lost)}</b></p>'
     return note + "".join(_strip(attribution, view) for view in shown)
 
 
-def _strip(attribution: Attribution, view: View) -> str:
+def _strip(attribution: TextResult, view: View) -> str:
     """The text, and its pair, coloured for one position, with the special tokens at their places."""
     if is_long(attribution):
         return _document(attribution, view)
@@ -124,7 +125,7 @@ def _strip(attribution: Attribution, view: View) -> str:
     return f"{'' if plain else name}{''.join(paragraphs)}{note}"
 
 
-def _document(attribution: Attribution, view: View) -> str:
+def _document(attribution: TextResult, view: View) -> str:
     """A long text: where in it the attribution is, its top sentences, and its paragraphs with the low ones folded."""
     sections = document(attribution, view)
     several = attribution.scores.ndim > 1
@@ -207,7 +208,7 @@ def _chips(view: View, words: list[Word]) -> str:
     )
 
 
-def _sections(attribution: Attribution, shown: list[View]) -> list[tuple[str, str]]:
+def _sections(attribution: TextResult, shown: list[View]) -> list[tuple[str, str]]:
     """Title and content of what follows the coloured text."""
     sections = []
     if is_whole(attribution):
@@ -242,7 +243,7 @@ def _ranking(view: View) -> str:
     return f"{shown}<details><summary>{more}</summary>{hidden}</details>"
 
 
-def _layers(attribution: Attribution, view: View, layer_scores: np.ndarray) -> str:
+def _layers(attribution: TextResult, view: View, layer_scores: np.ndarray) -> str:
     """Tokens down, layers across: long texts scroll the way a page does."""
     special, labels = special_tokens(attribution), token_labels(attribution)
     shown = shown_tokens(attribution, view.scores)
@@ -266,7 +267,7 @@ def _layers(attribution: Attribution, view: View, layer_scores: np.ndarray) -> s
     )
 
 
-def _matrix(attribution: Attribution, view: View) -> str:
+def _matrix(attribution: TextResult, view: View) -> str:
     """Every token's share in every token."""
     special, labels = special_tokens(attribution), token_labels(attribution)
     shown = shown_tokens(attribution, attribution.scores.mean(0))
@@ -323,12 +324,12 @@ def _scale_note(view: View, top: float) -> str:
     )
 
 
-def _choice_note(attribution: Attribution) -> str:
+def _choice_note(attribution: TextResult) -> str:
     n = len(attribution.tokens)
     return f"The {MOST_TOKENS} highest of {n:,} tokens, in order of the text." if n > MOST_TOKENS else ""
 
 
-def _footer(attribution: Attribution, shown: list[View]) -> str:
+def _footer(attribution: TextResult, shown: list[View]) -> str:
     about = meaning(shown[0] if len(shown) == 1 else View("the position", [], shown[0].scores, None))
     inside = "".join(f'<p style="margin:.3em 0">{escape(line)}</p>' for line in (about, circumstances(attribution)))
     return f'<footer style="margin:1.2em 0;{_MUTED};font-size:.88em">{inside}</footer>'

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from html import escape
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,15 +14,26 @@ from rich.table import Table
 from rich.text import Text
 
 from ..methods import get_method
-from ..pictures import PictureAttribution
 from ..printing import printable
-from .view import answer, wrapped
+from .view import Result, answer, wrapped
 
 _COLOURS = "inferno"
 _SIDE = 3.6  # inches of a panel
 
 
-def figure(attribution: PictureAttribution) -> Figure:
+class ImageResult(Result, Protocol):
+    """What a rendering reads of an attribution to an image's patches; `globenc.PictureAttribution` is one."""
+
+    @property
+    def picture(self) -> np.ndarray: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    def patches(self) -> np.ndarray: ...
+    def heat_map(self, row: int = 0) -> np.ndarray: ...
+    def special_share(self, row: int = 0) -> float: ...
+
+
+def figure(attribution: ImageResult) -> Figure:
     """The picture, and for each position the picture in grey under its patches' scores."""
     count = 1 if attribution.scores.ndim == 1 else min(len(attribution.scores), 8)
     height, width = attribution.picture.shape[:2]
@@ -47,7 +58,7 @@ def figure(attribution: PictureAttribution) -> Figure:
     return made
 
 
-def _overlay(axes: Any, attribution: PictureAttribution, row: int) -> tuple[Any, float]:
+def _overlay(axes: Any, attribution: ImageResult, row: int) -> tuple[Any, float]:
     """The heat map, and the highest share where it lies above full colour: what a patch keeps for itself may."""
     grey = attribution.picture.mean(-1) / 255
     heat = attribution.heat_map(row)
@@ -61,7 +72,7 @@ def _overlay(axes: Any, attribution: PictureAttribution, row: int) -> tuple[Any,
     return image, highest if highest > top * 1.0001 else 0.0
 
 
-def _position(attribution: PictureAttribution, k: int) -> int | None:
+def _position(attribution: ImageResult, k: int) -> int | None:
     """The patch that a position is; None where it is another token or several."""
     position, n = attribution.position, len(attribution.tokens)
     positions = list(range(n)) if isinstance(position, str) and position == "all" else position
@@ -70,12 +81,12 @@ def _position(attribution: PictureAttribution, k: int) -> int | None:
     return patch if patch >= 0 else None
 
 
-def title(attribution: PictureAttribution) -> str:
+def title(attribution: ImageResult) -> str:
     """What the model answers, else the model."""
     return answer(attribution) or printable(attribution.model)
 
 
-def position_name(attribution: PictureAttribution, k: int) -> str:
+def position_name(attribution: ImageResult, k: int) -> str:
     """A position in words."""
     position = attribution.position
     if isinstance(position, str):
@@ -86,7 +97,7 @@ def position_name(attribution: PictureAttribution, k: int) -> str:
     return "the weighted tokens"
 
 
-def fragment(attribution: PictureAttribution) -> str:
+def fragment(attribution: ImageResult) -> str:
     """For a notebook's output cell."""
     special = attribution.special_share()
     share = f" Special tokens have {special:.1%} of it, the patches the rest." if special else ""
@@ -103,7 +114,7 @@ def fragment(attribution: PictureAttribution) -> str:
     )
 
 
-def page(attribution: PictureAttribution) -> str:
+def page(attribution: ImageResult) -> str:
     """One HTML file without any other."""
     name = escape(title(attribution))
     return (
@@ -113,13 +124,13 @@ def page(attribution: PictureAttribution) -> str:
     )
 
 
-def _png(attribution: PictureAttribution) -> str:
+def _png(attribution: ImageResult) -> str:
     sink = io.BytesIO()
     figure(attribution).savefig(sink, format="png", dpi=120)
     return base64.b64encode(sink.getvalue()).decode()
 
 
-def show(attribution: PictureAttribution, console: Console, top: int) -> None:
+def show(attribution: ImageResult, console: Console, top: int) -> None:
     """Print the answer and the `top` highest patches."""
     said = answer(attribution)
     if said is not None:
@@ -145,7 +156,7 @@ def show(attribution: PictureAttribution, console: Console, top: int) -> None:
     )
 
 
-def top_patches(attribution: PictureAttribution, row: int, count: int) -> list[tuple[int, int, float]]:
+def top_patches(attribution: ImageResult, row: int, count: int) -> list[tuple[int, int, float]]:
     """(row, column, score) of the highest patches."""
     patches = attribution.patches() if attribution.scores.ndim == 1 else attribution.patches()[row]
     order = np.argsort(-patches, axis=None, kind="stable")[:count]

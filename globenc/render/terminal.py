@@ -7,9 +7,9 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from ..attribution import Attribution
 from .document import document, is_long, short
 from .view import (
+    TextResult,
     View,
     answer,
     circumstances,
@@ -33,7 +33,7 @@ _EIGHTHS = " ▏▎▍▌▋▊▉"
 _UNREAD_CHARACTERS = 200
 
 
-def show(attribution: Attribution, console: Console, top: int = 15) -> None:
+def show(attribution: TextResult, console: Console, top: int = 15) -> None:
     """Print the answer, the text coloured by score, the `top` highest words, and the layers where asked for."""
     shown = views(attribution)
     said = answer(attribution)
@@ -76,7 +76,7 @@ def _style(relative: float) -> Style:
     return Style.parse(f"black on rgb({red},{green},{blue})") + Style(bold=level == len(_RAMP) - 1)
 
 
-def _print_text(attribution: Attribution, view: View, console: Console) -> None:
+def _print_text(attribution: TextResult, view: View, console: Console) -> None:
     scale = view.full_scale()
     for segment in (0, 1) if attribution.text_pair is not None else (0,):
         text = Text()
@@ -92,7 +92,7 @@ def _print_text(attribution: Attribution, view: View, console: Console) -> None:
         console.print(text)
 
 
-def _sentences(attribution: Attribution, view: View) -> Table:
+def _sentences(attribution: TextResult, view: View) -> Table:
     """The highest sentences of a long text."""
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("score", justify="right")

@@ -10,19 +10,65 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ..answers import in_words
-from ..attribution import Attribution, Word
 from ..methods import get_method
-from ..pictures import PictureAttribution
 from ..printing import printable as printable
+from ..text_spans import Passage, Word
 
 MOST_TOKENS = 64  # more columns than this are no longer readable in a heat map
 _LETTERS_PER_INCH = 11  # of a title
 _BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}  # in names of byte-level tokens
+
+
+class Result(Protocol):
+    """What every rendering reads of an attribution; documented in `globenc.Attribution`."""
+
+    @property
+    def scores(self) -> np.ndarray: ...
+    @property
+    def layer_scores(self) -> np.ndarray | None: ...
+    @property
+    def label(self) -> str | None: ...
+    @property
+    def probability(self) -> float | None: ...
+    @property
+    def value(self) -> float | list[float] | None: ...
+    @property
+    def labels(self) -> list[tuple[str, float]] | None: ...
+    @property
+    def method(self) -> str: ...
+    @property
+    def position(self) -> Any: ...
+    @property
+    def row_normalize(self) -> bool: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def tokens(self) -> list[str]: ...
+
+
+class TextResult(Result, Protocol):
+    """What a rendering reads of an attribution to a text's tokens; `globenc.Attribution` is one."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def text_pair(self) -> str | None: ...
+    @property
+    def offsets(self) -> list[tuple[int, int] | None]: ...
+    @property
+    def segments(self) -> list[int | None]: ...
+    @property
+    def truncated(self) -> int: ...
+    def words(self) -> list[Word]: ...
+    def sentences(self) -> list[Passage]: ...
+    def paragraphs(self) -> list[Passage]: ...
+    def unread(self) -> list[tuple[int, int, int]]: ...
 
 
 @dataclass(frozen=True)
@@ -118,7 +164,7 @@ def full_scale(scores: Sequence[float] | np.ndarray) -> float:
     return float(max(scores, default=0.0)) or 1.0
 
 
-def heat_scale(attribution: Attribution) -> float:
+def heat_scale(attribution: TextResult) -> float:
     """The share that is drawn in full colour where several rows share a scale: the highest that a token of the text
     has in another token. Special tokens, and what a token keeps for itself, can lie above it."""
     scores = np.atleast_2d(attribution.scores).copy()
@@ -128,7 +174,7 @@ def heat_scale(attribution: Attribution) -> float:
     return full_scale(scores[:, ~special_tokens(attribution)].ravel())
 
 
-def views(attribution: Attribution) -> list[View]:
+def views(attribution: TextResult) -> list[View]:
     """One view a position; one only, the mean over all tokens, for position "all"."""
     words, scores, layers = attribution.words(), attribution.scores, attribution.layer_scores
     positions = _positions(attribution)
@@ -151,12 +197,12 @@ def views(attribution: Attribution) -> list[View]:
     ]
 
 
-def is_whole(attribution: Attribution) -> bool:
+def is_whole(attribution: TextResult) -> bool:
     """Whether every token was a position, so that the scores are a square matrix."""
     return isinstance(attribution.position, str) and attribution.position == "all"
 
 
-def position_names(attribution: Attribution) -> list[str]:
+def position_names(attribution: TextResult) -> list[str]:
     """What was asked for in words, one for each row of the scores."""
     position, labels = attribution.position, token_labels(attribution)
     if isinstance(position, str):
@@ -169,7 +215,7 @@ def position_names(attribution: Attribution) -> list[str]:
     return ["the weighted tokens"] if rows == 1 else [f"weights {k}" for k in range(rows)]
 
 
-def _positions(attribution: Attribution) -> list[int] | None:
+def _positions(attribution: TextResult) -> list[int] | None:
     """The token that each row of scores is for; None where a position is not one token."""
     position, n = attribution.position, len(attribution.tokens)
     if isinstance(position, str):
@@ -178,7 +224,7 @@ def _positions(attribution: Attribution) -> list[int] | None:
     return [p % n for p in positions] if all(isinstance(position, int) for position in positions) else None
 
 
-def token_labels(attribution: Attribution) -> list[str]:
+def token_labels(attribution: TextResult) -> list[str]:
     """Tokens as they stand in the text, a continuing word piece marked by ##; names as text where that is not known.
 
     Blank tokens are shown by signs, "␣" and "↵".
@@ -245,19 +291,19 @@ def visible(text: str) -> str:
     return "".join(signs.get(c, "␣" if c.isspace() else f"U+{ord(c):04X}") for c in text) or "␣"
 
 
-def shown_tokens(attribution: Attribution, scores: np.ndarray) -> np.ndarray:
+def shown_tokens(attribution: TextResult, scores: np.ndarray) -> np.ndarray:
     """The tokens that a heat map has room for: all, or the MOST_TOKENS highest ones; in order of the text."""
     if len(attribution.tokens) <= MOST_TOKENS:
         return np.arange(len(attribution.tokens))
     return np.sort(np.argsort(-scores, kind="stable")[:MOST_TOKENS])
 
 
-def special_tokens(attribution: Attribution) -> np.ndarray:
+def special_tokens(attribution: TextResult) -> np.ndarray:
     """[n], True at special tokens."""
     return np.array([segment is None for segment in attribution.segments])
 
 
-def pieces(attribution: Attribution, words: list[Word], segment: int) -> list[Piece]:
+def pieces(attribution: TextResult, words: list[Word], segment: int) -> list[Piece]:
     """A text cut into its words and what stands between them; joined, they are the text.
 
     Words without offsets are joined by spaces. Words that share characters (a character that the tokenizer spelled out
@@ -311,13 +357,13 @@ def wrapped(line: str, inches: float) -> str:
     return "\n".join(textwrap.wrap(line, max(20, int(inches * _LETTERS_PER_INCH)))) or line
 
 
-def answer(attribution: Attribution | PictureAttribution) -> str | None:
+def answer(attribution: Result) -> str | None:
     """What the model answers: a class, labels, or a number; None where it does none of these."""
     said = in_words(attribution)
     return None if said is None else printable(said)
 
 
-def circumstances(attribution: Attribution) -> str:
+def circumstances(attribution: TextResult) -> str:
     """Method, position and model in one line."""
     position = "all tokens" if is_whole(attribution) else ", ".join(position_names(attribution)[:8])
     if not is_whole(attribution) and len(position_names(attribution)) > 8:
@@ -330,7 +376,7 @@ def circumstances(attribution: Attribution) -> str:
     )
 
 
-def truncation(attribution: Attribution) -> str | None:
+def truncation(attribution: TextResult) -> str | None:
     """What to say of a text that was cut off; None where it was not."""
     if not attribution.truncated:
         return None
@@ -348,11 +394,11 @@ def truncation(attribution: Attribution) -> str | None:
     )
 
 
-def model_name(attribution: Attribution) -> str:
+def model_name(attribution: TextResult) -> str:
     """The model's name; of a folder its last part."""
     path = Path(attribution.model)
     return printable(path.name if path.is_absolute() else attribution.model)
 
 
-def _source(attribution: Attribution, segment: int) -> str:
+def _source(attribution: TextResult, segment: int) -> str:
     return attribution.text if segment == 0 else attribution.text_pair or ""
