@@ -1,0 +1,99 @@
+"""From a name or a folder to a model and its tokenizer or image processor."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
+
+from ..encoders import family_of_config
+from .checkpoint import Checkpoint
+from .classes import encoder_of
+from .config import check_kinds, check_sizes, read_config
+from .files import LoadingError, ModelFiles, errors_of, is_json_object
+from .source import DEFAULT_NAME, check_dtype, choose_device, resolve_name
+from .weights import open_weights, stored_in
+
+_PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
+
+
+def load(
+    name_or_path: str | Path | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, Any]:
+    """The model in evaluation mode where it is to run, and its tokenizer or image processor.
+
+    Arguments and errors are those of `GlobEnc.from_pretrained`.
+    """
+    files = ModelFiles(resolve_name(name_or_path), revision, trust_remote_code)
+    place, chosen = choose_device(device), check_dtype(dtype)
+    whole = read_config(files)
+    encoder, config = encoder_of(whole)
+    pictures = family_of_config(config, files.name).patches is not None
+    check_sizes(files, config)
+    with contextlib.ExitStack() as opened:
+        with errors_of(files, "its weights"):
+            weights = open_weights(files, whole, opened)
+        if chosen is None:
+            chosen = stored_in(whole, weights)
+            if place.type == "cpu" and chosen.itemsize < 4:
+                chosen = torch.float32
+        model, word = Checkpoint(files, whole, config, encoder, weights, chosen).model()
+    if word is not None:
+        warnings.warn(word, stacklevel=3)
+    reader = load_processor(files.name, pictures, **files.options)
+    if name_or_path is None:
+        model.config._name_or_path = DEFAULT_NAME
+    return model.to(place).eval(), reader
+
+
+def load_processor(name: str, pictures: bool, revision: str = "main", trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model, or its image processor.
+
+    Raises:
+        OSError, ValueError: it has none that can be used.
+    """
+    files = ModelFiles(name, revision, trust_remote_code)
+    with errors_of(files, "its image processor" if pictures else "its tokenizer", _PROCESSOR_FILES):
+        loader = AutoImageProcessor if pictures else AutoTokenizer
+        try:
+            found = loader.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            file = "preprocessor_config.json" if pictures else "tokenizer_config.json"
+            path = files.optional_file(file)
+            if path is not None and is_json_object(path):
+                check_kinds(files, file, json.loads(path.read_text(encoding="utf-8")))
+            if "backend tokenizer" in str(error) and files.optional_file("tokenizer.json") is None:
+                raise files.refuse(
+                    "it has no tokenizer.json: save its tokenizer beside it, or use GlobEnc(model, tokenizer)"
+                ) from error
+            raise
+        if pictures:
+            return found
+        if len(found) <= len(found.all_special_ids):
+            raise LoadingError(
+                f"model {name!r} has no tokenizer: save its tokenizer beside it, or use GlobEnc(model, tokenizer)"
+            )
+        longest = found.model_max_length
+        if not isinstance(longest, int | float) or not longest >= 1 or longest != int(longest):
+            raise files.refuse(
+                f"model_max_length in tokenizer_config.json must be a positive whole number, got {longest!r}"
+            )
+        found.model_max_length = int(longest)
+        return found
+
+
+def stored_dtype(name_or_path: str | Path | None, revision: str | None, trust_remote_code: bool) -> torch.dtype:
+    """The dtype that a checkpoint is stored in."""
+    files = ModelFiles(resolve_name(name_or_path), revision, trust_remote_code)
+    config = read_config(files)
+    with contextlib.ExitStack() as opened, errors_of(files, "its weights"):
+        return stored_in(config, open_weights(files, config, opened))
