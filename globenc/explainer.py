@@ -104,7 +104,7 @@ class GlobEnc:
             if source != ModelSource():
                 raise TypeError("device, dtype, backend, revision and trust_remote_code belong into the ModelSource")
             source = name_or_path
-        model, tokenizer = load(source.name, source.device, source.dtype, source.revision, source.trust_remote_code)
+        model, tokenizer = load(source)
         return cls(model, tokenizer, source.backend)
 
     @classmethod

@@ -12,11 +12,10 @@ import torch
 import transformers
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
-from transformers.models.auto import modeling_auto
 
 from ..encoders import supported_encoders
 from .files import ModelFiles, errors_of
+from .private_transformers import auto_classes, class_from_code, classes_for, has_class_for
 
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 
@@ -31,23 +30,17 @@ def encoder_of(config: Any) -> tuple[type, Any]:
         config.is_encoder_decoder = False  # as T5's encoder writes it when it is saved alone
         if has_decoders(config):
             auto = transformers.AutoModelForTextEncoding
-    found = auto._model_mapping.get(type(config), PreTrainedModel)
-    return found[0] if isinstance(found, tuple) else found, config
+    return next(iter(classes_for(auto, config)), PreTrainedModel), config
 
 
 def has_decoders(config: Any) -> bool:
     """Whether transformers has encoder-decoders of this kind."""
-    return type(config) in transformers.AutoModelForSeq2SeqLM._model_mapping
+    return has_class_for(transformers.AutoModelForSeq2SeqLM, config)
 
 
 def classes_of(config: Any, *autos: Any) -> dict[str, type]:
     """Classes for this kind of configuration by name, transformers' own and registered ones."""
-    found: dict[str, type] = {}
-    for auto in autos or [auto for auto in vars(modeling_auto).values() if getattr(auto, "_model_mapping", None)]:
-        classes = auto._model_mapping.get(type(config), ())
-        for each in classes if isinstance(classes, tuple) else (classes,):
-            found[each.__name__] = each
-    return found
+    return {each.__name__: each for auto in autos or auto_classes() for each in classes_for(auto, config)}
 
 
 def named_class(files: ModelFiles, config: Any, parts: Any) -> type | None:
@@ -61,7 +54,7 @@ def named_class(files: ModelFiles, config: Any, parts: Any) -> type | None:
     own = next((ref for ref in code.values() if name is not None and ref.rpartition(".")[2] == name), None)
     if files.trust_remote_code and (own or "AutoModel" in code):
         with errors_of(files, "its code"):
-            return get_class_from_dynamic_module(own or code["AutoModel"], files.name, revision=files.revision)
+            return class_from_code(own or code["AutoModel"], files.name, files.revision)
     if name is None:
         return None
     known = classes_of(config) | classes_of(parts)

@@ -10,6 +10,7 @@ import transformers
 from transformers import AutoConfig
 
 from .files import ADAPTER, LoadingError, ModelFiles, errors_of, sentence_of
+from .private_transformers import forget_attention
 
 _KINDS: dict[str, tuple[Any, str]] = {
     "auto_map": ((dict, list), "an object"),  # a list in old tokenizers
@@ -43,8 +44,7 @@ def read_config(files: ModelFiles) -> Any:
         raise files.refuse(
             f"architectures in its config.json must be a list of class names, such as {['BertModel']}, got {names!r}"
         )
-    # the attention is this package's own; a name in a file could also fetch code from the hub
-    config._attn_implementation = None
+    forget_attention(config)
     return config
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils import hub
+
+from .private_transformers import cached_file
 
 
 class LoadingError(OSError):
@@ -53,14 +54,7 @@ class ModelFiles:
         """A file of the model, fetched if need be; None where it has none of that name."""
         if self.folder is not None:
             return self.folder / file if (self.folder / file).is_file() else None
-        found = hub.cached_file(
-            self.name,
-            file,
-            revision=self.revision or "main",
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_gated_repo=False,
-        )
-        return None if found is None else Path(found)
+        return cached_file(self.name, file, self.revision or "main")
 
 
 @contextlib.contextmanager

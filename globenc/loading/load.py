@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,29 +11,25 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel
 
 from ..encoders import family_of_config
+from ..errors import warn_caller
 from .checkpoint import Checkpoint
 from .classes import encoder_of
 from .config import check_kinds, check_sizes, read_config
 from .files import LoadingError, ModelFiles, errors_of, is_json_object
-from .source import DEFAULT_NAME, check_dtype, choose_device, resolve_name
+from .source import DEFAULT_NAME, ModelSource, check_dtype, choose_device, resolve_name
 from .weights import open_weights, stored_in
 
 _PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
 
 
-def load(
-    name_or_path: str | Path | None,
-    device: str | torch.device | None,
-    dtype: torch.dtype | str | None,
-    revision: str | None,
-    trust_remote_code: bool,
-) -> tuple[PreTrainedModel, Any]:
-    """The model in evaluation mode where it is to run, and its tokenizer or image processor.
+def load(source: ModelSource) -> tuple[PreTrainedModel, Any]:
+    """The model in evaluation mode on its device, and its tokenizer or image processor.
 
-    Arguments and errors are those of `GlobEnc.from_pretrained`.
+    Raises:
+        OSError, TypeError, ValueError, RuntimeError: as `GlobEnc.from_pretrained`.
     """
-    files = ModelFiles(resolve_name(name_or_path), revision, trust_remote_code)
-    place, chosen = choose_device(device), check_dtype(dtype)
+    files = ModelFiles(resolve_name(source.name), source.revision, source.trust_remote_code)
+    device, dtype = choose_device(source.device), check_dtype(source.dtype)
     whole = read_config(files)
     encoder, config = encoder_of(whole)
     pictures = family_of_config(config, files.name).patches is not None
@@ -42,17 +37,17 @@ def load(
     with contextlib.ExitStack() as opened:
         with errors_of(files, "its weights"):
             weights = open_weights(files, whole, opened)
-        if chosen is None:
-            chosen = stored_in(whole, weights)
-            if place.type == "cpu" and chosen.itemsize < 4:
-                chosen = torch.float32
-        model, word = Checkpoint(files, whole, config, encoder, weights, chosen).model()
-    if word is not None:
-        warnings.warn(word, stacklevel=3)
+        if dtype is None:
+            dtype = stored_in(whole, weights)
+            if device.type == "cpu" and dtype.itemsize < 4:
+                dtype = torch.float32
+        model, warning = Checkpoint(files, whole, config, encoder, weights, dtype).model()
+    if warning is not None:
+        warn_caller(warning)
     reader = load_processor(files.name, pictures, **files.options)
-    if name_or_path is None:
-        model.config._name_or_path = DEFAULT_NAME
-    return model.to(place).eval(), reader
+    if source.name is None:
+        model.config.name_or_path = DEFAULT_NAME
+    return model.to(device).eval(), reader
 
 
 def load_processor(name: str, pictures: bool, revision: str = "main", trust_remote_code: bool = False) -> Any:

@@ -11,10 +11,9 @@ from typing import Any
 import huggingface_hub
 import torch
 from safetensors import safe_open
-from transformers.safetensors_conversion import auto_conversion
-from transformers.utils import hub
 
 from .files import ModelFiles, errors_of, first_names
+from .private_transformers import cached_file, converted_weights
 from .source import FLOATS
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -27,9 +26,7 @@ def open_weights(files: ModelFiles, config: Any, opened: contextlib.ExitStack) -
     found = next((path for path in map(files.optional_file, named) if path is not None), None)
     revision = files.revision or "main"
     if found is None and files.folder is None and revision == "main" and not huggingface_hub.constants.HF_HUB_OFFLINE:
-        options: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, "_commit_hash": None}
-        made, revision, _ = auto_conversion(files.name, revision=revision, **options)
-        found = None if made is None else Path(made)
+        found, revision = converted_weights(files.name, revision)
     if found is None:
         lacking = f"it has no {' or '.join(named)}"
         there = [] if files.folder is None else sorted(path.name for path in files.folder.iterdir())
@@ -78,7 +75,10 @@ def _shards(files: ModelFiles, found: Path, revision: str) -> dict[str, Path]:
         if not isinstance(name, str) or name not in shards:
             own = _own_file(files, found.name, name)
             if files.folder is None:
-                shards[own] = Path(str(hub.cached_file(files.name, own, revision=revision)))
+                path = cached_file(files.name, own, revision)
+                if path is None:
+                    raise files.refuse(f"{found.name} names the file {own!r}, which is not there")
+                shards[own] = path
             elif not (files.folder / own).is_file():
                 raise files.refuse(f"{found.name} names the file {own!r}, which is not there")
             else:
