@@ -1,4 +1,4 @@
-"""What a model answers about a whole text or picture: one class, labels each on its own, or a number."""
+"""What a model answers about a whole text or image: one class, labels each on its own, or a number."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def head_of(model: Any) -> str | None:
 
 
 def classifies(model: Any) -> bool:
-    """Whether a model is made to answer about whole texts or pictures, as far as its class tells."""
+    """Whether a model is made to answer about whole texts or images, as far as its class tells."""
     head = head_of(model)
     if head is None:
         # a head of the user's own over an encoder, which its logits must show
@@ -86,7 +86,7 @@ def kind_of(model: Any, outputs: int | None = None) -> Kind | None:
 
 
 def answers_of(model: Any, output: Any, count: int) -> list[Answer]:
-    """The answers to the `count` texts or pictures of a batch.
+    """The answers to the `count` texts or images of a batch.
 
     Raises:
         FloatingPointError: the logits are not finite.

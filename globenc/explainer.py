@@ -119,7 +119,7 @@ class GlobEnc:
     @property
     def reads_pictures(self) -> bool:
         """Whether the model is a vision encoder."""
-        return self._family.patches is not None
+        return self._family.reads_images
 
     @property
     def device(self) -> torch.device:
@@ -279,10 +279,11 @@ class GlobEnc:
 
     def _picture_tokens(self, pixels: torch.Tensor) -> list[str]:
         """Names of the tokens of a picture [1, channels, height, width]: special ones, then the patches by place."""
-        assert self._family.patches is not None
+        special_tokens = self._family.special_tokens
+        assert special_tokens is not None
         rows, columns = patch_grid(self.model, pixels)
         places = [f"{row},{column}" for row in range(rows) for column in range(columns)]
-        return [*self._family.patches.special(self.model.config), *places]
+        return [*special_tokens(self.model.config), *places]
 
     def _scored_pictures(self, pixels: list[torch.Tensor], options: dict[str, Any]) -> list[PictureAttribution]:
         """Pictures of one size, each [1, channels, height, width], in one forward pass."""
@@ -377,7 +378,7 @@ class GlobEnc:
 
     def batches(self, lengths: Sequence[int], budget: int) -> list[list[int]]:
         """Indices of texts of these lengths, in batches of up to `budget` tokens, padding included."""
-        return by_length(lengths, budget, self._family.pads)
+        return by_length(lengths, budget, self._family.padding_invariant)
 
     def budget(self) -> int:
         """Tokens of a batch, padding included, for the memory that is free now: 256 to 4,096 on a CPU, whose caches

@@ -38,7 +38,7 @@ def check_inputs(encoder: Encoder, inputs: dict[str, Any]) -> Tensor:
         near = difflib.get_close_matches(unknown[0], [*_OPTIONS, *accepted], n=1)
         hint = f", did you mean {near[0]!r}?" if near else ""
         raise TypeError(f"{type(model).__name__} takes no input {unknown[0]!r}{hint}; it takes {', '.join(accepted)}")
-    if encoder.family.patches is not None:
+    if encoder.family.reads_images:
         return _check_pixels(encoder, inputs)
     given = _check_text(encoder, inputs)
     batch, n = given.shape[:2]
@@ -156,7 +156,8 @@ def _check_pixels(encoder: Encoder, inputs: dict[str, Any]) -> Tensor:
             "processor, or pass interpolate_pos_encoding=True"
         )
     rows, columns = patch_grid(model, pixels)
-    n = len(family.patches.special(config)) + rows * columns if family.patches is not None else 0
+    special = [] if family.special_tokens is None else family.special_tokens(config)
+    n = len(special) + rows * columns
     return torch.ones(len(pixels), n, dtype=torch.bool, device=pixels.device)
 
 

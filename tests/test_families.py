@@ -521,7 +521,7 @@ def test_pictures(family):
     with torch.no_grad():
         own = model(pixel_values=pixels).last_hidden_state
     assert torch.equal(out.model_output.last_hidden_state, own)
-    special = next(f for f in globenc.supported_encoders() if f.model_type == family).patches.special(model.config)
+    special = next(f for f in globenc.supported_encoders() if f.model_type == family).special_tokens(model.config)
     assert out.scores.shape == (2, 9 + len(special))
     alone = globenc.attribute(model, position="mean", pixel_values=pixels[1:])
     assert_rows_close(alone.scores, out.scores[1:], 1e-12)

@@ -63,7 +63,7 @@ class Encoder:
         """
         config = self.model.config
         positions = getattr(config, "max_position_embeddings", None)
-        if positions is None or self.family.patches is not None:
+        if positions is None or self.family.reads_images:
             return None
         padding = getattr(config, "pad_token_id", None)
         return int(positions) - (padding + 1 if self.family.positions_after_padding and padding is not None else 0)

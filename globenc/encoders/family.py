@@ -34,17 +34,6 @@ class OwnAttention:
 
 
 @dataclass(frozen=True)
-class Patches:
-    """How a vision family makes tokens of a picture.
-
-    Attributes:
-        special: config -> names of the tokens in front of the patches.
-    """
-
-    special: Callable[[Any], list[str]]
-
-
-@dataclass(frozen=True)
 class EncoderFamily:
     """Where one family of encoders keeps what equations (4)-(11) need.
 
@@ -64,11 +53,11 @@ class EncoderFamily:
         own_attention: for families that compute attention in code of their own.
         positions_after_padding: True where position ids start behind `pad_token_id` (RoBERTa), so
             that the longest text is `max_position_embeddings - pad_token_id - 1`.
-        relative_positions: no table of positions limits the length of a text or the size of a picture.
+        relative_positions: no table of positions limits the length of a text or the size of an image.
         score_bias: positions add to the attention scores (T5), which the kernels do not know.
-        pads: a text's numbers do not depend on the padding behind it.
-        has_cls: the first token stands for the whole text or picture.
-        patches: for vision encoders.
+        padding_invariant: scores do not change when padding is appended.
+        has_cls: the first token stands for the whole text or image.
+        special_tokens: of vision encoders: config -> names of the tokens in front of an image's patches.
         prepare: (base model, n) -> what makes it what its forward pass over n tokens will make of it, and what undoes
             that, also half-way and twice; None where it stays as it is.
         refuse: config -> why a model of the family cannot be taken, without capital and full stop; or None.
@@ -88,14 +77,19 @@ class EncoderFamily:
     positions_after_padding: bool = False
     relative_positions: bool = False
     score_bias: bool = False
-    pads: bool = True
+    padding_invariant: bool = True
     has_cls: bool = True
-    patches: Patches | None = None
+    special_tokens: Callable[[Any], list[str]] | None = None
     prepare: Callable[[Any, int], tuple[Callable[[], None], Callable[[], None]] | None] | None = None
     refuse: Callable[[Any], str | None] | None = None
     examples: str = ""
     notes: str = ""
     tested: str = ""
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it is a family of vision encoders."""
+        return self.special_tokens is not None
 
     @property
     def pre_norm(self) -> bool:

@@ -20,7 +20,7 @@ from .custom_attention import (
     deberta_values,
     longformer_inputs,
 )
-from .family import EncoderFamily, Layers, OwnAttention, Patches
+from .family import EncoderFamily, Layers, OwnAttention
 
 _BERT_LAYER: dict[str, Any] = {
     "layers": "encoder.layer",
@@ -70,7 +70,23 @@ _T5_LAYER: dict[str, Any] = {
     "score_bias": True,
     "has_cls": False,
 }
-_CLS = Patches(lambda config: ["[CLS]"])
+
+
+def _cls(config: Any) -> list[str]:
+    return ["[CLS]"]
+
+
+def _cls_and_distillation(config: Any) -> list[str]:
+    return ["[CLS]", "[DIST]"]
+
+
+def _cls_and_registers(config: Any) -> list[str]:
+    return ["[CLS]", *(f"[REG{k}]" for k in range(config.num_register_tokens))]
+
+
+def _no_special_tokens(config: Any) -> list[str]:
+    return []
+
 
 FAMILIES: dict[str, EncoderFamily] = {
     family.model_type: family
@@ -147,7 +163,7 @@ FAMILIES: dict[str, EncoderFamily] = {
             **_BERT_LAYER,
             own_attention=OwnAttention("attention.self.value", mend=bigbird_weights),
             prepare=bigbird_kind,
-            pads=False,
+            padding_invariant=False,
             examples="google/bigbird-roberta-base",
             notes="sparse attention; depends on padding",
         ),
@@ -205,26 +221,28 @@ FAMILIES: dict[str, EncoderFamily] = {
             examples="facebook/esm2_t12_35M_UR50D",
             notes="protein residues",
         ),
-        EncoderFamily("vit", **_VIT_LAYER, patches=_CLS, examples="google/vit-base-patch16-224"),
+        EncoderFamily("vit", **_VIT_LAYER, special_tokens=_cls, examples="google/vit-base-patch16-224"),
         EncoderFamily(
             "deit",
             **_VIT_LAYER,
-            patches=Patches(lambda config: ["[CLS]", "[DIST]"]),
+            special_tokens=_cls_and_distillation,
             examples="facebook/deit-base-distilled-patch16-224",
         ),
-        EncoderFamily("dinov2", **_DINOV2_LAYER, patches=_CLS, examples="facebook/dinov2-base", notes="layer scale"),
+        EncoderFamily(
+            "dinov2", **_DINOV2_LAYER, special_tokens=_cls, examples="facebook/dinov2-base", notes="layer scale"
+        ),
         EncoderFamily(
             "dinov2_with_registers",
             **_DINOV2_LAYER,
-            patches=Patches(lambda config: ["[CLS]", *(f"[REG{k}]" for k in range(config.num_register_tokens))]),
+            special_tokens=_cls_and_registers,
             examples="facebook/dinov2-with-registers-base",
             notes="layer scale",
         ),
-        EncoderFamily("clip_vision_model", **_CLIP_LAYER, patches=_CLS, examples="openai/clip-vit-base-patch32"),
+        EncoderFamily("clip_vision_model", **_CLIP_LAYER, special_tokens=_cls, examples="openai/clip-vit-base-patch32"),
         EncoderFamily(
             "siglip_vision_model",
             **_CLIP_LAYER,
-            patches=Patches(lambda config: []),
+            special_tokens=_no_special_tokens,
             has_cls=False,
             examples="google/siglip-base-patch16-224",
             notes="no [CLS]",
@@ -306,7 +324,7 @@ def register_encoder(
 
 def describe(family: EncoderFamily) -> dict[str, str]:
     """What `globenc models` and the README say of a family."""
-    if family.patches is not None:
+    if family.reads_images:
         longest = "any size" if family.relative_positions else "image_size"
     elif family.relative_positions:
         longest = "any; cut at max_position_embeddings" if not family.score_bias else "any"
@@ -316,7 +334,7 @@ def describe(family: EncoderFamily) -> dict[str, str]:
     return {
         "family": family.model_type,
         "examples": family.examples,
-        "reads": "texts" if family.patches is None else "pictures",
+        "reads": "images" if family.reads_images else "texts",
         "layers": "pre-LN" if family.pre_norm else "post-LN",
         "kernels": kernels,
         "longest_text": longest,

@@ -17,7 +17,7 @@ from .quiet import quiet
 from .reasons import encoder_parts, is_head, is_inside_encoder, unused_weights, why_foreign, why_missing, wrong_fields
 from .source import FLOATS
 
-# heads that say nothing of a whole text or picture; saved alone, an encoder keeps their names in its config.json
+# heads that say nothing of a whole text or image; saved alone, an encoder keeps their names in its config.json
 _PRETRAINING = re.compile("For(Masked[A-Z]|PreTraining|CausalLM)|LMHead")
 
 
@@ -78,7 +78,7 @@ class Checkpoint:
         return model, None
 
     def _is_usable(self, named: Any) -> bool:
-        """Whether the class as a whole reads one text, or one picture, with an encoder."""
+        """Whether the class as a whole reads one text, or one image, with an encoder."""
         if named.__name__ in classes_of(self.whole, transformers.AutoModelForMultipleChoice):
             return False
         if self.config is not self.whole:

@@ -32,7 +32,7 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, Any]:
     device, dtype = choose_device(source.device), check_dtype(source.dtype)
     whole = read_config(files)
     encoder, config = encoder_of(whole)
-    pictures = family_of_config(config, files.name).patches is not None
+    reads_images = family_of_config(config, files.name).reads_images
     check_sizes(files, config)
     with contextlib.ExitStack() as opened:
         with errors_of(files, "its weights"):
@@ -44,25 +44,25 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, Any]:
         model, warning = Checkpoint(files, whole, config, encoder, weights, dtype).model()
     if warning is not None:
         warn_caller(warning)
-    reader = load_processor(files.name, pictures, **files.options)
+    reader = load_processor(files.name, reads_images, **files.options)
     if source.name is None:
         model.config.name_or_path = DEFAULT_NAME
     return model.to(device).eval(), reader
 
 
-def load_processor(name: str, pictures: bool, revision: str = "main", trust_remote_code: bool = False) -> Any:
+def load_processor(name: str, reads_images: bool, revision: str = "main", trust_remote_code: bool = False) -> Any:
     """The tokenizer of a model, or its image processor.
 
     Raises:
         OSError, ValueError: it has none that can be used.
     """
     files = ModelFiles(name, revision, trust_remote_code)
-    with errors_of(files, "its image processor" if pictures else "its tokenizer", _PROCESSOR_FILES):
-        loader = AutoImageProcessor if pictures else AutoTokenizer
+    with errors_of(files, "its image processor" if reads_images else "its tokenizer", _PROCESSOR_FILES):
+        loader = AutoImageProcessor if reads_images else AutoTokenizer
         try:
             found = loader.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
         except (AttributeError, LookupError, TypeError, ValueError) as error:
-            file = "preprocessor_config.json" if pictures else "tokenizer_config.json"
+            file = "preprocessor_config.json" if reads_images else "tokenizer_config.json"
             path = files.optional_file(file)
             if path is not None and is_json_object(path):
                 check_kinds(files, file, json.loads(path.read_text(encoding="utf-8")))
@@ -71,7 +71,7 @@ def load_processor(name: str, pictures: bool, revision: str = "main", trust_remo
                     "it has no tokenizer.json: save its tokenizer beside it, or use GlobEnc(model, tokenizer)"
                 ) from error
             raise
-        if pictures:
+        if reads_images:
             return found
         if len(found) <= len(found.all_special_ids):
             raise LoadingError(

@@ -37,7 +37,7 @@ def unused_weights(model: Any, missing: list[str]) -> set[str]:
             if change is not None:
                 loan.change(*change)
             with torch.enable_grad():
-                answer = model.eval()(**_smallest_input(model, family.patches is not None), return_dict=True)
+                answer = model.eval()(**_smallest_input(model, family.reads_images), return_dict=True)
                 total: Any = sum(value.double().sum() for value in _tensors(answer) if value.requires_grad)
                 return torch.autograd.grad(total, list(free.values()), allow_unused=True)
 
@@ -47,9 +47,9 @@ def unused_weights(model: Any, missing: list[str]) -> set[str]:
     return {name for name, slope in zip(free, slopes, strict=True) if slope is None}
 
 
-def _smallest_input(model: Any, pictures: bool) -> dict[str, Tensor]:
+def _smallest_input(model: Any, reads_images: bool) -> dict[str, Tensor]:
     config = model.config
-    if pictures:
+    if reads_images:
         size = config.image_size
         height, width = size if isinstance(size, list | tuple) else (size, size)
         return {"pixel_values": torch.zeros(1, config.num_channels, height, width, dtype=model.dtype)}

@@ -332,7 +332,9 @@ def _probabilities(
     with torch.no_grad(), returning_tuples(model):
         for part in (whole, rest):
             rows: list[np.ndarray] = [np.empty(0)] * len(part)
-            for batch in by_length([lengths[k] for k in part], batch_tokens, Encoder.of(model).family.pads):
+            for batch in by_length(
+                [lengths[k] for k in part], batch_tokens, Encoder.of(model).family.padding_invariant
+            ):
                 longest = max(lengths[part[k]] for k in batch)
                 columns = {
                     "input_ids": np.full((len(batch), longest), filler, np.int64),
