@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +16,11 @@ if not torch.cuda.is_available():
 
 import pytest
 import transformers
-from helpers import FAMILIES, tiny_model
+from helpers import FAMILIES, save_letter_model, tiny_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import globenc
+from globenc.encoders.table import FAMILIES as FAMILIES_KNOWN
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
 
@@ -125,6 +128,27 @@ def classifier() -> transformers.PreTrainedModel:
 def explainer(classifier, wordpiece) -> globenc.GlobEnc:
     """The tiny classifier with the WordPiece tokenizer."""
     return globenc.GlobEnc(classifier, wordpiece)
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory) -> Path:
+    """A folder with a random BERT classifier that knows single letters, with its tokenizer."""
+    return Path(save_letter_model(tmp_path_factory.mktemp("saved")))
+
+
+@pytest.fixture
+def model_folder(saved_model, tmp_path) -> Path:
+    """A copy of `saved_model` that a test may change."""
+    return Path(shutil.copytree(saved_model, tmp_path / "model"))
+
+
+@pytest.fixture
+def family_table():
+    """The table of families, which is as it was after the test."""
+    before = dict(FAMILIES_KNOWN)
+    yield FAMILIES_KNOWN
+    FAMILIES_KNOWN.clear()
+    FAMILIES_KNOWN.update(before)
 
 
 @pytest.fixture(autouse=True)

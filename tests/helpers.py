@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
@@ -400,3 +402,21 @@ def tiny_vision(family: str, dtype: torch.dtype = torch.float64, **config) -> tr
 def pictures(count: int = 2, size: tuple[int, int] = (12, 12), dtype: torch.dtype = torch.float64) -> Tensor:
     """pixel_values of random pictures."""
     return torch.randn(count, 3, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(dtype)
+
+
+def change_weights(folder: Path, change) -> None:
+    """Replace the weights in a model's folder, a dict of tensors, by change(weights)."""
+    weights = {name: tensor.clone() for name, tensor in change(load_file(folder / "model.safetensors")).items()}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_json(folder: Path, file: str = "config.json", **fields) -> None:
+    """Set fields of a JSON file in a model's folder; ... takes one away."""
+    content = json.loads((folder / file).read_text()) | fields
+    content = {name: value for name, value in content.items() if value is not ...}
+    (folder / file).write_text(json.dumps(content))
+
+
+def with_more(**more: torch.Tensor):
+    """folder -> None: adds weights to those in the folder."""
+    return lambda folder: change_weights(folder, lambda weights: weights | more)
