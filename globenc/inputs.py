@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from .answers import head_of
 from .encoders import Encoder, accepted_inputs
@@ -95,7 +97,7 @@ def _check_text(encoder: Encoder, inputs: dict[str, Any]) -> Tensor:
     return given
 
 
-def _check_mask(mask: Any, batch: int, n: int) -> Tensor:
+def _check_mask(mask: object, batch: int, n: int) -> Tensor:
     if not isinstance(mask, Tensor) or tuple(mask.shape) != (batch, n):
         got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise ValueError(f"attention_mask must be a tensor of shape [batch, n] = {[batch, n]}, got {got}")
@@ -161,18 +163,18 @@ def _check_pixels(encoder: Encoder, inputs: dict[str, Any]) -> Tensor:
     return torch.ones(len(pixels), n, dtype=torch.bool, device=pixels.device)
 
 
-def patch_size(model: Any) -> tuple[int, int]:
+def patch_size(model: PreTrainedModel) -> tuple[int, int]:
     """Height and width of a vision model's patches in pixels."""
     return _pair(model.config.patch_size)
 
 
-def patch_grid(model: Any, pixels: Tensor) -> tuple[int, int]:
+def patch_grid(model: PreTrainedModel, pixels: Tensor) -> tuple[int, int]:
     """Rows and columns of patches that a vision model makes of pixel_values [batch, channels, height, width]."""
     height, width = patch_size(model)
     return pixels.shape[2] // height, pixels.shape[3] // width
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -31,19 +31,19 @@ class _Borrowed:
     would put back what another one has set.
     """
 
-    def __init__(self, attribute: str, value: Any):
+    def __init__(self, attribute: str, value: object):
         self.attribute, self.value = attribute, value
-        self._taken: dict[int, tuple[Any, Any, set[Any]]] = {}  # id -> object, what goes back, who needs the other
+        self._taken: dict[int, tuple[object, Any, set[object]]] = {}  # by id: object, original, borrowers
 
-    def __contains__(self, thing: Any) -> bool:
+    def __contains__(self, thing: object) -> bool:
         return id(thing) in self._taken
 
-    def own(self, thing: Any) -> Any:
+    def original(self, thing: object) -> Any:
         """The attribute as its owner has set it."""
         taken = self._taken.get(id(thing))
         return getattr(thing, self.attribute) if taken is None else taken[1]
 
-    def take(self, borrower: Any, things: list[Any]) -> None:
+    def take(self, borrower: object, things: Sequence[object]) -> None:
         with _lock:
             for thing in things:
                 if id(thing) not in self._taken:
@@ -51,29 +51,29 @@ class _Borrowed:
                 self._taken[id(thing)][2].add(borrower)
                 self._change(thing)
 
-    def give_back(self, borrower: Any) -> None:
+    def give_back(self, borrower: object) -> None:
         """Give back all that a borrower has; where that was cut short, once more."""
         if not self._taken:
             return
         with _lock:
-            for key, (thing, own, borrowers) in list(self._taken.items()):
+            for key, (thing, original, borrowers) in list(self._taken.items()):
                 borrowers.discard(borrower)
                 if not borrowers:
-                    setattr(thing, self.attribute, own)
+                    setattr(thing, self.attribute, original)
                     del self._taken[key]
 
-    def _change(self, thing: Any) -> None:
+    def _change(self, thing: object) -> None:
         setattr(thing, self.attribute, self.value)
 
 
 class _BorrowedPrecision(_Borrowed):
-    def _change(self, thing: Any) -> None:
+    def _change(self, thing: object) -> None:
         """Set it; where it was no setting of its own but what a more general one says, "none" is to go back."""
-        _, own, borrowers = self._taken[id(thing)]
-        unchanged = getattr(thing, self.attribute) == own
-        if self.attribute == "fp32_precision" and unchanged and own not in ("none", self.value):
+        _, original, borrowers = self._taken[id(thing)]
+        unchanged = getattr(thing, self.attribute) == original
+        if self.attribute == "fp32_precision" and unchanged and original not in ("none", self.value):
             setattr(thing, self.attribute, "none")
-            if getattr(thing, self.attribute) == own:
+            if getattr(thing, self.attribute) == original:
                 self._taken[id(thing)] = thing, "none", borrowers
         setattr(thing, self.attribute, self.value)
 
@@ -94,8 +94,8 @@ _FULL = ("ieee", "none", False)
 def lowers_float32(device: torch.device) -> bool:
     """Whether the caller lets matrix products in float32 on a device round to TF32 or bfloat16."""
     if len(_products) == 1:  # torch < 2.9
-        return torch.get_float32_matmul_precision() != "highest" or bool(_precise.own(_products[0]))
-    matmul, mkldnn = (_precise.own(product) for product in _products)
+        return torch.get_float32_matmul_precision() != "highest" or bool(_precise.original(_products[0]))
+    matmul, mkldnn = (_precise.original(product) for product in _products)
     return (mkldnn if device.type == "cpu" else matmul) not in _FULL
 
 
@@ -135,7 +135,7 @@ def active_recorder() -> Any:
 _models: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()  # locks; see Loan.one_at_a_time
 
 
-def _release(lock: Any) -> None:
+def _release(lock: threading.RLock) -> None:
     """Release a lock where this thread holds it, even if an interrupt came between an acquire and its release."""
     with contextlib.suppress(RuntimeError):
         while True:
@@ -189,7 +189,7 @@ class Loan:
         configs = {id(config): config for config in owners if isinstance(config, PreTrainedConfig)}
         _captured.take(self, list(configs.values()))
 
-    def recorder(self, recorder: Any) -> None:
+    def recorder(self, recorder: object) -> None:
         """What the layers of this thread's forward passes are shown to."""
         _thread.recorder = recorder
 

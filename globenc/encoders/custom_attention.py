@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 
 def albert_layers(base_model: Any) -> list[nn.Module]:
@@ -79,7 +80,7 @@ def bigbird_kind(base_model: Any, n: int) -> tuple[Callable[[], None], Callable[
     return lambda: base_model.set_attention_type("original_full"), undo
 
 
-def deberta_refuse(config: Any) -> str | None:
+def deberta_refuse(config: PreTrainedConfig) -> str | None:
     if getattr(config, "talking_head", False):
         return "talking heads mix the attention weights once more, which the method does not know"
     if getattr(config, "conv_kernel_size", 0):

@@ -71,7 +71,7 @@ class Encoder:
     @property
     def takes_any_length(self) -> bool:
         """Whether no table of positions ends somewhere."""
-        config: Any = self.model.config
+        config: PreTrainedConfig = self.model.config
         rotary = getattr(config, "position_embedding_type", None) == "rotary"  # ESM may be either
         return self.family.relative_positions or rotary or not getattr(config, "position_biased_input", True)
 
@@ -112,7 +112,7 @@ def find_family(model: nn.Module) -> EncoderFamily:
     return family_of_config(model.config, type(model).__name__, decodes)
 
 
-def _instead_of(model: Any) -> str:
+def _instead_of(model: object) -> str:
     """What to pass instead of something that is no transformers model."""
     kinds = {each.__module__.split(".")[0] for each in type(model).__mro__}
     if isinstance(model, type):
@@ -132,7 +132,7 @@ def _instead_of(model: Any) -> str:
     return "" if path is None else f": pass the model inside, its {path}"
 
 
-def _encoder_inside(outer: Any) -> str | None:
+def _encoder_inside(outer: object) -> str | None:
     """Where in another package's or a user's object the transformers model is, as it is written behind the object."""
     if isinstance(outer, nn.Module):
         found = next((name for name, part in outer.named_modules() if name and isinstance(part, PreTrainedModel)), None)

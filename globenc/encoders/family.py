@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 Layers = str | Callable[[nn.Module], list[nn.Module]]
 
@@ -79,9 +80,9 @@ class EncoderFamily:
     score_bias: bool = False
     padding_invariant: bool = True
     has_cls: bool = True
-    special_tokens: Callable[[Any], list[str]] | None = None
+    special_tokens: Callable[[PreTrainedConfig], list[str]] | None = None
     prepare: Callable[[Any, int], tuple[Callable[[], None], Callable[[], None]] | None] | None = None
-    refuse: Callable[[Any], str | None] | None = None
+    refuse: Callable[[PreTrainedConfig], str | None] | None = None
     examples: str = ""
     notes: str = ""
     tested: str = ""

@@ -65,7 +65,7 @@ def norm_width(norm: Any) -> tuple[int, ...]:
     return tuple(norm.normalized_shape) if hasattr(norm, "normalized_shape") else tuple(norm.weight.shape)
 
 
-def _is_layer_norm(norm: Any) -> bool:
+def _is_layer_norm(norm: nn.Module) -> bool:
     # DeBERTa brings a LayerNorm of its own, with the same formula
     return isinstance(norm, nn.LayerNorm) or (hasattr(norm, "variance_epsilon") and hasattr(norm, "bias"))
 
@@ -90,13 +90,13 @@ def _full_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
-def _kind(weight: Any) -> str:
+def _kind(weight: object) -> str:
     if not isinstance(weight, Tensor):
         return "packed integers"
     return str(weight.dtype) if type(weight) in (Tensor, nn.Parameter) else type(weight).__name__
 
 
-def _is_quantised(module: Any) -> bool:
+def _is_quantised(module: nn.Module) -> bool:
     """Whether its weight is another than that of a linear layer in floating point: packed, a method, or of a kind of
     tensor that only looks like one."""
     weight = getattr(module, "weight", None)

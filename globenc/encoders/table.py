@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from .custom_attention import (
     albert_layers,
     bigbird_kind,
@@ -72,19 +74,19 @@ _T5_LAYER: dict[str, Any] = {
 }
 
 
-def _cls(config: Any) -> list[str]:
+def _cls(config: PreTrainedConfig) -> list[str]:
     return ["[CLS]"]
 
 
-def _cls_and_distillation(config: Any) -> list[str]:
+def _cls_and_distillation(config: PreTrainedConfig) -> list[str]:
     return ["[CLS]", "[DIST]"]
 
 
-def _cls_and_registers(config: Any) -> list[str]:
+def _cls_and_registers(config: PreTrainedConfig) -> list[str]:
     return ["[CLS]", *(f"[REG{k}]" for k in range(config.num_register_tokens))]
 
 
-def _no_special_tokens(config: Any) -> list[str]:
+def _no_special_tokens(config: PreTrainedConfig) -> list[str]:
     return []
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from .classes import Skeleton, classes_of, has_decoders, named_class, on_meta, without_prefix
 from .config import naming_field
@@ -27,13 +28,13 @@ class Checkpoint:
     class of the encoder alone, and the weights."""
 
     files: ModelFiles
-    whole: Any
-    config: Any
-    encoder: type
+    whole: PreTrainedConfig
+    config: PreTrainedConfig
+    encoder: type[PreTrainedModel]
     weights: Mapping[str, Any]
     dtype: torch.dtype
 
-    def model(self) -> tuple[Any, str | None]:
+    def model(self) -> tuple[PreTrainedModel, str | None]:
         """The model with the head that it was saved with, and what has to be said of weights that it leaves out.
 
         Raises:
@@ -77,7 +78,7 @@ class Checkpoint:
             return model, said + (f"; if they are wanted, write {write} into config.json" if fitting else "")
         return model, None
 
-    def _is_usable(self, named: Any) -> bool:
+    def _is_usable(self, named: type[PreTrainedModel]) -> bool:
         """Whether the class as a whole reads one text, or one image, with an encoder."""
         if named.__name__ in classes_of(self.whole, transformers.AutoModelForMultipleChoice):
             return False
@@ -85,7 +86,7 @@ class Checkpoint:
             return named.config_class is type(self.config)
         return not (has_decoders(self.whole) and Skeleton.of(named, self.whole).decodes)
 
-    def _heads(self, model: Any, left: list[str], absent: Collection[str]) -> tuple[list[str], bool]:
+    def _heads(self, model: PreTrainedModel, left: list[str], absent: Collection[str]) -> tuple[list[str], bool]:
         """The classes that have a place for all of `left` and lack nothing, not even what is `absent` from the
         encoder; whether `left` is known to any classes."""
         prefix = model.base_model_prefix
@@ -107,13 +108,13 @@ class Checkpoint:
                 (fitting if needed.items() <= have.items() else alike).append(name)
         return fitting or alike, not unknown
 
-    def filled(self, model_class: Any) -> tuple[Any, list[str], set[str]]:
+    def filled(self, model_class: type[PreTrainedModel]) -> tuple[PreTrainedModel, list[str], set[str]]:
         """A model of that class with all weights that it needs; the names of those that it has no place for, and of
         those that it does without."""
         with errors_of(self.files, f"{model_class.__name__} of its config.json"), quiet():
             try:
                 self._refuse_quantised(model_class)
-                model, info = model_class.from_pretrained(
+                loaded: Any = model_class.from_pretrained(
                     None,
                     config=self.config,
                     state_dict=dict(self.weights),
@@ -121,6 +122,7 @@ class Checkpoint:
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # said below
                 )
+                model, info = loaded
             except (LoadingError, MemoryError, torch.OutOfMemoryError):
                 raise
             except Exception as error:
@@ -159,7 +161,7 @@ class Checkpoint:
             )
         return model, [without_prefix(key, model.base_model_prefix) for key in left], unused
 
-    def _refuse_sizes(self, model_class: Any) -> None:
+    def _refuse_sizes(self, model_class: type[PreTrainedModel]) -> None:
         """Sizes by config.json that are not those of the files, where a model of them is more than fits anywhere."""
         shapes = Skeleton.of(model_class, self.config).shapes
         for key, weight in self.weights.items():
@@ -170,7 +172,7 @@ class Checkpoint:
                     + wrong_fields(self.config, stored, wanted)
                 )
 
-    def _refuse_quantised(self, model_class: Any) -> None:
+    def _refuse_quantised(self, model_class: type[PreTrainedModel]) -> None:
         """Whole numbers in place of a parameter; a buffer may hold them."""
         whole = {key: dtype for key, weight in self.weights.items() if (dtype := weight.get_dtype()) not in FLOATS}
         if not whole:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..encoders import supported_encoders
 from .files import ModelFiles, errors_of
@@ -20,7 +20,7 @@ from .private_transformers import auto_classes, class_from_code, classes_for, ha
 _TOWERS = {"clip": "CLIPVisionModel", "siglip": "SiglipVisionModel"}
 
 
-def encoder_of(config: Any) -> tuple[type, Any]:
+def encoder_of(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     """The class of a checkpoint's encoder alone, and its configuration: of CLIP and SigLIP the vision tower, of T5 the
     encoder without its decoder."""
     if config.model_type in _TOWERS:
@@ -33,17 +33,17 @@ def encoder_of(config: Any) -> tuple[type, Any]:
     return next(iter(classes_for(auto, config)), PreTrainedModel), config
 
 
-def has_decoders(config: Any) -> bool:
+def has_decoders(config: PreTrainedConfig) -> bool:
     """Whether transformers has encoder-decoders of this kind."""
     return has_class_for(transformers.AutoModelForSeq2SeqLM, config)
 
 
-def classes_of(config: Any, *autos: Any) -> dict[str, type]:
+def classes_of(config: PreTrainedConfig, *autos: Any) -> dict[str, type[PreTrainedModel]]:
     """Classes for this kind of configuration by name, transformers' own and registered ones."""
     return {each.__name__: each for auto in autos or auto_classes() for each in classes_for(auto, config)}
 
 
-def named_class(files: ModelFiles, config: Any, parts: Any) -> type | None:
+def named_class(files: ModelFiles, config: PreTrainedConfig, parts: PreTrainedConfig) -> type[PreTrainedModel] | None:
     """The class that config.json names first; None where it names none, or one that nobody here has.
 
     `parts`: the configuration of the encoder inside, where that is another one.
@@ -51,16 +51,16 @@ def named_class(files: ModelFiles, config: Any, parts: Any) -> type | None:
     name = next(iter(config.architectures or ()), None)
     code = getattr(config, "auto_map", None)
     code = {auto: ref for auto, ref in code.items() if isinstance(ref, str)} if isinstance(code, dict) else {}
-    own = next((ref for ref in code.values() if name is not None and ref.rpartition(".")[2] == name), None)
-    if files.trust_remote_code and (own or "AutoModel" in code):
+    reference = next((ref for ref in code.values() if name is not None and ref.rpartition(".")[2] == name), None)
+    if files.trust_remote_code and (reference or "AutoModel" in code):
         with errors_of(files, "its code"):
-            return class_from_code(own or code["AutoModel"], files.name, files.revision)
+            return class_from_code(reference or code["AutoModel"], files.name, files.revision)
     if name is None:
         return None
     known = classes_of(config) | classes_of(parts)
     found = known.get(name) or getattr(transformers, name, None)
     if not (isinstance(found, type) and issubclass(found, PreTrainedModel)) or found.forward is nn.Module.forward:
-        if own is not None:
+        if reference is not None:
             raise files.refuse_code()
         return None
     if name in known or found.config_class in (type(config), type(parts)):
@@ -74,7 +74,7 @@ def named_class(files: ModelFiles, config: Any, parts: Any) -> type | None:
     )
 
 
-def on_meta(model_class: Any, config: Any) -> Any:
+def on_meta(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """A model without memory for its weights."""
     with torch.device("meta"):
         return model_class(copy.deepcopy(config))
@@ -89,7 +89,7 @@ class Skeleton:
     decodes: bool
 
     @classmethod
-    def of(cls, model_class: Any, config: Any) -> Skeleton:
+    def of(cls, model_class: type[PreTrainedModel], config: PreTrainedConfig) -> Skeleton:
         try:
             model = on_meta(model_class, config)
         except Exception:  # a class that this configuration is not for

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
 
 from .files import ADAPTER, LoadingError, ModelFiles, errors_of, sentence_of
 from .private_transformers import forget_attention
@@ -22,7 +22,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
 }
 
 
-def read_config(files: ModelFiles) -> Any:
+def read_config(files: ModelFiles) -> PreTrainedConfig:
     """What config.json says, checked as far as this package goes by it."""
     with errors_of(files, "its config.json"):
         if files.folder is None and files.optional_file("adapter_config.json") is not None:
@@ -56,7 +56,7 @@ def check_kinds(files: ModelFiles, file: str, fields: Any) -> None:
             raise files.refuse(f"{name} in {file} must be {said}, got {value!r:.80}")
 
 
-def check_sizes(files: ModelFiles, config: Any) -> None:
+def check_sizes(files: ModelFiles, config: PreTrainedConfig) -> None:
     """Refuse sizes with which a model can be built but not run."""
 
     def refuse(name: str, value: Any, must: str) -> LoadingError:

@@ -47,7 +47,7 @@ def load(source: ModelSource) -> tuple[PreTrainedModel, Any]:
     reader = load_processor(files.name, reads_images, **files.options)
     if source.name is None:
         model.config.name_or_path = DEFAULT_NAME
-    return model.to(device).eval(), reader
+    return model.to(device).eval(), reader  # type: ignore[arg-type]
 
 
 def load_processor(name: str, reads_images: bool, revision: str = "main", trust_remote_code: bool = False) -> Any:

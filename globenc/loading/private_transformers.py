@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.models.auto import modeling_auto
 from transformers.safetensors_conversion import auto_conversion
@@ -53,19 +54,19 @@ def auto_classes() -> list[Any]:
     return [auto for auto in vars(modeling_auto).values() if getattr(auto, "_model_mapping", None)]
 
 
-def classes_for(auto: Any, config: Any) -> tuple[type, ...]:
+def classes_for(auto: Any, config: PreTrainedConfig) -> tuple[type[PreTrainedModel], ...]:
     """The classes that an `AutoModel...` class knows for this kind of configuration, registered ones too: which class
     is loaded has to be known before it is."""
     classes = auto._model_mapping.get(type(config), ())
     return classes if isinstance(classes, tuple) else (classes,)
 
 
-def has_class_for(auto: Any, config: Any) -> bool:
+def has_class_for(auto: Any, config: PreTrainedConfig) -> bool:
     """Whether an `AutoModel...` class knows this kind of configuration."""
     return type(config) in auto._model_mapping
 
 
-def forget_attention(config: Any) -> None:
+def forget_attention(config: PreTrainedConfig) -> None:
     """Without the attention implementation that a config.json names: the attention is this package's own, and a name in
     a file could also fetch code from the hub."""
     config._attn_implementation = None

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..encoders import find_family, layer_list
 from ..model_state import Loan
@@ -16,14 +17,14 @@ from .classes import Skeleton, without_prefix
 from .files import first_names
 
 
-def is_inside_encoder(model: Any, key: str) -> bool:
+def is_inside_encoder(model: PreTrainedModel, key: str) -> bool:
     """Whether a weight that the model has no place for belongs inside a part of its encoder."""
     first, *more = without_prefix(key, model.base_model_prefix).split(".")
     # a mask token stands for patches that are hidden in pretraining
     return bool(more) and more[-1] != "mask_token" and first in dict(model.base_model.named_children())
 
 
-def unused_weights(model: Any, missing: list[str]) -> set[str]:
+def unused_weights(model: PreTrainedModel, missing: list[str]) -> set[str]:
     """Those of the missing weights that neither a layer of the encoder holds nor the answer depends on."""
     parameters = {name: p for name, p in model.named_parameters(remove_duplicate=False) if name in missing}
     try:
@@ -47,7 +48,7 @@ def unused_weights(model: Any, missing: list[str]) -> set[str]:
     return {name for name, slope in zip(free, slopes, strict=True) if slope is None}
 
 
-def _smallest_input(model: Any, reads_images: bool) -> dict[str, Tensor]:
+def _smallest_input(model: PreTrainedModel, reads_images: bool) -> dict[str, Tensor]:
     config = model.config
     if reads_images:
         size = config.image_size
@@ -65,7 +66,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
             yield from (each for each in several if isinstance(each, Tensor))
 
 
-def why_missing(model: Any, missing: list[str], left: list[str]) -> str:
+def why_missing(model: PreTrainedModel, missing: list[str], left: list[str]) -> str:
     """The likely reason, from the names of weights that are missing and of those that are left."""
     if any("lora_" in key for key in left):
         return "it holds an adapter: merge it into the model (peft: model.merge_and_unload()) before saving"
@@ -77,7 +78,8 @@ def why_missing(model: Any, missing: list[str], left: list[str]) -> str:
         return f"names in its files lack {lacking!r}: only a part of the model was saved"
     if is_head(model, missing):
         # the encoder of a head is often made without the pooler that it has alone
-        alone = Skeleton.of(type(model.base_model), model.config).shapes
+        encoder: Any = type(model.base_model)
+        alone = Skeleton.of(encoder, model.config).shapes
         others = [key for key in left if without_prefix(key, model.base_model_prefix) not in alone]
         if others:
             return f"they belong to its head, and its files hold another one, {first_names(others)}"
@@ -94,17 +96,17 @@ def why_missing(model: Any, missing: list[str], left: list[str]) -> str:
     return "its files are not whole, or not of this config.json"
 
 
-def is_head(model: Any, names: Iterable[str]) -> bool:
+def is_head(model: PreTrainedModel, names: Iterable[str]) -> bool:
     """Whether none of these weights belongs to the encoder's layers or embeddings."""
     inside = (without_prefix(key, model.base_model_prefix).split(".")[0] for key in names)
     return model.base_model is not model and encoder_parts(model).isdisjoint(inside)
 
 
-def encoder_parts(model: Any) -> set[str]:
+def encoder_parts(model: PreTrainedModel) -> set[str]:
     """The parts of the base model that hold its layers and its embeddings."""
-    embeddings = model.base_model.get_input_embeddings()
-    inside = [*layer_list(model.base_model, find_family(model)), embeddings]
-    parts = model.base_model.named_children()
+    encoder: Any = model.base_model
+    inside = [*layer_list(encoder, find_family(model)), encoder.get_input_embeddings()]
+    parts = encoder.named_children()
     return {name for name, part in parts if any(each is module for each in part.modules() for module in inside)}
 
 
@@ -124,14 +126,14 @@ def _renamed(names: Iterable[str], wanted: Collection[str], prefix: str) -> str 
     return extra if 2 * count > len(names) else None
 
 
-def why_foreign(model: Any, foreign: list[str]) -> str:
+def why_foreign(model: PreTrainedModel, foreign: list[str]) -> str:
     layers = re.search(r"\.(\d+)\.", foreign[0])
     if layers and int(layers[1]) >= model.config.num_hidden_layers:
         return f"num_hidden_layers in its config.json is {model.config.num_hidden_layers}"
     return "the model that was saved computes something that this one does not"
 
 
-def wrong_fields(config: Any, stored: Iterable[int], wanted: Iterable[int]) -> str:
+def wrong_fields(config: PreTrainedConfig, stored: Iterable[int], wanted: Iterable[int]) -> str:
     """The fields of config.json that may be wrong, where a size differs."""
     sizes = [want for have, want in zip(stored, wanted, strict=False) if have != want]
     fields = [f"{name} is {value}" for name, value in config.to_dict().items() if type(value) is int and value in sizes]

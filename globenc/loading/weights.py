@@ -11,6 +11,7 @@ from typing import Any
 import huggingface_hub
 import torch
 from safetensors import safe_open
+from transformers import PreTrainedConfig
 
 from .files import ModelFiles, errors_of, first_names
 from .private_transformers import cached_file, converted_weights
@@ -19,10 +20,10 @@ from .source import FLOATS
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-def open_weights(files: ModelFiles, config: Any, opened: contextlib.ExitStack) -> dict[str, Any]:
+def open_weights(files: ModelFiles, config: PreTrainedConfig, opened: contextlib.ExitStack) -> dict[str, Any]:
     """The weights by name, read when they are needed; only from safetensors files, and only from the model's own."""
     asked = getattr(config, "transformers_weights", None)
-    named = [_WEIGHTS, _INDEX] if asked is None else [_own_file(files, "its config.json", asked, index=True)]
+    named = [_WEIGHTS, _INDEX] if asked is None else [_checked_name(files, "its config.json", asked, index=True)]
     found = next((path for path in map(files.optional_file, named) if path is not None), None)
     revision = files.revision or "main"
     if found is None and files.folder is None and revision == "main" and not huggingface_hub.constants.HF_HUB_OFFLINE:
@@ -50,7 +51,7 @@ def open_weights(files: ModelFiles, config: Any, opened: contextlib.ExitStack) -
     return weights
 
 
-def _own_file(files: ModelFiles, where: str, name: Any, index: bool = False) -> str:
+def _checked_name(files: ModelFiles, where: str, name: Any, index: bool = False) -> str:
     """A name of a weights file in the model's own folder, as `where` gives it."""
     parts = name.replace("\\", "/").split("/") if isinstance(name, str) else []
     endings = (".safetensors", ".safetensors.index.json") if index else ".safetensors"
@@ -73,21 +74,21 @@ def _shards(files: ModelFiles, found: Path, revision: str) -> dict[str, Path]:
     shards: dict[str, Path] = {}
     for name in places.values():
         if not isinstance(name, str) or name not in shards:
-            own = _own_file(files, found.name, name)
+            file = _checked_name(files, found.name, name)
             if files.folder is None:
-                path = cached_file(files.name, own, revision)
+                path = cached_file(files.name, file, revision)
                 if path is None:
-                    raise files.refuse(f"{found.name} names the file {own!r}, which is not there")
-                shards[own] = path
-            elif not (files.folder / own).is_file():
-                raise files.refuse(f"{found.name} names the file {own!r}, which is not there")
+                    raise files.refuse(f"{found.name} names the file {file!r}, which is not there")
+                shards[file] = path
+            elif not (files.folder / file).is_file():
+                raise files.refuse(f"{found.name} names the file {file!r}, which is not there")
             else:
-                shards[own] = files.folder / own
+                shards[file] = files.folder / file
     return shards
 
 
-def stored_in(config: Any, weights: Mapping[str, Any]) -> torch.dtype:
-    if config.dtype in FLOATS.values():
+def stored_in(config: PreTrainedConfig, weights: Mapping[str, Any]) -> torch.dtype:
+    if isinstance(config.dtype, torch.dtype) and config.dtype in FLOATS.values():
         return config.dtype
     found = (FLOATS.get(weight.get_dtype()) for weight in weights.values())
     return next((dtype for dtype in found if dtype is not None), torch.float32)
