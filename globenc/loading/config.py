@@ -50,10 +50,10 @@ def read_config(files: ModelFiles) -> PreTrainedConfig:
 
 def check_kinds(files: ModelFiles, file: str, fields: Any) -> None:
     """Refuse what transformers takes on trust."""
-    for name, (kinds, said) in _KINDS.items():
+    for name, (kinds, expected) in _KINDS.items():
         value = fields.get(name) if isinstance(fields, Mapping) else None
         if value is not None and not isinstance(value, kinds):
-            raise files.refuse(f"{name} in {file} must be {said}, got {value!r:.80}")
+            raise files.refuse(f"{name} in {file} must be {expected}, got {value!r:.80}")
 
 
 def check_sizes(files: ModelFiles, config: PreTrainedConfig) -> None:
