@@ -1,4 +1,4 @@
-"""What families with attention code of their own compute, as the method needs it."""
+"""Code that single families need: shared layers, and attention that bypasses transformers' interface."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def deberta_values(attention: Any, projected: Tensor) -> Tensor:
 
 
 def longformer_inputs(attention: Any, hidden_states: Tensor, options: dict[str, Any]) -> dict[str, Any]:
-    """Queries, keys and values of Longformer: local attention in which everyone sees the global tokens too, and the
-    rows of those with projections of their own."""
+    """Queries, keys and values of Longformer: local attention in which every token sees the global tokens too, and the
+    rows of the global tokens, which have separate projections."""
     batch, n, _ = hidden_states.shape
 
     def heads(projection: nn.Module) -> Tensor:
@@ -53,8 +53,8 @@ def longformer_inputs(attention: Any, hidden_states: Tensor, options: dict[str, 
 
 
 def bigbird_weights(attention: Any, weights: Tensor) -> Tensor:
-    """In evaluation all random blocks of BigBird are the first block once more, with the same weights, which the
-    weights it returns hold only once."""
+    """In evaluation every random block of BigBird is the first block again, with the same weights; the weights that it
+    returns hold them only once."""
     size = getattr(attention, "block_size", None)
     if size is None:  # full attention
         return weights
@@ -63,18 +63,18 @@ def bigbird_weights(attention: Any, weights: Tensor) -> Tensor:
     return weights
 
 
-def bigbird_kind(base_model: Any, n: int) -> tuple[Callable[[], None], Callable[[], None]] | None:
-    """BigBird turns to full attention, for good, where a text is too short for blocks; here only for a while."""
+def bigbird_full_attention(base_model: Any, n: int) -> tuple[Callable[[], None], Callable[[], None]] | None:
+    """How to turn BigBird to full attention, and back: where a text is too short for blocks it turns for good."""
     config, layers = base_model.config, list(base_model.encoder.layer)
     if base_model.attention_type != "block_sparse" or n > (5 + 2 * config.num_random_blocks) * config.block_size:
         return None
-    own = [(layer.attention, layer.attention.self) for layer in layers]
-    typed = [base_model, base_model.encoder, *layers, *(attention for attention, _ in own)]
+    sparse = [(layer.attention, layer.attention.self) for layer in layers]
+    with_type = [base_model, base_model.encoder, *layers, *(attention for attention, _ in sparse)]
 
     def undo() -> None:
-        for attention, module in own:
+        for attention, module in sparse:
             attention.self = module
-        for module in typed:
+        for module in with_type:
             module.attention_type = "block_sparse"
 
     return lambda: base_model.set_attention_type("original_full"), undo

@@ -13,8 +13,8 @@ Layers = str | Callable[[nn.Module], list[nn.Module]]
 
 
 @dataclass(frozen=True)
-class OwnAttention:
-    """How to see what a family computes that does not use transformers' attention interface.
+class CustomAttention:
+    """How to see the attention of a family that bypasses transformers' attention interface.
 
     Attributes:
         value: dotted path inside a layer to the module that puts out the value vectors, [B, n, H * d_h].
@@ -36,22 +36,24 @@ class OwnAttention:
 
 @dataclass(frozen=True)
 class EncoderFamily:
-    """Where one family of encoders keeps what equations (4)-(11) need.
+    """Where one family of encoders has the modules that equations (4)-(11) need.
 
-    All names but `layers` are dotted attribute paths inside one layer.
+    All names but `layers` are dotted attribute paths inside one layer; `a|b` is `a` or, in other versions of
+    transformers, `b`.
 
     Attributes:
         model_type: `config.model_type` of the family.
         layers: dotted path from the base model to its list of layers, or a function
             base model -> layers in order of execution (a shared layer stands there once per use).
         attention: module that calls the attention interface; in a post-LN layer its first argument is the residual x
-            (in a pre-LN layer that is the layer's own).
+            (in a pre-LN layer that is the layer's first argument).
         output_projection: `nn.Linear` W_O, b_O.
         attention_norm: the norm whose input is the attention block's output plus x: LayerNorm 1 of a post-LN layer, the
             one before the feed-forward block of a pre-LN layer.
-        output_norm: LayerNorm 2; its input is the feed-forward output plus its own residual. None: pre-LN layers.
+        output_norm: LayerNorm 2, which reads the feed-forward output plus the feed-forward block's input; None for
+            pre-LN layers.
         output_scale: parameter that the attention block's output is multiplied with (DINOv2's layer scale).
-        own_attention: for families that compute attention in code of their own.
+        custom_attention: of families whose attention bypasses transformers' attention interface.
         positions_after_padding: True where position ids start behind `pad_token_id` (RoBERTa), so
             that the longest text is `max_position_embeddings - pad_token_id - 1`.
         relative_positions: no table of positions limits the length of a text or the size of an image.
@@ -59,9 +61,9 @@ class EncoderFamily:
         padding_invariant: scores do not change when padding is appended.
         has_cls: the first token stands for the whole text or image.
         special_tokens: of vision encoders: config -> names of the tokens in front of an image's patches.
-        prepare: (base model, n) -> what makes it what its forward pass over n tokens will make of it, and what undoes
-            that, also half-way and twice; None where it stays as it is.
-        refuse: config -> why a model of the family cannot be taken, without capital and full stop; or None.
+        prepare: (base model, n) -> two functions: one changes the model as its forward pass over n tokens would change
+            it, the other undoes that, also when called half-way or twice; None where nothing changes.
+        refuse: config -> why a model of the family cannot be taken, a clause without a full stop; or None.
         examples: a name or two a reader knows the family by.
         notes: what is particular about the family, for `globenc models`.
         tested: on what beyond tiny random configurations, which all are tested on.
@@ -74,7 +76,7 @@ class EncoderFamily:
     attention_norm: str
     output_norm: str | None
     output_scale: str | None = None
-    own_attention: OwnAttention | None = None
+    custom_attention: CustomAttention | None = None
     positions_after_padding: bool = False
     relative_positions: bool = False
     score_bias: bool = False

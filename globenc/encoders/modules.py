@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .family import EncoderFamily, OwnAttention
+from .family import CustomAttention, EncoderFamily
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LayerModules:
     attention_norm: nn.Module
     output_norm: nn.Module | None
     output_scale: nn.Parameter | None = None
-    own: OwnAttention | None = None
+    own: CustomAttention | None = None
     value: nn.Module | None = None
     weights: nn.Module | None = None
 
@@ -71,7 +71,7 @@ def _is_layer_norm(norm: nn.Module) -> bool:
 
 
 def _resolve(root: nn.Module, path: str, argument: str, family: EncoderFamily) -> nn.Module:
-    *others, last = path.split("|")  # names differ between versions of transformers
+    *others, last = path.split("|")
     for other in others:
         try:
             return root.get_submodule(other)
@@ -147,7 +147,7 @@ def _modules_of(layer: nn.Module, family: EncoderFamily) -> LayerModules:
     if family.output_norm is not None:
         output_norm = _resolve(layer, family.output_norm, "output_norm", family)
         _check_norms(attention_norm, output_norm, projection.out_features, family)
-    own, scale = family.own_attention, family.output_scale
+    own, scale = family.custom_attention, family.output_scale
     return LayerModules(
         layer,
         attention,

@@ -16,13 +16,13 @@ from transformers import PreTrainedConfig
 
 from .custom_attention import (
     albert_layers,
-    bigbird_kind,
+    bigbird_full_attention,
     bigbird_weights,
     deberta_refuse,
     deberta_values,
     longformer_inputs,
 )
-from .family import EncoderFamily, Layers, OwnAttention
+from .family import CustomAttention, EncoderFamily, Layers
 
 _BERT_LAYER: dict[str, Any] = {
     "layers": "encoder.layer",
@@ -127,7 +127,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         EncoderFamily(
             "deberta-v2",
             **_BERT_LAYER,
-            own_attention=OwnAttention("attention.self.value_proj", "attention.self.dropout"),
+            custom_attention=CustomAttention("attention.self.value_proj", "attention.self.dropout"),
             refuse=deberta_refuse,
             examples="microsoft/deberta-v3-base",
             notes="disentangled attention",
@@ -135,7 +135,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         EncoderFamily(
             "deberta",
             **_BERT_LAYER,
-            own_attention=OwnAttention("attention.self.in_proj", "attention.self.dropout", split=deberta_values),
+            custom_attention=CustomAttention("attention.self.in_proj", "attention.self.dropout", split=deberta_values),
             refuse=deberta_refuse,
             examples="microsoft/deberta-base",
             notes="disentangled attention",
@@ -147,7 +147,7 @@ FAMILIES: dict[str, EncoderFamily] = {
             output_projection="attention.attn.o",
             attention_norm="attention.LayerNorm",
             output_norm="output.LayerNorm",
-            own_attention=OwnAttention("attention.attn.v", "attention.attn.dropout"),
+            custom_attention=CustomAttention("attention.attn.v", "attention.attn.dropout"),
             positions_after_padding=True,
             examples="all-mpnet-base-v2",
             notes="relative positions in the scores",
@@ -155,7 +155,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         EncoderFamily(
             "longformer",
             **_BERT_LAYER,
-            own_attention=OwnAttention(inputs=longformer_inputs),
+            custom_attention=CustomAttention(inputs=longformer_inputs),
             positions_after_padding=True,
             examples="allenai/longformer-base-4096",
             notes="O(n window)",
@@ -163,8 +163,8 @@ FAMILIES: dict[str, EncoderFamily] = {
         EncoderFamily(
             "big_bird",
             **_BERT_LAYER,
-            own_attention=OwnAttention("attention.self.value", mend=bigbird_weights),
-            prepare=bigbird_kind,
+            custom_attention=CustomAttention("attention.self.value", mend=bigbird_weights),
+            prepare=bigbird_full_attention,
             padding_invariant=False,
             examples="google/bigbird-roberta-base",
             notes="sparse attention; depends on padding",
@@ -332,7 +332,7 @@ def describe(family: EncoderFamily) -> dict[str, str]:
         longest = "any; cut at max_position_embeddings" if not family.score_bias else "any"
     else:
         longest = "max_position_embeddings" + (" - pad_token_id - 1" if family.positions_after_padding else "")
-    kernels = "no" if family.own_attention is not None or family.score_bias else "yes"
+    kernels = "no" if family.custom_attention is not None or family.score_bias else "yes"
     return {
         "family": family.model_type,
         "examples": family.examples,
