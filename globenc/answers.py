@@ -1,4 +1,4 @@
-"""What a model answers about a whole text or image: one class, labels each on its own, or a number."""
+"""A model's answer about a whole text or image: one class, independent labels, or a number."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def _names(model: Any) -> dict[int, str]:
 
 
 def _named(model: Any) -> bool:
-    """Whether somebody has said that the model has classes: every configuration names two by default."""
+    """Whether the configuration names classes or a kind of problem; by default it has two classes without names."""
     told = getattr(model.config, "problem_type", None)
     return bool(told) or any(name != f"LABEL_{k}" for k, name in _names(model).items())
 

@@ -1,7 +1,7 @@
-"""What a call borrows of the caller's model, process and thread, and how all of it goes back.
+"""What a call changes in the caller's model, process and thread, and how all of it is restored.
 
-An interrupt may come between any two steps: what is taken is noted before it is taken, and giving back may be cut short
-and done again.
+An interrupt may come between any two steps: a change is noted before it is made, and restoring may be cut short and
+done again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _lock = threading.RLock()  # of everything borrowed; held for a few assignments
 
 
 class _Borrowed:
-    """An attribute of shared objects that is changed for a while: by the first who asks, back by the last who leaves.
+    """An attribute of shared objects, changed by the first borrower and restored by the last one.
 
     Models share configurations and threads share models, so that saving and restoring by each capture on its own
     would put back what another one has set.
@@ -39,7 +39,7 @@ class _Borrowed:
         return id(thing) in self._taken
 
     def original(self, thing: object) -> Any:
-        """The attribute as its owner has set it."""
+        """The attribute as the caller has set it."""
         taken = self._taken.get(id(thing))
         return getattr(thing, self.attribute) if taken is None else taken[1]
 
@@ -68,7 +68,7 @@ class _Borrowed:
 
 class _BorrowedPrecision(_Borrowed):
     def _change(self, thing: object) -> None:
-        """Set it; where it was no setting of its own but what a more general one says, "none" is to go back."""
+        """Set it; where it only followed a more general setting, "none" is what will be restored."""
         _, original, borrowers = self._taken[id(thing)]
         unchanged = getattr(thing, self.attribute) == original
         if self.attribute == "fp32_precision" and unchanged and original not in ("none", self.value):
@@ -179,7 +179,7 @@ class Loan:
         _eager.take(self, compiled)
 
     def no_parameter_gradients(self, model: nn.Module) -> None:
-        """Gradients flow through the model, and none is kept for its parameters."""
+        """Gradients flow through the model, and its parameters get none."""
         _frozen.take(self, [p for p in model.parameters() if p.requires_grad or p in _frozen])
 
     def attention(self, modules: list[nn.Module]) -> None:

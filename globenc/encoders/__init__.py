@@ -1,4 +1,4 @@
-"""Encoder families: where in each one the method's pieces are, and what a model of one is made of."""
+"""Encoder families, and a transformers model resolved to its family and its layers' modules."""
 
 from .encoder import Encoder, accepted_inputs, family_of_config, find_family
 from .family import EncoderFamily

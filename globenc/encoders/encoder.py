@@ -22,8 +22,7 @@ from .table import FAMILIES
 class Encoder:
     """A transformers encoder with its family and its layers' modules, as they are at the time of `Encoder.of`.
 
-    Nothing of it is cached: whoever replaces a layer or changes the configuration gets another `Encoder` from the next
-    call.
+    Nothing is cached: after a layer is replaced or the configuration changed, the next `Encoder.of` is another one.
 
     Attributes:
         model: the eager model, with any head.
@@ -106,7 +105,7 @@ def find_family(model: nn.Module) -> EncoderFamily:
     if not isinstance(model, PreTrainedModel) or not isinstance(model.config, PreTrainedConfig):
         got = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise TypeError(f"model must be a transformers encoder (a PreTrainedModel), got {got}{_instead_of(model)}")
-    # a config may say otherwise: UMT5's encoder alone keeps that of the whole, and T5's is told by hand
+    # the config may differ: that of UMT5's encoder alone is the whole model's, and T5's is set by hand
     decoders = [part.decoder for part in (model, getattr(model, "base_model", model)) if hasattr(part, "decoder")]
     decodes = any(isinstance(decoder, PreTrainedModel) for decoder in decoders) or (None if decoders else False)
     return family_of_config(model.config, type(model).__name__, decodes)

@@ -108,7 +108,7 @@ def _is_quantised(module: nn.Module) -> bool:
 
 
 def layer_list(base_model: nn.Module, family: EncoderFamily) -> list[nn.Module]:
-    """The layers in order of execution; raises ValueError where they are not where the family says."""
+    """The layers in order of execution; raises ValueError where the family's `layers` does not exist."""
     if callable(family.layers):
         return list(family.layers(base_model))
     container = _resolve(base_model, family.layers, "layers", family)

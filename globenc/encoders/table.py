@@ -1,4 +1,4 @@
-"""The table of encoder families: where in each one the method's pieces stand.
+"""The table of encoder families: which modules of each one the method needs.
 
 A family is described by names alone: the list of layers, and inside a layer the module that computes the attention,
 the output projection, and the norms. A new encoder is a new row (`register_encoder`), never a new modelling file.
@@ -325,7 +325,7 @@ def register_encoder(
 
 
 def describe(family: EncoderFamily) -> dict[str, str]:
-    """What `globenc models` and the README say of a family."""
+    """A family's row in `globenc models` and in the README."""
     if family.reads_images:
         longest = "any size" if family.relative_positions else "image_size"
     elif family.relative_positions:

@@ -1,4 +1,4 @@
-"""From a name or a folder to a model and its tokenizer or image processor: one way, for everyone who loads.
+"""From a name or a folder to a model and its tokenizer or image processor: the only way in which anything is loaded.
 
 Nothing in a folder is taken on trust. Weights are read from safetensors files inside it and handed to transformers as
 tensors, so that it looks for no other file. What came of it is compared with what the model needs and with what the

@@ -1,4 +1,4 @@
-"""A model from all that its files say, compared with what it needs."""
+"""A model made from its configuration and weights, and checked against them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .quiet import quiet
 from .reasons import encoder_parts, is_head, is_inside_encoder, unused_weights, why_foreign, why_missing, wrong_fields
 from .source import FLOATS
 
-# heads that say nothing of a whole text or image; saved alone, an encoder keeps their names in its config.json
+# heads of pretraining, which classify no text or image; an encoder saved alone has their names in its config.json
 _PRETRAINING = re.compile("For(Masked[A-Z]|PreTraining|CausalLM)|LMHead")
 
 

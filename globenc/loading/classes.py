@@ -44,7 +44,7 @@ def classes_of(config: PreTrainedConfig, *autos: Any) -> dict[str, type[PreTrain
 
 
 def named_class(files: ModelFiles, config: PreTrainedConfig, parts: PreTrainedConfig) -> type[PreTrainedModel] | None:
-    """The class that config.json names first; None where it names none, or one that nobody here has.
+    """The class that config.json names first; None where it names none, or one that is unknown.
 
     `parts`: the configuration of the encoder inside, where that is another one.
     """

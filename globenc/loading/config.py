@@ -1,4 +1,4 @@
-"""A model's config.json, checked as far as this package goes by it."""
+"""A model's config.json, with the fields checked that this package relies on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _KINDS: dict[str, tuple[Any, str]] = {
 
 
 def read_config(files: ModelFiles) -> PreTrainedConfig:
-    """What config.json says, checked as far as this package goes by it."""
+    """The configuration in config.json, with the fields checked that this package relies on."""
     with errors_of(files, "its config.json"):
         if files.folder is None and files.optional_file("adapter_config.json") is not None:
             raise files.refuse(ADAPTER)

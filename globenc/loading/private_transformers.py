@@ -74,7 +74,7 @@ def forget_attention(config: PreTrainedConfig) -> None:
 
 def silence_progress_bars(silenced: ContextVar[bool]) -> None:
     """No progress bar in threads where `silenced` is set; `disable_progress_bar` would silence all threads. A hook that
-    somebody has set, which no public function tells, stays in force elsewhere."""
+    was set before, which no public function returns, stays in force elsewhere."""
     earlier = transformers_logging._tqdm_hook
     if not isinstance(earlier, _BarHook):
         transformers_logging.set_tqdm_hook(_BarHook(earlier, silenced))

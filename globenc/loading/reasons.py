@@ -43,7 +43,7 @@ def unused_weights(model: PreTrainedModel, missing: list[str]) -> set[str]:
                 return torch.autograd.grad(total, list(free.values()), allow_unused=True)
 
         slopes = loan.run(run)
-    except Exception:  # a model that does not run is somebody else's to explain; nothing is known to be unused
+    except Exception:  # a model that does not run is refused elsewhere, with the reason
         return set()
     return {name for name, slope in zip(free, slopes, strict=True) if slope is None}
 
