@@ -74,7 +74,7 @@ def capture(
 
     def run() -> Any:
         loan.evaluation_mode(modules)
-        if layers[0].own is None:
+        if layers[0].custom_attention is None:
             loan.attention(modules)
         for register, hook, options in recorder.hooks():
             loan.hook(register, hook, **options)

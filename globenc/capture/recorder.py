@@ -90,14 +90,14 @@ class Recorder:
             yield module.register_forward_hook, self.leave_output_norm, {}
         for module in each("block"):
             yield module.register_forward_hook, self.leave_block, {}
-        own = self.layers[0].own
-        if own is None:
+        custom = self.layers[0].custom_attention
+        if custom is None:
             return
         for module in each("value"):
             yield module.register_forward_hook, self.leave_value, {}
         for module in each("weights"):
             yield module.register_forward_pre_hook, self.enter_weights, {}
-        if own.value is not None and own.weights is None:
+        if custom.value is not None and custom.weights is None:
             for module in each("attention"):
                 yield module.register_forward_hook, self.leave_attention, {}
         for module in each("output_projection"):
@@ -132,9 +132,9 @@ class Recorder:
         hidden_states = args[0] if args else kwargs["hidden_states"]
         block = _Block(hidden_states)
         self.layer = _Layer(hidden_states.shape[1], block)
-        own = self.layers[self.done].own if self.done < len(self.layers) else None
-        if own is not None and own.inputs is not None:
-            block.attention = _scored(own.inputs(module, hidden_states, kwargs))
+        custom = self.layers[self.done].custom_attention if self.done < len(self.layers) else None
+        if custom is not None and custom.inputs is not None:
+            block.attention = _scored(custom.inputs(module, hidden_states, kwargs))
 
     def computed_attention(self, inputs: ScoredAttention) -> AttentionResult | None:
         """The attention of this layer by other code than torch's, if there is any for it."""
@@ -164,17 +164,17 @@ class Recorder:
             return
         layer, block = self.layers[self.done], self.current_block("output_projection")
         block.context = args[0]
-        if layer.own is None or layer.own.inputs is not None:
+        if layer.custom_attention is None or layer.custom_attention.inputs is not None:
             return
         value, weights = block.value, block.weights
         if value is None or weights is None:
             raise RuntimeError(f"layer {self.done}: its attention did not show its weights and values")
-        if layer.own.split is not None:
-            value = layer.own.split(layer.attention, value)
+        if layer.custom_attention.split is not None:
+            value = layer.custom_attention.split(layer.attention, value)
         else:
             value = value.view(*value.shape[:2], weights.shape[1], -1).transpose(1, 2)
-        if layer.own.mend is not None:
-            weights = layer.own.mend(layer.attention, weights)
+        if layer.custom_attention.mend is not None:
+            weights = layer.custom_attention.mend(layer.attention, weights)
         block.attention = GivenWeights(weights, value)
 
     def enter_attention_norm(self, module: nn.Module, args: tuple) -> None:
@@ -242,7 +242,7 @@ def wrong_norm(index: int) -> RuntimeError:
 
 
 def _scored(parts: dict[str, Any]) -> ScoredAttention:
-    """The record of what a family's own code says of its attention."""
+    """The record of an attention whose parts were recomputed by `CustomAttention.inputs`."""
     scored = {name: parts[name] for name in ("query", "key", "value", "scaling", "window")}
     if "global_keys" not in parts:
         return ScoredAttention(**scored)

@@ -61,7 +61,7 @@ def choose_backend(name: str, mask: Tensor, layers: Sequence[LayerModules]) -> B
     check_backend(name, mask.device)
     if name == "reference":
         return ReferenceBackend()
-    if name == "triton" and layers[0].own is not None:
+    if name == "triton" and layers[0].custom_attention is not None:
         raise RuntimeError(
             "backend='triton' cannot take this model: it computes attention in code of its own; use "
             "backend='torch' or 'auto'"

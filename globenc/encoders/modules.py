@@ -17,7 +17,7 @@ class LayerModules:
     Attributes:
         module: the layer itself.
         attention, output_projection, attention_norm, output_norm, output_scale: as in `EncoderFamily`.
-        own: of the family, with the modules its paths lead to, `value` and `weights`.
+        custom_attention: of the family, with the modules its paths lead to, `value` and `weights`.
     """
 
     module: nn.Module
@@ -26,7 +26,7 @@ class LayerModules:
     attention_norm: nn.Module
     output_norm: nn.Module | None
     output_scale: nn.Parameter | None = None
-    own: CustomAttention | None = None
+    custom_attention: CustomAttention | None = None
     value: nn.Module | None = None
     weights: nn.Module | None = None
 
@@ -147,7 +147,7 @@ def _modules_of(layer: nn.Module, family: EncoderFamily) -> LayerModules:
     if family.output_norm is not None:
         output_norm = _resolve(layer, family.output_norm, "output_norm", family)
         _check_norms(attention_norm, output_norm, projection.out_features, family)
-    own, scale = family.custom_attention, family.output_scale
+    custom, scale = family.custom_attention, family.output_scale
     return LayerModules(
         layer,
         attention,
@@ -155,9 +155,11 @@ def _modules_of(layer: nn.Module, family: EncoderFamily) -> LayerModules:
         attention_norm,
         output_norm,
         output_scale=None if scale is None else layer.get_parameter(scale),
-        own=own,
-        value=None if own is None or own.value is None else _resolve(layer, own.value, "value", family),
-        weights=None if own is None or own.weights is None else _resolve(layer, own.weights, "weights", family),
+        custom_attention=custom,
+        value=None if custom is None or custom.value is None else _resolve(layer, custom.value, "value", family),
+        weights=None
+        if custom is None or custom.weights is None
+        else _resolve(layer, custom.weights, "weights", family),
     )
 
 
