@@ -173,8 +173,8 @@ class Recorder:
             value = layer.custom_attention.split(layer.attention, value)
         else:
             value = value.view(*value.shape[:2], weights.shape[1], -1).transpose(1, 2)
-        if layer.custom_attention.mend is not None:
-            weights = layer.custom_attention.mend(layer.attention, weights)
+        if layer.custom_attention.correct_weights is not None:
+            weights = layer.custom_attention.correct_weights(layer.attention, weights)
         block.attention = GivenWeights(weights, value)
 
     def enter_attention_norm(self, module: nn.Module, args: tuple) -> None:

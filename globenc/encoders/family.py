@@ -20,7 +20,7 @@ class CustomAttention:
         value: dotted path inside a layer to the module that puts out the value vectors, [B, n, H * d_h].
         weights: dotted path to the module that is given the attention weights, [B, H, n, n]; None where the attention
             module returns them beside its context.
-        mend: (attention module, those weights) -> the weights that it really used.
+        correct_weights: (attention module, those weights) -> the weights that it really used.
         split: (attention module, output of `value`) -> value vectors [B, H, n, d_h] where they are not simply heads
             side by side.
         inputs: instead of all this, (attention module, hidden states [B, n, d], keyword arguments it is called with) ->
@@ -29,7 +29,7 @@ class CustomAttention:
 
     value: str | None = None
     weights: str | None = None
-    mend: Callable[[Any, Tensor], Tensor] | None = None
+    correct_weights: Callable[[Any, Tensor], Tensor] | None = None
     split: Callable[[Any, Tensor], Tensor] | None = None
     inputs: Callable[[Any, Tensor, dict[str, Any]], dict[str, Any]] | None = None
 

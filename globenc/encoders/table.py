@@ -163,7 +163,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         EncoderFamily(
             "big_bird",
             **_BERT_LAYER,
-            custom_attention=CustomAttention("attention.self.value", mend=bigbird_weights),
+            custom_attention=CustomAttention("attention.self.value", correct_weights=bigbird_weights),
             prepare=bigbird_full_attention,
             padding_invariant=False,
             examples="google/bigbird-roberta-base",
