@@ -169,8 +169,8 @@ class Recorder:
         value, weights = block.value, block.weights
         if value is None or weights is None:
             raise RuntimeError(f"layer {self.done}: its attention did not show its weights and values")
-        if layer.custom_attention.split is not None:
-            value = layer.custom_attention.split(layer.attention, value)
+        if layer.custom_attention.split_heads is not None:
+            value = layer.custom_attention.split_heads(layer.attention, value)
         else:
             value = value.view(*value.shape[:2], weights.shape[1], -1).transpose(1, 2)
         if layer.custom_attention.correct_weights is not None:

@@ -21,7 +21,7 @@ class CustomAttention:
         weights: dotted path to the module that is given the attention weights, [B, H, n, n]; None where the attention
             module returns them beside its context.
         correct_weights: (attention module, those weights) -> the weights that it really used.
-        split: (attention module, output of `value`) -> value vectors [B, H, n, d_h] where they are not simply heads
+        split_heads: (attention module, output of `value`) -> value vectors [B, H, n, d_h] where they are not simply heads
             side by side.
         inputs: instead of all this, (attention module, hidden states [B, n, d], keyword arguments it is called with) ->
             what its weights are made of, as `capture.LayerTrace` names it.
@@ -30,7 +30,7 @@ class CustomAttention:
     value: str | None = None
     weights: str | None = None
     correct_weights: Callable[[Any, Tensor], Tensor] | None = None
-    split: Callable[[Any, Tensor], Tensor] | None = None
+    split_heads: Callable[[Any, Tensor], Tensor] | None = None
     inputs: Callable[[Any, Tensor, dict[str, Any]], dict[str, Any]] | None = None
 
 

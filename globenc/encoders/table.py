@@ -135,7 +135,9 @@ FAMILIES: dict[str, EncoderFamily] = {
         EncoderFamily(
             "deberta",
             **_BERT_LAYER,
-            custom_attention=CustomAttention("attention.self.in_proj", "attention.self.dropout", split=deberta_values),
+            custom_attention=CustomAttention(
+                "attention.self.in_proj", "attention.self.dropout", split_heads=deberta_values
+            ),
             refuse=deberta_refuse,
             examples="microsoft/deberta-base",
             notes="disentangled attention",
