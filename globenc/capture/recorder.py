@@ -133,8 +133,8 @@ class Recorder:
         block = _Block(hidden_states)
         self.layer = _Layer(hidden_states.shape[1], block)
         custom = self.layers[self.done].custom_attention if self.done < len(self.layers) else None
-        if custom is not None and custom.inputs is not None:
-            block.attention = _scored(custom.inputs(module, hidden_states, kwargs))
+        if custom is not None and custom.recompute_inputs is not None:
+            block.attention = _scored(custom.recompute_inputs(module, hidden_states, kwargs))
 
     def computed_attention(self, inputs: ScoredAttention) -> AttentionResult | None:
         """The attention of this layer by other code than torch's, if there is any for it."""
@@ -164,7 +164,7 @@ class Recorder:
             return
         layer, block = self.layers[self.done], self.current_block("output_projection")
         block.context = args[0]
-        if layer.custom_attention is None or layer.custom_attention.inputs is not None:
+        if layer.custom_attention is None or layer.custom_attention.recompute_inputs is not None:
             return
         value, weights = block.value, block.weights
         if value is None or weights is None:
@@ -242,7 +242,7 @@ def wrong_norm(index: int) -> RuntimeError:
 
 
 def _scored(parts: dict[str, Any]) -> ScoredAttention:
-    """The record of an attention whose parts were recomputed by `CustomAttention.inputs`."""
+    """The record of an attention whose parts were recomputed by `CustomAttention.recompute_inputs`."""
     scored = {name: parts[name] for name in ("query", "key", "value", "scaling", "window")}
     if "global_keys" not in parts:
         return ScoredAttention(**scored)

@@ -23,7 +23,7 @@ class CustomAttention:
         correct_weights: (attention module, those weights) -> the weights that it really used.
         split_heads: (attention module, output of `value`) -> value vectors [B, H, n, d_h] where they are not simply heads
             side by side.
-        inputs: instead of all this, (attention module, hidden states [B, n, d], keyword arguments it is called with) ->
+        recompute_inputs: instead of all this, (attention module, hidden states [B, n, d], keyword arguments it is called with) ->
             what its weights are made of, as `capture.LayerTrace` names it.
     """
 
@@ -31,7 +31,7 @@ class CustomAttention:
     weights: str | None = None
     correct_weights: Callable[[Any, Tensor], Tensor] | None = None
     split_heads: Callable[[Any, Tensor], Tensor] | None = None
-    inputs: Callable[[Any, Tensor, dict[str, Any]], dict[str, Any]] | None = None
+    recompute_inputs: Callable[[Any, Tensor, dict[str, Any]], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)

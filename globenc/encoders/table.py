@@ -157,7 +157,7 @@ FAMILIES: dict[str, EncoderFamily] = {
         EncoderFamily(
             "longformer",
             **_BERT_LAYER,
-            custom_attention=CustomAttention(inputs=longformer_inputs),
+            custom_attention=CustomAttention(recompute_inputs=longformer_inputs),
             positions_after_padding=True,
             examples="allenai/longformer-base-4096",
             notes="O(n window)",
