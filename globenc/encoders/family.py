@@ -21,10 +21,12 @@ class CustomAttention:
         weights: dotted path to the module that is given the attention weights, [B, H, n, n]; None where the attention
             module returns them beside its context.
         correct_weights: (attention module, those weights) -> the weights that it really used.
-        split_heads: (attention module, output of `value`) -> value vectors [B, H, n, d_h] where they are not simply heads
-            side by side.
-        recompute_inputs: instead of all this, (attention module, hidden states [B, n, d], keyword arguments it is called with) ->
-            what its weights are made of, as `capture.LayerTrace` names it.
+        split_heads: (attention module, output of `value`) -> value vectors [B, H, n, d_h] where they are not simply
+            heads side by side.
+        recompute_inputs: instead of all this, (attention module, hidden states [B, n, d], keyword arguments of its
+            call) -> "query", "key", "value", each [B, H, n, d_h], "scaling" and "window" as in `ScoredAttention`, and
+            where some tokens attend to all and all to them, "global_keys", bool [B, n], and "global_rows", the query,
+            key and value of those tokens' rows.
     """
 
     value: str | None = None
