@@ -546,7 +546,16 @@ def test_default_model():
 @needs_default
 @pytest.mark.parametrize(
     "module",
-    ["globenc", *(f"globenc.{m}" for m in ("attribution", "encoders.table", "explainer", "functional", "rollouts"))],
+    [
+        "globenc",
+        "globenc.attribution",
+        "globenc.encoders.encoder",
+        "globenc.encoders.registry",
+        "globenc.explainer",
+        "globenc.functional",
+        "globenc.loading.source",
+        "globenc.rollouts",
+    ],
 )
 def test_docstring_examples(module):
     from globenc.encoders.table import FAMILIES

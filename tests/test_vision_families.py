@@ -10,7 +10,7 @@ import globenc
 
 
 @pytest.mark.parametrize("family", VISION)
-def test_pictures(family):
+def test_images(family):
     model, pixels = tiny_vision(family), pictures()
     assert float(globenc.completeness_gap(model, pixel_values=pixels).max()) < 1e-12
     for method in METHODS:
@@ -31,7 +31,7 @@ def test_pictures(family):
     assert_rows_close(alone.scores, out.scores[1:], 1e-12)
 
 
-def test_pictures_of_another_size():
+def test_images_of_another_size():
     wide = pictures(1, (20, 12))
     assert globenc.attribute(tiny_vision("dinov2"), pixel_values=wide).scores.shape == (1, 16)
     model = tiny_vision("vit")
@@ -51,7 +51,7 @@ def test_pictures_of_another_size():
         (torch.zeros(1, 3, 12, 12), "pixel_values must be torch.float64 for this model, got torch.float32"),
     ],
 )
-def test_wrong_pictures(pixels, message):
+def test_wrong_images(pixels, message):
     with pytest.raises(ValueError, match=message):
         globenc.attribute(tiny_vision("vit"), pixel_values=pixels)
 

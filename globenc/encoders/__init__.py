@@ -3,7 +3,7 @@
 from .encoder import Encoder, accepted_inputs, family_of_config, find_family
 from .family import EncoderFamily
 from .modules import LayerModules, layer_list, norm_eps, norm_width
-from .table import describe, register_encoder, supported_encoders
+from .registry import describe, register_encoder, supported_encoders
 
 __all__ = [
     "Encoder",
