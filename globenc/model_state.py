@@ -199,8 +199,9 @@ class Loan:
         self.change(lambda: register(hook, **options), lambda: _unhook(module, hook))
 
     def _give_back(self) -> None:
-        for undo in reversed(self._undo):
-            undo()
+        while self._undo:  # each once: behind a lock's release the model is another thread's
+            self._undo[-1]()
+            del self._undo[-1]
         for borrowed in (_evaluating, _eager, _frozen, _captured):
             borrowed.give_back(self)
         if not self._precise:

@@ -330,6 +330,18 @@ def test_threads_share_a_model_that_changes_its_attention():
     assert everything(model) == before
 
 
+def test_what_went_back_is_not_given_back_again():
+    """Behind the release of a lock another thread has the model, and may have changed it for itself."""
+    calls, loan = [], Loan()
+
+    def body():
+        loan.change(lambda: calls.append("lock"), lambda: calls.append("release"))
+        loan.change(lambda: calls.append("do"), lambda: calls.append("undo"))
+
+    loan.run(body)
+    assert calls == ["lock", "do", "undo", "release"]
+
+
 def test_what_was_cut_short_is_given_back_the_second_time():
     """The mechanism itself: an undo that is interrupted is called again."""
     calls = []
