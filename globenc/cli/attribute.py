@@ -11,26 +11,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..render.console import Console
-from .console import UsageError, errors, print_json, say, status, warnings_in_a_line
+from .console import UsageError, errors, print_json, quiet, say, status, warnings_in_a_line
 from .files import checked_text, picture_path, read_text, replacing
 from .options import (
+    INPUT,
     OUTPUT,
-    QUESTION,
+    AsJson,
     Backend,
     Device,
     Dtype,
+    MaxLength,
     Method,
     Model,
+    PerLayer,
     Position,
     Revision,
     RowNormalize,
     TrustRemoteCode,
-    load,
+    model_source,
     parse_position,
 )
 
 if TYPE_CHECKING:
     from ..attribution import Attribution
+    from ..explainer import GlobEnc
     from ..pictures import PictureAttribution
 
 
@@ -40,30 +44,30 @@ def attribute(
         typer.Argument(metavar="TEXT", help="The text, in quotes. One that begins with - comes after --"),
     ] = None,
     file: Annotated[
-        str | None, typer.Option("--file", "-f", metavar="FILE", help="Read the text from a UTF-8 file; - is stdin.")
+        str | None,
+        typer.Option(
+            "--file", "-f", metavar="FILE", rich_help_panel=INPUT, help="Read the text from a UTF-8 file; - is stdin."
+        ),
     ] = None,
     image: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A picture instead of a text, for vision encoders.")
+        Path | None,
+        typer.Option(metavar="FILE", rich_help_panel=INPUT, help="A picture instead of a text, for vision encoders."),
     ] = None,
     pair: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Second text, for models that read pairs, such as NLI.")
+        str | None,
+        typer.Option(
+            metavar="TEXT", rich_help_panel=INPUT, help="Second text, for models that read pairs, such as NLI."
+        ),
     ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Read at most N tokens. Default: what the model takes.")
-    ] = None,
+    max_length: MaxLength = None,
     method: Method = "N-Enc",
     position: Position = "cls",
-    per_layer: Annotated[
-        bool, typer.Option("--per-layer", rich_help_panel=QUESTION, help="Also the scores up to every layer.")
-    ] = False,
+    per_layer: PerLayer = False,
     row_normalize: RowNormalize = False,
     top: Annotated[
         int, typer.Option(min=1, metavar="N", rich_help_panel=OUTPUT, help="How many words the printed table has.")
     ] = 15,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", rich_help_panel=OUTPUT, help="Print everything as one JSON object, and nothing else."),
-    ] = False,
+    as_json: AsJson = False,
     html: Annotated[
         Path | None,
         typer.Option(metavar="FILE", rich_help_panel=OUTPUT, help="Also write a web page, complete in one file."),
@@ -100,22 +104,19 @@ def attribute(
     """
     if image is not None and (text or file is not None or pair is not None or max_length is not None):
         raise UsageError("--image goes alone: without TEXT, --file, --pair and --max-length")
-    written = read_text(text, file) if image is None else ""
+    first = read_text(text, file) if image is None else image
     second = None if pair is None else checked_text("--pair", pair)
     if html is not None and plot is not None and os.path.realpath(html) == os.path.realpath(plot):
         raise UsageError("--html and --plot are the same file")
     with errors(), warnings_in_a_line(), contextlib.ExitStack() as outputs:
-        picture = None if plot is None else outputs.enter_context(replacing(picture_path(plot)))
-        web_page = None if html is None else outputs.enter_context(replacing(html))
-        explainer = load(model, device, dtype, backend, revision, trust_remote_code)
-        if (image is not None) != explainer.reads_pictures:
-            reads, instead = (
-                ("pictures", "--image FILE") if explainer.reads_pictures else ("texts", "TEXT or --file FILE")
-            )
-            raise UsageError(f"this model reads {reads}: give {instead}")
+        plot_part = None if plot is None else outputs.enter_context(replacing(picture_path(plot)))
+        html_part = None if html is None else outputs.enter_context(replacing(html))
+        with status(f"loading {model or 'the default model'}"):
+            explainer = _load(model, device, dtype, backend, revision, trust_remote_code)
+        _check_reads(explainer, image is not None)
         with status("reading the text" if image is None else "looking at the picture"):
             result = explainer(
-                written if image is None else image,
+                first,
                 second,
                 method=method,
                 position=parse_position(position),
@@ -123,16 +124,37 @@ def attribute(
                 row_normalize=row_normalize,
                 max_length=max_length,
             )
-        if picture is not None:
+        if plot_part is not None:
             with status("drawing"):
                 logging.getLogger("matplotlib").setLevel(logging.ERROR)
-                result.plot(picture)
-        if web_page is not None:
-            result.save_html(web_page)
+                result.plot(plot_part)
+        if html_part is not None:
+            result.save_html(html_part)
         _print(result, as_json, top)
     for path in (html, plot):
         if path is not None:
             say("wrote", str(path))
+
+
+def _load(
+    model: str | None,
+    device: str | None,
+    dtype: str | None,
+    backend: str,
+    revision: str | None,
+    trust_remote_code: bool,
+) -> GlobEnc:
+    quiet()
+    from ..explainer import GlobEnc
+
+    return GlobEnc.from_pretrained(model_source(model, device, dtype, backend, revision, trust_remote_code))
+
+
+def _check_reads(explainer: GlobEnc, image: bool) -> None:
+    """Refuse a picture for a model of texts, and a text for a model of pictures."""
+    if image != explainer.reads_pictures:
+        reads, option = ("pictures", "--image FILE") if explainer.reads_pictures else ("texts", "TEXT or --file FILE")
+        raise UsageError(f"this model reads {reads}: give {option}")
 
 
 def _print(result: Attribution | PictureAttribution, as_json: bool, top: int) -> None:

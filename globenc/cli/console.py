@@ -20,7 +20,8 @@ from ..render.console import Console
 
 FAILED, USAGE, INTERRUPTED, TERMINATED = 1, 2, 130, 143
 _PACKAGE = str(Path(__file__).parents[1])
-# what typer raises for every wrong use; it has no public name of its own
+# The class of every wrong use. Typer 0.29 carries its own click and has no public name for that one's UsageError;
+# click.UsageError is another class, which would catch nothing.
 UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 

@@ -12,19 +12,26 @@ from rich.text import Text
 
 from ..printing import printable
 from ..render.console import Console
-from .console import UsageError, check_device, errors, quiet, say, status, warnings_in_a_line
+from .console import UsageError, errors, quiet, say, status, warnings_in_a_line
 from .options import (
-    ENGINE,
     INPUT,
     OUTPUT,
     QUESTION,
     Backend,
+    BatchTokens,
     Device,
     Dtype,
+    Format,
+    IdColumn,
+    Limit,
+    MaxLength,
     Model,
+    PairColumn,
     Position,
     Revision,
+    TextColumn,
     TrustRemoteCode,
+    model_source,
     names,
     parse_position,
 )
@@ -67,15 +74,9 @@ def evaluate(
             "-large or -electra. DATA and --model replace them.",
         ),
     ] = None,
-    text_column: Annotated[
-        str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column of the text. Default: text.")
-    ] = None,
-    pair_column: Annotated[
-        str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column of the second text of pairs.")
-    ] = None,
-    id_column: Annotated[
-        str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column that names a text.")
-    ] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    id_column: IdColumn = None,
     label_column: Annotated[
         str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column of the gold label, for accuracy.")
     ] = None,
@@ -91,16 +92,9 @@ def evaluate(
             help="Of the rationales: a mark from 0 to 1 for each word. Default: rationale or rationale_mean.",
         ),
     ] = None,
-    format: Annotated[
-        Literal["jsonl", "csv", "tsv", "parquet", "text"] | None,
-        typer.Option(metavar="NAME", rich_help_panel=INPUT, help="jsonl, csv, tsv, parquet, text."),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", rich_help_panel=INPUT, help="Read the first N rows.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, metavar="N", rich_help_panel=INPUT, help="Read N tokens of a text.")
-    ] = None,
+    format: Format = None,
+    limit: Limit = None,
+    max_length: MaxLength = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -163,9 +157,7 @@ def evaluate(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace the evaluation that DIR holds.")
     ] = False,
-    batch_tokens: Annotated[
-        int | None, typer.Option(min=1, metavar="N", rich_help_panel=ENGINE, help="Most tokens at once, with padding.")
-    ] = None,
+    batch_tokens: BatchTokens = None,
     model: Model = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -193,23 +185,16 @@ def evaluate(
         raise UsageError("DATA is needed: files of texts, as for globenc extract")
     if preset is None and published is not None:
         raise UsageError("--published goes with --preset")
-    columns = {"text_column": text_column, "pair_column": pair_column, "label_column": label_column}
-    columns |= {"tokens_column": tokens_column, "marks_column": marks_column}
-    given = {name: column for name, column in columns.items() if column is not None}
-    if preset is not None and (given or rationales is not None):
-        name = next(iter(given), "rationales").replace("_", "-")
-        raise UsageError(f"--{name} does not go with --preset, which knows its data")
+    columns = _columns_of(preset, rationales, text_column, pair_column, label_column, tokens_column, marks_column)
     with errors(), warnings_in_a_line():
         with status("importing torch and transformers"):
             quiet()
             from ..evaluation.presets import evaluate_preset
             from ..evaluation.run import evaluate as run
-            from ..loading import ModelSource
-        if device is not None:
-            check_device(device)
+        source = model_source(model, device, dtype, backend, revision, trust_remote_code)
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         options: dict[str, Any] = {
-            "model": ModelSource(model, device, dtype, backend, revision, trust_remote_code),
+            "model": source,
             "methods": names(methods),
             "metrics": names(metrics),
             "limit": limit,
@@ -227,18 +212,44 @@ def evaluate(
             "overwrite": overwrite,
         }
         if preset is not None:
-            found = evaluate_preset(preset, output, inputs=inputs or None, published=published, **options)
+            evaluation = evaluate_preset(preset, output, inputs=inputs or None, published=published, **options)
         else:
-            found = run(inputs or None, output, rationales=rationales, **options | given)
-        _show_evaluation(found, preset)
+            evaluation = run(inputs or None, output, rationales=rationales, **options | columns)
+        _print_tables(evaluation)
+        _warn(evaluation, preset)
+        say("wrote", str(evaluation.report))
 
 
-def _show_evaluation(found: Evaluation, preset: str | None) -> None:
-    """The main tables on standard output, and where the rest is."""
+def _columns_of(
+    preset: str | None,
+    rationales: str | None,
+    text_column: str | None,
+    pair_column: str | None,
+    label_column: str | None,
+    tokens_column: str | None,
+    marks_column: str | None,
+) -> dict[str, str]:
+    """The columns that were named, by their option; with a preset there are none, as with rationales."""
+    columns = {
+        "text_column": text_column,
+        "pair_column": pair_column,
+        "label_column": label_column,
+        "tokens_column": tokens_column,
+        "marks_column": marks_column,
+    }
+    given = {option: column for option, column in columns.items() if column is not None}
+    if preset is not None and (given or rationales is not None):
+        option = next(iter(given), "rationales").replace("_", "-")
+        raise UsageError(f"--{option} does not go with --preset, which knows its data")
+    return given
+
+
+def _print_tables(evaluation: Evaluation) -> None:
+    """The main tables on standard output, and remarks on the published numbers in them."""
     from ..evaluation.tables import published_notes, tables
 
     console = Console()
-    for title, head, rows in tables(found.results):
+    for title, head, rows in tables(evaluation.results):
         table = Table(
             box=None, pad_edge=False, header_style="dim", title=title, title_justify="left", title_style="bold"
         )
@@ -248,13 +259,17 @@ def _show_evaluation(found: Evaluation, preset: str | None) -> None:
             table.add_row(*(Text(cell) for cell in row))
         console.print(table)
         console.print()
-    notes = published_notes(found.results) if "correlation" in found.results else []
+    notes = published_notes(evaluation.results) if "correlation" in evaluation.results else []
     for k, note in enumerate(notes):
         console.print(Text(f"{'- ' if k else ''}{printable(note)}", "dim"))
     if notes:
         console.print()
-    texts = found.results["texts"]
-    if preset is not None and found.results["published"] is None:
+
+
+def _warn(evaluation: Evaluation, preset: str | None) -> None:
+    """What is missing in an evaluation: published numbers, and rows that were left out or cut."""
+    texts = evaluation.results["texts"]
+    if preset is not None and evaluation.results["published"] is None:
         say("warning", "no published numbers of this preset are there to stand beside these: see --published")
     for count, what in (
         (texts["rejected"], "rows were left out: results.json names the first"),
@@ -263,4 +278,3 @@ def _show_evaluation(found: Evaluation, preset: str | None) -> None:
     ):
         if count:
             say("warning", f"{count:,} {what}")
-    say("wrote", str(found.report))

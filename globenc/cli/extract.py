@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .console import check_device, errors, quiet, say, status, warnings_in_a_line
+from .console import errors, quiet, say, status, warnings_in_a_line
 from .options import (
     ENGINE,
     INPUT,
     OUTPUT,
-    QUESTION,
     Backend,
+    BatchTokens,
     Device,
     Dtype,
+    Format,
+    IdColumn,
+    Limit,
+    MaxLength,
     Method,
     Model,
+    PairColumn,
+    PerLayer,
     Position,
     Revision,
     RowNormalize,
+    TextColumn,
     TrustRemoteCode,
+    model_source,
     parse_position,
 )
 
@@ -41,46 +51,21 @@ def extract(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write: data/*.parquet, manifest.json.")
     ],
-    text_column: Annotated[
-        str, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column of the text. Plain text has text.")
-    ] = "text",
-    pair_column: Annotated[
-        str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column of the second text of pairs.")
-    ] = None,
-    id_column: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", rich_help_panel=INPUT, help="Column kept as id. Default: the row's number, from 0."
-        ),
-    ] = None,
+    text_column: TextColumn = None,
+    pair_column: PairColumn = None,
+    id_column: IdColumn = None,
     label_column: Annotated[
         str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column kept as gold_label.")
     ] = None,
-    format: Annotated[
-        Literal["jsonl", "csv", "tsv", "parquet", "text"] | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel=INPUT,
-            help="jsonl, csv, tsv, parquet, text. Default: by the file's ending; - is looked at.",
-        ),
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option(min=1, metavar="N", rich_help_panel=INPUT, help="Read the first N rows.")
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="N", rich_help_panel=INPUT, help="Read N tokens of a text. Default: what the model takes."
-        ),
-    ] = None,
+    format: Format = None,
+    limit: Limit = None,
+    max_length: MaxLength = None,
     strict: Annotated[
         bool, typer.Option("--strict", rich_help_panel=INPUT, help="Stop at the first bad row; see rejects.jsonl.")
     ] = False,
     method: Method = "N-Enc",
     position: Position = "cls",
-    per_layer: Annotated[
-        bool, typer.Option("--per-layer", rich_help_panel=QUESTION, help="Also layer_scores: up to every layer.")
-    ] = False,
+    per_layer: PerLayer = False,
     row_normalize: RowNormalize = False,
     words: Annotated[
         bool,
@@ -101,15 +86,7 @@ def extract(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Start anew where DIR holds an extraction.")
     ] = False,
-    batch_tokens: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            rich_help_panel=ENGINE,
-            help="Most tokens at once, padding included. Default: by the free memory.",
-        ),
-    ] = None,
+    batch_tokens: BatchTokens = None,
     engine: Annotated[
         Literal["local", "ray"],
         typer.Option(metavar="NAME", rich_help_panel=ENGINE, help="local, or ray for many GPUs or machines."),
@@ -149,16 +126,13 @@ def extract(
         with status("importing torch and transformers"):
             quiet()
             from ..extraction.run import extract as run
-            from ..extraction.shards import done_rows
-            from ..loading import ModelSource
-        if device is not None:
-            check_device(device)
-        try:
+        source = model_source(model, device, dtype, backend, revision, trust_remote_code)
+        with _progress_told(output, overwrite):
             summary = run(
                 inputs,
                 output,
-                model=ModelSource(model, device, dtype, backend, revision, trust_remote_code),
-                text_column=text_column,
+                model=source,
+                text_column="text" if text_column is None else text_column,
                 pair_column=pair_column,
                 id_column=id_column,
                 label_column=label_column,
@@ -179,12 +153,21 @@ def extract(
                 ray_address=ray_address,
                 workers=workers,
             )
-        except (KeyboardInterrupt, SystemExit):
-            again = "the same command without --overwrite" if overwrite else "the same command"
-            rows = done_rows(output)
-            say("interrupted", f"{rows:,} rows of the input are done in {str(output)!r}; {again} goes on from there")
-            raise
     _report(summary)
+
+
+@contextlib.contextmanager
+def _progress_told(output: Path, overwrite: bool) -> Iterator[None]:
+    """An interrupted run says how many rows are done, and how to go on."""
+    from ..extraction.shards import done_rows
+
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        again = "the same command without --overwrite" if overwrite else "the same command"
+        rows = done_rows(output)
+        say("interrupted", f"{rows:,} rows of the input are done in {str(output)!r}; {again} goes on from there")
+        raise
 
 
 def _report(summary: ExtractSummary) -> None:

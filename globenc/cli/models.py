@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated
+from typing import Any
 
-import typer
 from rich.table import Table
 from rich.text import Text
 
 from ..printing import printable
 from ..render.console import Console
 from .console import errors, print_json, status, warnings_in_a_line
+from .options import AsJson
 
 
 def models(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead, and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show which models globenc can take, and the one that it brings.
 
@@ -37,33 +37,40 @@ def models(
         default = _default_model()
         if as_json:
             print_json(json.dumps({"families": families, "default": default}, ensure_ascii=False))
-            return
-        console = Console()
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        columns = ["family", "for example", "layers", "kernels", "longest text", "notes"]
-        if console.width < 110:
-            columns.remove("notes")
-        for column in columns:
-            table.add_column(column, overflow="fold", no_wrap=column not in ("for example", "notes"))
-        for family in families:
-            rule = family["longest_text"].replace("max_position_embeddings", "positions").replace("_token_id", " id")
-            cells = [family["family"], family["examples"], family["layers"], family["kernels"], rule, family["notes"]]
-            table.add_row(*map(printable, cells[: len(columns)]))
-        console.print(table)
-        console.print()
-        console.print(
-            "Longest text, in tokens: positions is max_position_embeddings in the model's config, pad id its "
-            "pad_token_id. What is longer is cut off, with a warning; where any length runs, --max-length goes on. "
-            "Kernels: whether backend triton takes them. Pre-LN: N-ResLN has no meaning there, and N-Enc is N-Res."
-        )
-        more = "; ".join(f"{family['family']}: {family['tested']}" for family in families if family["tested"])
-        console.print()
-        console.print(
-            "Tested, every family: a tiny random configuration in float64 and float32, alone and in padded batches, "
-            f"against the paper's equations. Beyond that, {more}."
-        )
-        console.print()
-        console.print(Text.assemble("without --model: ", (default["name"], "bold"), f". {default['about']}"))
+        else:
+            _print(families, default)
+
+
+def _print(families: list[dict[str, Any]], default: dict[str, str]) -> None:
+    """A table of the families, remarks on it, and the model in the package."""
+    console = Console()
+    console.print(_table(families, with_notes=console.width >= 110))
+    console.print()
+    console.print(
+        "Longest text, in tokens: positions is max_position_embeddings in the model's config, pad id its "
+        "pad_token_id. What is longer is cut off, with a warning; where any length runs, --max-length goes on. "
+        "Kernels: whether backend triton takes them. Pre-LN: N-ResLN has no meaning there, and N-Enc is N-Res."
+    )
+    more = "; ".join(f"{family['family']}: {family['tested']}" for family in families if family["tested"])
+    console.print()
+    console.print(
+        "Tested, every family: a tiny random configuration in float64 and float32, alone and in padded batches, "
+        f"against the paper's equations. Beyond that, {more}."
+    )
+    console.print()
+    console.print(Text.assemble("without --model: ", (default["name"], "bold"), f". {default['about']}"))
+
+
+def _table(families: list[dict[str, Any]], with_notes: bool) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    columns = ["family", "for example", "layers", "kernels", "longest text", *["notes"] * with_notes]
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column not in ("for example", "notes"))
+    for family in families:
+        rule = family["longest_text"].replace("max_position_embeddings", "positions").replace("_token_id", " id")
+        cells = [family["family"], family["examples"], family["layers"], family["kernels"], rule, family["notes"]]
+        table.add_row(*map(printable, cells[: len(columns)]))
+    return table
 
 
 def _default_model() -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""Options that several commands have."""
+"""Options that several commands have: each is declared once, so that it has one name and one help text.
+
+`Annotated` types are for a command's signature; the functions turn what was written into what the library takes.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ..methods import METHODS, get_method
-from .console import UsageError, check_device, quiet, status
+from .console import UsageError, check_device
 
 if TYPE_CHECKING:
-    from ..explainer import GlobEnc
+    from ..loading import ModelSource
 
 
 # panels of --help
@@ -47,25 +50,59 @@ def names(written: str | None) -> list[str] | None:
     return None if written is None else [name.strip() for name in written.split(",") if name.strip()]
 
 
-def load(
+def model_source(
     model: str | None,
     device: str | None,
     dtype: str | None,
     backend: str,
     revision: str | None,
     trust_remote_code: bool,
-) -> GlobEnc:
-    with status(f"loading {model or 'the default model'}"):
-        quiet()
-        from ..explainer import GlobEnc
+) -> ModelSource:
+    """Which model is loaded, and how, by the six options of the panel Model; the device is there."""
+    from ..loading import ModelSource
 
-        if device is not None:
-            check_device(device)
-        return GlobEnc.from_pretrained(
-            model, device, dtype, backend, revision=revision, trust_remote_code=trust_remote_code
-        )
+    if device is not None:
+        check_device(device)
+    return ModelSource(model, device, dtype, backend, revision, trust_remote_code)
 
 
+TextColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=INPUT,
+        help="Column of the text. Default: text, which is also the column of plain text.",
+    ),
+]
+PairColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", rich_help_panel=INPUT, help="Column of the second text of pairs.")
+]
+IdColumn = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=INPUT,
+        help="Column that names a row, written as id. Default: the row's number, from 0.",
+    ),
+]
+Format = Annotated[
+    Literal["jsonl", "csv", "tsv", "parquet", "text"] | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=INPUT,
+        help="jsonl, csv, tsv, parquet, text. Default: by the file's ending; - is looked at.",
+    ),
+]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", rich_help_panel=INPUT, help="Read the first N rows.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        rich_help_panel=INPUT,
+        help="Read at most N tokens of a text. Default: what the model takes.",
+    ),
+]
 Method = Annotated[
     str, typer.Option(metavar="NAME", callback=_method, rich_help_panel=QUESTION, help=f"{', '.join(METHODS)}.")
 ]
@@ -79,12 +116,29 @@ Position = Annotated[
         "token position such as 3 or -2, or several: 0,3,-2.",
     ),
 ]
+PerLayer = Annotated[
+    bool,
+    typer.Option("--per-layer", rich_help_panel=QUESTION, help="Also layer_scores: the scores up to every layer."),
+]
 RowNormalize = Annotated[
     bool,
     typer.Option(
         "--row-normalize",
         rich_help_panel=QUESTION,
         help="Divide the rows of every layer by their sums; the paper does not.",
+    ),
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", rich_help_panel=OUTPUT, help="Print everything as one JSON object, and nothing else."),
+]
+BatchTokens = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        rich_help_panel=ENGINE,
+        help="Most tokens at once, padding included. Default: by the free memory.",
     ),
 ]
 Model = Annotated[
