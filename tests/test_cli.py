@@ -14,6 +14,7 @@ from typing import get_args, get_type_hints
 import matplotlib.image
 import pytest
 import torch
+import typer
 from helpers import save_letter_model
 
 import globenc
@@ -159,6 +160,44 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(run, tmp_path, arguments, m
     assert err.endswith(" (see globenc attribute --help)\n")
     assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+OLDER_NAMES = [
+    (command, option, names)
+    for command in ("attribute", "extract", "evaluate")
+    for option, names in (("--target=1", ("--position", "--label")), ("--layers", ("--per-layer",)))
+    if (command, option) != ("evaluate", "--layers")
+]
+
+
+@pytest.mark.parametrize(("command", "option", "names"), OLDER_NAMES, ids=lambda value: str(value).strip("-"))
+def test_older_names_of_options_are_answered_by_what_is_meant(run, command, option, names):
+    code, out, err = run(command, "a", option)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"globenc: error: No such option: {option.split('=')[0]}: ")
+    assert all(name in err for name in names)
+    assert err.endswith(f" (see globenc {command} --help)\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("command", "option"), [("models", "--target"), ("evaluate", "--layers")])
+def test_older_names_mean_nothing_to_commands_without_the_option(run, command, option):
+    code, _, err = run(command, option)
+    assert code == 2
+    assert err == f"globenc: error: No such option: {option} (see globenc {command} --help)\n"
+
+
+def test_an_option_of_several_commands_has_one_help_text():
+    """Options of one name differ only where the commands do different things with them."""
+    helps: dict[str, set[str]] = {}
+    commands = typer.main.get_command(cli.app).commands.values()
+    for command in commands:
+        for parameter in command.params:
+            if parameter.param_type_name == "option":
+                helps.setdefault(parameter.opts[0], set()).add(parameter.help)
+    shared = {"--model", "--device", "--max-length", "--limit", "--position", "--per-layer", "--text-column", "--json"}
+    assert all(len(helps[name]) == 1 for name in shared)
+    assert {name for name, texts in helps.items() if len(texts) > 1} == {"--label-column", "--output", "--overwrite"}
 
 
 def test_unknown_command_and_no_command(run):

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+# older names of options: the option that a command must have, and what is said then
+_RENAMED = {
+    "--target": (
+        "--position",
+        "No such option: --target: --position says whose output vector is attributed (cls, mean, all, a token's "
+        "position); a class, which is a target elsewhere, would be --label, which is not there yet",
+    ),
+    "--layers": (
+        "--per-layer",
+        "No such option: --layers: --per-layer adds the scores up to every layer",
+    ),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,8 +61,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return code
     except UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "globenc"
-        message = error.format_message().replace("Value error, ", "").rstrip(".")
-        say("error", f"{message} (see {command} --help)")
+        say("error", f"{_usage_sentence(error)} (see {command} --help)")
         return USAGE
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
@@ -57,6 +69,17 @@ def _run(arguments: Sequence[str] | None) -> int:
         # the reader has seen enough; nothing is left to flush into the closed pipe at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _usage_sentence(error: Any) -> str:
+    """What a UsageError says; of an option's older name, which option of the command is meant."""
+    option = getattr(error, "option_name", None)
+    if option in _RENAMED:
+        current, sentence = _RENAMED[option]
+        if any(current in parameter.opts for parameter in error.ctx.command.params):
+            return sentence
+    message: str = error.format_message()
+    return message.replace("Value error, ", "").rstrip(".")
 
 
 def _show_version(asked: bool) -> None:
