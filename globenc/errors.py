@@ -11,6 +11,8 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
+from .printing import short as short
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -52,14 +54,6 @@ def named(error: BaseException, text: str) -> Exception:
     """An error of the same kind that says which text it is about."""
     kind = next((kind for kind in _KINDS if isinstance(error, kind)), ValueError)
     return kind(f"{text}: {in_a_line(error)}")
-
-
-def short(text: str, most: int = 200) -> str:
-    """A text of another's making in one line that can be printed, of so many characters at most."""
-    if len(text) <= most and text.isprintable():
-        return text
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
-    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
 def warn_caller(message: str) -> None:

@@ -1,4 +1,4 @@
-"""What a person reads on a terminal: free of what steers one, and in characters that it can show."""
+"""Text for a person's terminal: without control characters, and in characters that the terminal can show."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import re
 import sys
 from collections.abc import Iterator
 
-# of Unicode's Bidi_Control: what turns runs of text around, and the marks that only stand for a letter
-_TURNING, _MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069", "\u061c\u200e\u200f"
+# of Unicode's Bidi_Control: what sets the direction of whole runs of text, and the marks that stand for one letter
+_DIRECTIONS, _MARKS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069", "\u061c\u200e\u200f"
 _BREAKS = "\n\r\t\x85\u2028\u2029"
 _PRINTABLE: dict[int, str | None] = {
-    **dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000), *map(ord, _TURNING)], "\ufffd"),
+    **dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), *range(0xD800, 0xE000), *map(ord, _DIRECTIONS)], "\ufffd"),
     **dict.fromkeys(map(ord, _BREAKS), " "),
     **dict.fromkeys(map(ord, _MARKS)),
 }
-_STEERING = re.compile(f"[\x7f-\x9f\ud800-\udfff\u2028\u2029{_TURNING}{_MARKS}]")
+_CONTROLS = re.compile(f"[\x7f-\x9f\ud800-\udfff\u2028\u2029{_DIRECTIONS}{_MARKS}]")
 _LOOKALIKES = {
     **dict.fromkeys("─━", "-"),
     **dict.fromkeys("│┃", "|"),
@@ -47,6 +47,21 @@ def printable(text: str) -> str:
     return text.translate(_PRINTABLE)
 
 
+def short(text: str, most: int = 200) -> str:
+    """Text of unknown origin for a sentence: one line, unprintable characters as escapes, at most so many characters.
+
+    Where a text is shown, `printable` keeps its width; where it is quoted, an escape says which character it was.
+
+    Example:
+        >>> short("a" + chr(27) + "[31m" + chr(10) + "b")
+        'a\\\\x1b[31m\\\\nb'
+    """
+    if len(text) <= most and text.isprintable():
+        return text
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: most + 1])
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
 def say(line: str) -> None:
     """Print one line on standard error."""
     if sys.stderr is not None:
@@ -60,7 +75,7 @@ def escaped(json: str) -> str:
         >>> escaped('"a' + chr(0x9b) + chr(0xdcff) + 'é"')
         '"a\\\\u009b\\\\udcffé"'
     """
-    return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", json)
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", json)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..render.console import Console
-from .console import UsageError, errors, print_json, quiet, say, status, warnings_in_a_line
+from .console import UsageError, errors_in_a_line, print_json, quiet, say, status, warnings_in_a_line
 from .files import checked_text, picture_path, read_text, replacing
 from .options import (
     INPUT,
@@ -108,7 +108,7 @@ def attribute(
     second = None if pair is None else checked_text("--pair", pair)
     if html is not None and plot is not None and os.path.realpath(html) == os.path.realpath(plot):
         raise UsageError("--html and --plot are the same file")
-    with errors(), warnings_in_a_line(), contextlib.ExitStack() as outputs:
+    with errors_in_a_line(), warnings_in_a_line(), contextlib.ExitStack() as outputs:
         plot_part = None if plot is None else outputs.enter_context(replacing(picture_path(plot)))
         html_part = None if html is None else outputs.enter_context(replacing(html))
         with status(f"loading {model or 'the default model'}"):

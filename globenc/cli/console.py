@@ -26,8 +26,8 @@ UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 
 @contextlib.contextmanager
-def errors() -> Iterator[None]:
-    """What can be foreseen to go wrong as one sentence and exit code 1."""
+def errors_in_a_line() -> Iterator[None]:
+    """Errors that can be foreseen become one sentence and exit code 1."""
     try:
         yield
     except (BrokenPipeError, UsageError):
@@ -106,13 +106,14 @@ def quiet() -> None:
 
 
 def check_device(device: str) -> None:
+    """Refuse a device that torch does not know (wrong usage) or that this machine lacks (RuntimeError)."""
     import torch
 
     try:
-        place = torch.device(device)
+        torch_device = torch.device(device)
     except RuntimeError:
         raise UsageError(f"unknown device {device!r}: use cpu, cuda or cuda:0") from None
     try:
-        torch.empty(1, device=place)
+        torch.empty(1, device=torch_device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise RuntimeError(f"no device {device!r} here: {_first_line(error)}") from None

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..printing import printable
 from ..render.console import Console
-from .console import UsageError, errors, quiet, say, status, warnings_in_a_line
+from .console import UsageError, errors_in_a_line, quiet, say, status, warnings_in_a_line
 from .options import (
     INPUT,
     OUTPUT,
@@ -186,7 +186,7 @@ def evaluate(
     if preset is None and published is not None:
         raise UsageError("--published goes with --preset")
     columns = _columns_of(preset, rationales, text_column, pair_column, label_column, tokens_column, marks_column)
-    with errors(), warnings_in_a_line():
+    with errors_in_a_line(), warnings_in_a_line():
         with status("importing torch and transformers"):
             quiet()
             from ..evaluation.presets import evaluate_preset

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .console import errors, quiet, say, status, warnings_in_a_line
+from .console import errors_in_a_line, quiet, say, status, warnings_in_a_line
 from .options import (
     ENGINE,
     INPUT,
@@ -122,12 +122,12 @@ def extract(
 
     - `globenc extract "hf://stanfordnlp/imdb?split=test" -o imdb -m ./my-model`
     """
-    with errors(), warnings_in_a_line():
+    with errors_in_a_line(), warnings_in_a_line():
         with status("importing torch and transformers"):
             quiet()
             from ..extraction.run import extract as run
         source = model_source(model, device, dtype, backend, revision, trust_remote_code)
-        with _progress_told(output, overwrite):
+        with _report_interrupt(output, overwrite):
             summary = run(
                 inputs,
                 output,
@@ -157,7 +157,7 @@ def extract(
 
 
 @contextlib.contextmanager
-def _progress_told(output: Path, overwrite: bool) -> Iterator[None]:
+def _report_interrupt(output: Path, overwrite: bool) -> Iterator[None]:
     """An interrupted run says how many rows are done, and how to go on."""
     from ..extraction.shards import done_rows
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from .console import UsageError, errors
+from .console import UsageError, errors_in_a_line
 
 
 def read_text(text: list[str] | None, file: str | None) -> str:
@@ -25,7 +25,7 @@ def read_text(text: list[str] | None, file: str | None) -> str:
 
 
 def _read_file(file: str) -> str:
-    with errors():
+    with errors_in_a_line():
         try:
             if file == "-" and sys.stdin is None:
                 raise OSError(errno.EBADF, "standard input is closed")
@@ -42,7 +42,7 @@ def checked_text(where: str, text: str) -> str:
         raise UsageError(f"{where} is empty: there is no word to score")
     if any("\ud800" <= character <= "\udfff" for character in text):
         try:
-            return os.fsencode(text).decode()  # an argument, taken to pieces by a locale that is not UTF-8
+            return os.fsencode(text).decode()  # an argument that Python decoded by a locale without UTF-8
         except UnicodeError:
             raise UsageError(f"{where} is not valid UTF-8") from None
     return text

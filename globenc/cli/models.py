@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ..printing import printable
 from ..render.console import Console
-from .console import errors, print_json, status, warnings_in_a_line
+from .console import errors_in_a_line, print_json, status, warnings_in_a_line
 from .options import AsJson
 
 
@@ -30,7 +30,7 @@ def models(
 
     - `globenc models --json`
     """
-    with errors(), warnings_in_a_line():
+    with errors_in_a_line(), warnings_in_a_line():
         with status("importing torch and transformers"):
             from ..encoders import describe, supported_encoders
         families = [describe(family) for family in supported_encoders()]
