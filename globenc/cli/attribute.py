@@ -100,7 +100,7 @@ def attribute(
 
     - `globenc attribute "not bad at all" --position=-2 --json`
 
-    - `globenc attribute --image cat.jpg -m google/vit-base-patch16-224 --plot c.png`
+    - `globenc attribute --image a.jpg -m google/vit-base-patch16-224 --plot a.png`
     """
     if image is not None and (text or file is not None or pair is not None or max_length is not None):
         raise UsageError("--image goes alone: without TEXT, --file, --pair and --max-length")

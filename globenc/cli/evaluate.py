@@ -229,7 +229,7 @@ def _columns_of(
     tokens_column: str | None,
     marks_column: str | None,
 ) -> dict[str, str]:
-    """The columns that were named, by their option; with a preset there are none, as with rationales."""
+    """The columns that were named, by their option. A preset knows its data: it takes no columns and no rationales."""
     columns = {
         "text_column": text_column,
         "pair_column": pair_column,
