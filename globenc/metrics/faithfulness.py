@@ -6,7 +6,7 @@ sufficiency: ERASER, DeYoung et al., ACL 2020, with its shares (1, 5, 10, 20 and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ REMOVALS = ("mask", "delete")
 ORDERS = ("most", "least")
 BATCH_TOKENS = 2048
 
+_NO_VARIANT = -1  # of a text without removable tokens
 _COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 
 
@@ -110,78 +111,37 @@ def aopc(
     """
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {order!r}")
-    return _one(
-        model, scores, Measure(order, tuple(shares)), removal, mask_token_id, special_tokens_mask, label, model_inputs
-    )
+    options = {"removal": removal, "mask_token_id": mask_token_id, "special_tokens_mask": special_tokens_mask}
+    return _faithfulness(model, scores, Measure(order, tuple(shares)), {**options, "label": label, **model_inputs})
 
 
 def comprehensiveness(
-    model: nn.Module,
-    scores: Any,
-    *,
-    shares: Sequence[float] = ERASER_SHARES,
-    removal: str = "mask",
-    mask_token_id: int | None = None,
-    special_tokens_mask: Tensor | None = None,
-    label: str | Tensor = "predicted",
-    **model_inputs: Any,
+    model: nn.Module, scores: Any, *, shares: Sequence[float] = ERASER_SHARES, **options: Any
 ) -> Faithfulness:
     """Mean drop of the answer's probability without the most important tokens; higher is better. (ERASER)
 
-    Arguments, result and errors as for `aopc`.
+    The other arguments, result and errors as for `aopc`, which has an `order` besides.
     """
-    measure = Measure("most", tuple(shares))
-    return _one(model, scores, measure, removal, mask_token_id, special_tokens_mask, label, model_inputs)
+    return _faithfulness(model, scores, Measure("most", tuple(shares)), options)
 
 
 def sufficiency(
-    model: nn.Module,
-    scores: Any,
-    *,
-    shares: Sequence[float] = ERASER_SHARES,
-    removal: str = "mask",
-    mask_token_id: int | None = None,
-    special_tokens_mask: Tensor | None = None,
-    label: str | Tensor = "predicted",
-    **model_inputs: Any,
+    model: nn.Module, scores: Any, *, shares: Sequence[float] = ERASER_SHARES, **options: Any
 ) -> Faithfulness:
     """Mean drop of the answer's probability with the most important tokens alone; lower is better. (ERASER)
 
-    Arguments, result and errors as for `aopc`.
+    The other arguments, result and errors as for `aopc`, which has an `order` besides.
     """
-    measure = Measure("keep", tuple(shares))
-    return _one(model, scores, measure, removal, mask_token_id, special_tokens_mask, label, model_inputs)
+    return _faithfulness(model, scores, Measure("keep", tuple(shares)), options)
 
 
-def _one(
-    model: nn.Module,
-    scores: Any,
-    measure: Measure,
-    removal: str,
-    mask_token_id: int | None,
-    special_tokens_mask: Tensor | None,
-    label: str | Tensor,
-    model_inputs: dict[str, Any],
-) -> Faithfulness:
-    drops = removal_drops(
-        model,
-        {"scores": scores},
-        {"measure": measure},
-        removal=removal,
-        mask_token_id=mask_token_id,
-        special_tokens_mask=special_tokens_mask,
-        label=label,
-        **model_inputs,
-    )
-    return summed_up(measure.shares, drops["scores"]["measure"])
-
-
-def summed_up(shares: tuple[float, ...], drops: np.ndarray) -> Faithfulness:
-    """Drops [shares, batch] with their means."""
+def _faithfulness(model: nn.Module, scores: Any, measure: Measure, options: dict[str, Any]) -> Faithfulness:
+    """The drops of one measure with their means; options are those of `removal_drops`."""
+    drops = removal_drops(model, {"scores": scores}, {"measure": measure}, **options)["scores"]["measure"]
     values = drops.mean(0)
-    there = values[~np.isnan(values)]
-    mean, std = (float(there.mean()), float(there.std())) if len(there) else (float("nan"), float("nan"))
-    return Faithfulness(shares, drops, values, mean, std, int(np.isnan(values).sum()))
+    defined = values[~np.isnan(values)]
+    mean, std = (float(defined.mean()), float(defined.std())) if len(defined) else (float("nan"), float("nan"))
+    return Faithfulness(measure.shares, drops, values, mean, std, len(values) - len(defined))
 
 
 def removal_drops(
@@ -194,7 +154,6 @@ def removal_drops(
     special_tokens_mask: Tensor | None = None,
     label: str | Tensor = "predicted",
     batch_tokens: int = BATCH_TOKENS,
-    advance: Callable[[int], None] | None = None,
     **model_inputs: Any,
 ) -> dict[str, dict[str, np.ndarray]]:
     """Drops [shares, batch] of several scores under several measures; a changed text that occurs twice is read once.
@@ -202,66 +161,96 @@ def removal_drops(
     Args:
         scores, measures: by name.
         batch_tokens: most tokens of a forward pass, padding included.
-        advance: told how many of the changed texts of this batch have been read.
         The others: as for `aopc`.
     """
     encoder = Encoder.of(model)
-    eager: Any = encoder.model
-    real = check_inputs(encoder, model_inputs).cpu().numpy()
-    batch, n = real.shape
-    _check(eager, model_inputs, removal, mask_token_id)
+    mask = check_inputs(encoder, model_inputs).cpu().numpy()
+    _check(encoder.model, model_inputs, removal, mask_token_id)
     for measure in measures.values():
         if not measure.shares or not all(0 < share <= 1 for share in measure.shares):
             raise ValueError(f"shares must be numbers above 0 and up to 1, got {list(measure.shares)}")
-    stays = ~real
+    removable = mask
     if special_tokens_mask is not None:
-        if tuple(special_tokens_mask.shape) != (batch, n):
+        if tuple(special_tokens_mask.shape) != mask.shape:
             raise ValueError(
-                f"special_tokens_mask must have shape [batch, n] = {[batch, n]}, got {list(special_tokens_mask.shape)}"
+                f"special_tokens_mask must have shape [batch, n] = {[*mask.shape]}, got "
+                f"{list(special_tokens_mask.shape)}"
             )
-        stays = stays | special_tokens_mask.bool().cpu().numpy()
-    rows = {name: _checked_scores(name, given, (batch, n)) for name, given in scores.items()}
-    variants: dict[tuple[int, bytes], int] = {}
-    removed: list[tuple[int, np.ndarray]] = []
-
-    def variant(text: int, gone: np.ndarray) -> int:
-        key = (text, gone.tobytes())
-        if key not in variants:
-            variants[key] = len(removed)
-            removed.append((text, gone))
-        return variants[key]
-
-    whole = [variant(text, np.zeros(n, bool)) for text in range(batch)]
-    wanted: dict[tuple[str, str], list[list[int | None]]] = {}
-    for name, values in rows.items():
-        places = [np.flatnonzero(~stays[text]) for text in range(batch)]
-        ranked = [places[text][np.argsort(-values[text, places[text]], kind="stable")] for text in range(batch)]
+        removable = mask & ~special_tokens_mask.bool().cpu().numpy()
+    variants = _Variants(mask, removal)
+    indices: dict[tuple[str, str], np.ndarray] = {}
+    for name, given in scores.items():
+        values = _checked_scores(name, given, mask.shape)
+        ranked = [_most_important_first(row, may_go) for row, may_go in zip(values, removable, strict=True)]
         for kind, measure in measures.items():
-            wanted[name, kind] = [
+            indices[name, kind] = np.array(
                 [
-                    None
-                    if not len(ranked[text])
-                    else variant(text, _gone(ranked[text], measure.order, share, real[text], removal))
-                    for text in range(batch)
+                    [variants.without(text, ranked[text], measure.order, share) for text in range(len(mask))]
+                    for share in measure.shares
                 ]
-                for share in measure.shares
-            ]
+            )
+    ids, types = variants.tokens(model_inputs, mask_token_id)
     loan = Loan()
 
     def run() -> np.ndarray:
-        loan.evaluation_mode(list(eager.modules()))
-        return _probabilities(
-            eager, model_inputs, real, removed, whole, removal, mask_token_id, label, batch_tokens, advance
-        )
+        loan.evaluation_mode(list(encoder.model.modules()))
+        return _probabilities(encoder, ids, types, variants.texts, label, batch_tokens)
 
     probabilities = loan.run(run)
-    full = probabilities[whole]
-    drops: dict[str, dict[str, np.ndarray]] = {name: {} for name in rows}
-    for (name, kind), table in wanted.items():
-        drops[name][kind] = np.array(
-            [[np.nan if k is None else full[text] - probabilities[k] for text, k in enumerate(row)] for row in table]
-        )
+    full = probabilities[: len(mask)]
+    drops: dict[str, dict[str, np.ndarray]] = {name: {} for name in scores}
+    for (name, kind), table in indices.items():
+        drops[name][kind] = np.where(table == _NO_VARIANT, np.nan, full - probabilities[table])
     return drops
+
+
+class _Variants:
+    """The texts of a batch [batch, n] as they are, and then without some of their tokens; each variant once."""
+
+    def __init__(self, mask: np.ndarray, removal: str):
+        self.mask, self.removal = mask, removal
+        self.texts: list[int] = []  # which text of the batch each variant is of
+        self._removed: list[np.ndarray] = []
+        self._known: dict[tuple[int, bytes], int] = {}
+        for text in range(len(mask)):
+            self._index(text, np.zeros(mask.shape[1], bool))
+
+    def without(self, text: int, ranked: np.ndarray, order: str, share: float) -> int:
+        """Index of a text without a share of its removable tokens, whose positions are ranked, most important first."""
+        if not len(ranked):
+            return _NO_VARIANT
+        count = max(1, int(share * len(ranked) + 0.5))
+        picked = {"most": ranked[:count], "least": ranked[::-1][:count], "keep": ranked[count:]}[order]
+        if self.removal == "delete" and len(picked) == self.mask[text].sum():
+            picked = picked[:-1]  # nothing would be left to read
+        removed = np.zeros(self.mask.shape[1], bool)
+        removed[picked] = True
+        return self._index(text, removed)
+
+    def tokens(
+        self, inputs: Mapping[str, Any], mask_token_id: int | None
+    ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
+        """The variants' token ids, and their types where the inputs have them."""
+        input_ids = inputs["input_ids"].cpu().numpy()
+        types = inputs.get("token_type_ids")
+        type_ids = None if types is None else np.broadcast_to(types.cpu().numpy(), input_ids.shape)
+        id_rows: list[np.ndarray] = []
+        type_rows: list[np.ndarray] = []
+        for text, removed in zip(self.texts, self._removed, strict=True):
+            remaining = self.mask[text] & ~removed if self.removal == "delete" else self.mask[text]
+            changed = np.where(removed, mask_token_id, input_ids[text]) if self.removal == "mask" else input_ids[text]
+            id_rows.append(changed[remaining])
+            if type_ids is not None:
+                type_rows.append(type_ids[text][remaining])
+        return id_rows, None if type_ids is None else type_rows
+
+    def _index(self, text: int, removed: np.ndarray) -> int:
+        key = (text, removed.tobytes())
+        if key not in self._known:
+            self._known[key] = len(self.texts)
+            self.texts.append(text)
+            self._removed.append(removed)
+        return self._known[key]
 
 
 def _check(model: Any, inputs: dict[str, Any], removal: str, mask_token_id: int | None) -> None:
@@ -292,79 +281,61 @@ def _checked_scores(name: str, given: Any, shape: tuple[int, int]) -> np.ndarray
     return values
 
 
-def _gone(ranked: np.ndarray, order: str, share: float, real: np.ndarray, removal: str) -> np.ndarray:
-    """Which tokens of a text go; `ranked` are the places of the removable ones, most important first."""
-    count = max(1, int(share * len(ranked) + 0.5))
-    picked = {"most": ranked[:count], "least": ranked[::-1][:count], "keep": ranked[count:]}[order]
-    if removal == "delete" and len(picked) == real.sum():
-        picked = picked[:-1]  # nothing would be left to read
-    gone = np.zeros(len(real), bool)
-    gone[picked] = True
-    return gone
+def _most_important_first(scores: np.ndarray, removable: np.ndarray) -> np.ndarray:
+    positions = np.flatnonzero(removable)
+    return positions[np.argsort(-scores[positions], kind="stable")]
 
 
 def _probabilities(
-    model: Any,
-    inputs: dict[str, Any],
-    real: np.ndarray,
-    removed: list[tuple[int, np.ndarray]],
-    whole: list[int],
-    removal: str,
-    mask_token_id: int | None,
+    encoder: Encoder,
+    ids: list[np.ndarray],
+    types: list[np.ndarray] | None,
+    texts: list[int],
     label: str | Tensor,
     batch_tokens: int,
-    advance: Callable[[int], None] | None,
 ) -> np.ndarray:
-    """p(class of the text | variant) for every variant."""
+    """p(class of the text | variant) for every variant; the first ones are the whole texts, whose answers decide the
+    class."""
+    batch = max(texts) + 1
+    whole = _logits(encoder, ids[:batch], None if types is None else types[:batch], batch_tokens)
+    classes = classes_of(label, whole)
+    logits = whole
+    if len(ids) > batch:
+        changed = _logits(encoder, ids[batch:], None if types is None else types[batch:], batch_tokens)
+        logits = torch.cat([whole, changed])
+    probabilities = logits.sigmoid() if kind_of(encoder.model) == "labels" else logits.softmax(-1)
+    return probabilities[torch.arange(len(ids)), classes[texts]].numpy()
+
+
+def _logits(encoder: Encoder, ids: list[np.ndarray], types: list[np.ndarray] | None, batch_tokens: int) -> Tensor:
+    """Class logits [texts, classes] of unpadded texts, float64 on the CPU."""
+    model = encoder.model
     device = next(model.parameters()).device
-    ids = inputs["input_ids"].cpu().numpy()
-    types = None if inputs.get("token_type_ids") is None else inputs["token_type_ids"].cpu().numpy()
-    if types is not None:
-        types = np.broadcast_to(types, ids.shape)
     filler = getattr(model.config, "pad_token_id", None) or 0
-    kept = [real[text] & ~gone if removal == "delete" else real[text] for text, gone in removed]
-    lengths = [int(keep.sum()) for keep in kept]
-    several = kind_of(model) == "labels"
-    classes: np.ndarray | None = None
-    found = np.full(len(removed), np.nan)
-    # the whole texts first: what they are answered decides the class
-    rest = sorted(set(range(len(removed))) - set(whole))
+    rows: list[Tensor] = [torch.empty(0)] * len(ids)
     with torch.no_grad(), returning_tuples(model):
-        for part in (whole, rest):
-            rows: list[np.ndarray] = [np.empty(0)] * len(part)
-            for batch in by_length(
-                [lengths[k] for k in part], batch_tokens, Encoder.of(model).family.padding_invariant
-            ):
-                longest = max(lengths[part[k]] for k in batch)
-                columns = {
-                    "input_ids": np.full((len(batch), longest), filler, np.int64),
-                    "attention_mask": np.zeros((len(batch), longest), np.int64),
-                }
-                if types is not None:
-                    columns["token_type_ids"] = np.zeros((len(batch), longest), np.int64)
-                for row, k in enumerate(batch):
-                    text, gone = removed[part[k]]
-                    keep, length = kept[part[k]], lengths[part[k]]
-                    changed = np.where(gone, mask_token_id, ids[text]) if removal == "mask" else ids[text]
-                    columns["input_ids"][row, :length] = changed[keep]
-                    columns["attention_mask"][row, :length] = 1
-                    if types is not None:
-                        columns["token_type_ids"][row, :length] = types[text][keep]
-                tensors = {name: torch.from_numpy(column).to(device) for name, column in columns.items()}
-                logits = logits_of(model, model(**by_name(model, tensors)))
-                if logits is None or logits.ndim != 2:
-                    raise ValueError(f"{type(model).__name__} has no class logits: give a model that classifies texts")
-                for k, row in zip(batch, logits.double().cpu().numpy(), strict=True):
-                    rows[k] = row
-                if advance is not None:
-                    advance(len(batch))
-            if not len(part):
-                continue
-            answers = torch.from_numpy(np.stack(rows))
-            if not bool(torch.isfinite(answers).all()):
-                raise FloatingPointError("the model's logits are not finite: its weights hold NaN or infinity")
-            shares = (answers.sigmoid() if several else answers.softmax(-1)).numpy()
-            if classes is None:
-                classes = classes_of(label, answers).numpy()
-            found[part] = shares[np.arange(len(part)), classes[[removed[k][0] for k in part]]]
-    return found
+        for batch in by_length([len(row) for row in ids], batch_tokens, encoder.family.padding_invariant):
+            columns = {
+                "input_ids": _padded([ids[k] for k in batch], filler),
+                "attention_mask": _padded([np.ones(len(ids[k]), np.int64) for k in batch], 0),
+            }
+            if types is not None:
+                columns["token_type_ids"] = _padded([types[k] for k in batch], 0)
+            inputs = {name: column.to(device) for name, column in columns.items()}
+            logits = logits_of(model, model(**by_name(model, inputs)))
+            if logits is None or logits.ndim != 2:
+                raise ValueError(f"{type(model).__name__} has no class logits: give a model that classifies texts")
+            for k, row in zip(batch, logits.double().cpu(), strict=True):
+                rows[k] = row
+    stacked = torch.stack(rows)
+    if not bool(torch.isfinite(stacked).all()):
+        raise FloatingPointError("the model's logits are not finite: its weights hold NaN or infinity")
+    return stacked
+
+
+def _padded(rows: list[np.ndarray], filler: int) -> Tensor:
+    """Rows of whole numbers as one tensor [batch, longest], filled behind their ends."""
+    padded = np.full((len(rows), max(len(row) for row in rows)), filler, np.int64)
+    for k, row in enumerate(rows):
+        padded[k, : len(row)] = row
+    return torch.from_numpy(padded)
