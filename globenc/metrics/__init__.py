@@ -2,6 +2,9 @@
 
 Each measure stands alone on tensors, arrays and models; `globenc.evaluate` puts them together to a report on a model
 and its texts.
+
+A value that is not defined, such as the correlation of a constant row, is NaN in arrays and records, null in files,
+counted as `undefined`, and in no mean.
 """
 
 from .correlation import Correlation, spearman

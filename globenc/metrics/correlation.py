@@ -15,10 +15,10 @@ class Correlation:
     """Spearman correlations of many texts.
 
     Attributes:
-        values: one for each text that has one, in order.
-        mean: their mean; NaN if there is none.
-        std: their population standard deviation, as the paper gives it.
-        undefined: how many texts have none: one token, or a constant row on either side.
+        values: [texts]; NaN for a text of one token, or with a constant row on either side.
+        mean: of the values that are there; NaN if there is none.
+        std: likewise, the population standard deviation, as the paper gives it.
+        undefined: how many texts have no value.
     """
 
     values: np.ndarray
@@ -39,21 +39,21 @@ def spearman(
         mask: True at the tokens that count, rows as above; None counts all.
 
     Returns:
-        Correlation over the texts; those without one are counted and left out, never NaN in a mean.
+        Correlation over the texts; those without one are NaN, counted, and in no mean.
 
     Raises:
         ValueError: rows that do not match, or hold NaN or infinity.
 
     Example:
-        >>> found = spearman([[1, 2, 3], [3, 1, 2]], [[10, 20, 40], [5, 5, 5]])
-        >>> round(found.mean, 6), found.undefined
+        >>> correlation = spearman([[1, 2, 3], [3, 1, 2]], [[10, 20, 40], [5, 5, 5]])
+        >>> round(correlation.mean, 6), correlation.undefined
         (1.0, 1)
     """
     if len(scores) != len(references) or (mask is not None and len(mask) != len(scores)):
         raise ValueError(
             f"scores, references and mask must have a row for each text, got {len(scores)}, {len(references)}"
         )
-    values, undefined = [], 0
+    values = np.full(len(scores), np.nan)
     for k in range(len(scores)):
         first, second = (np.asarray(rows[k], dtype=np.float64) for rows in (scores, references))
         if first.shape != second.shape or first.ndim != 1:
@@ -65,14 +65,10 @@ def spearman(
             first, second = first[chosen], second[chosen]
         if not (np.isfinite(first).all() and np.isfinite(second).all()):
             raise ValueError(f"text {k}: scores hold NaN or infinity")
-        value = rank_correlations(first[None], second)[0]
-        if np.isnan(value):
-            undefined += 1
-        else:
-            values.append(value)
-    found = np.array(values)
-    mean, std = (float(found.mean()), float(found.std())) if len(found) else (float("nan"), float("nan"))
-    return Correlation(found, mean, std, undefined)
+        values[k] = rank_correlations(first[None], second)[0]
+    defined = values[~np.isnan(values)]
+    mean, std = (float(defined.mean()), float(defined.std())) if len(defined) else (float("nan"), float("nan"))
+    return Correlation(values, mean, std, len(values) - len(defined))
 
 
 def rank_correlations(rows: np.ndarray, reference: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Plausibility:
-    """Agreement with marks on one text; NaN is None.
+    """Agreement with marks on one text; NaN where no token is marked, or every one.
 
     Attributes:
         auprc: area under the precision-recall curve of the tokens' scores (average precision, ties together).
@@ -19,9 +20,9 @@ class Plausibility:
         iou: their intersection over union with the marked ones.
     """
 
-    auprc: float | None
-    f1: float | None
-    iou: float | None
+    auprc: float
+    f1: float
+    iou: float
 
 
 def align(
@@ -45,14 +46,14 @@ def align(
     given = np.asarray(marks, dtype=np.float64)
     if not bool(((given >= 0) & (given <= 1)).all()):
         raise ValueError("marks must be numbers from 0 to 1")
-    found = np.full(len(tokens), np.nan)
+    token_marks = np.full(len(tokens), np.nan)
     for k, span in enumerate(tokens):
         if span is not None:
             shared = [
                 mark for mark, (start, end) in zip(given, words, strict=True) if start < span[1] and span[0] < end
             ]
-            found[k] = max(shared, default=0.0)
-    return found
+            token_marks[k] = max(shared, default=0.0)
+    return token_marks
 
 
 def plausibility(scores: Any, marks: Any, threshold: float = 0.5) -> Plausibility:
@@ -64,7 +65,7 @@ def plausibility(scores: Any, marks: Any, threshold: float = 0.5) -> Plausibilit
         threshold: share of annotators from which on a token is marked.
 
     Returns:
-        Plausibility; all None where no token is marked, or every one.
+        Plausibility; all NaN where no token is marked, or every one.
 
     Raises:
         ValueError: rows that do not match, or scores that are not finite.
@@ -84,7 +85,7 @@ def plausibility(scores: Any, marks: Any, threshold: float = 0.5) -> Plausibilit
         raise ValueError("scores hold NaN or infinity")
     total = int(marked.sum())
     if total == 0 or total == len(marked):
-        return Plausibility(None, None, None)
+        return Plausibility(math.nan, math.nan, math.nan)
     order = np.argsort(-values, kind="stable")
     ranked, hits = values[order], marked[order].cumsum()
     ends = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # tokens of one score come together
