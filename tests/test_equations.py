@@ -12,7 +12,7 @@ from torch import nn
 
 import globenc
 from globenc import equations
-from globenc.capture import LayerTrace
+from globenc.capture import LayerEnd, LayerTrace, ScoredAttention
 from globenc.contributions.torch_backend import TorchLayer, mixing_ratios
 from globenc.encoders import LayerModules
 from globenc.methods import METHODS as TABLE
@@ -104,23 +104,24 @@ def toy_trace() -> LayerTrace:
     ln3 = math.log(3)
     return LayerTrace(
         modules=LayerModules(nn.Identity(), nn.Identity(), projection, *norms),
-        query=float64([[[0], [1]], [[1], [0]]]),
-        key=float64([[[0], [ln3]], [[ln3], [0]]]),
-        value=float64([[[1], [2]], [[3], [-1]]]),
-        scaling=1.0,
+        attention=ScoredAttention(
+            query=float64([[[0], [1]], [[1], [0]]]),
+            key=float64([[[0], [ln3]], [[ln3], [0]]]),
+            value=float64([[[1], [2]], [[3], [-1]]]),
+            scaling=1.0,
+        ),
         # sum_j alpha_ij v_j: token 1: 1/2 1 + 1/2 2 and 3/4 3 - 1/4; token 2: 1/4 1 + 3/4 2 and 1/2 3 - 1/2
         context=float64([[1.5, 2], [1.75, 1]]),
         mask=torch.ones(1, 2, dtype=torch.bool),
         padded=False,
         hidden_states=float64([[1, 0], [0, 2]]),
         attention_norm_input=float64([[0, 4], [0, 8]]),
-        output_norm_input=float64([[0, 1], [0, 1 / 2]]),
-        output=float64([[0, 0], [0, 0]]),
+        end=LayerEnd(norm_inputs=(float64([[0, 1], [0, 1 / 2]]),), output=float64([[0, 0], [0, 0]])),
     )
 
 
 def test_attention_weights_by_hand(toy, toy_trace):
-    alpha = equations.attention_weights(toy_trace.query, toy_trace.key, 1.0, toy_trace.mask)
+    alpha = equations.attention_weights(toy_trace.attention.query, toy_trace.attention.key, 1.0, toy_trace.mask)
     torch.testing.assert_close(alpha, toy.alpha, rtol=1e-15, atol=0)
 
 
