@@ -149,6 +149,14 @@ def test_files(whole):
     }
 
 
+def test_report_is_redrawn_from_its_folder(whole, tmp_path):
+    """From results.json and the figures, without the model and the texts."""
+    shutil.copytree(whole.output, tmp_path / "copy")
+    (tmp_path / "copy" / "report.html").unlink()
+    redrawn = page_module.redraw_report(tmp_path / "copy")
+    assert redrawn.read_text(encoding="utf-8") == whole.report.read_text(encoding="utf-8")
+
+
 def test_report_is_one_file(whole):
     page = whole.report.read_text(encoding="utf-8")
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)

@@ -171,7 +171,7 @@ def evaluate(
             write_csv(part / ROWS, results)
             write_examples(part / EXAMPLES, evaluated.measurements)
             write_figures(part / FIGURES, evaluated.measurements, results)
-            page.write_report(part / REPORT, part / FIGURES, evaluated.measurements, results)
+            page.write_report(part / REPORT, part / FIGURES, results)
         return Evaluation(folder.folder, results)
 
 
