@@ -21,5 +21,5 @@ if __name__ == "__main__":
     results["data"] = [Path(name).name for name in results["data"]]
     results["rationales"] = Path(results["rationales"]).name if results["rationales"] else None
     results["circumstances"] = circumstances()
-    place = Path(__file__).parent / "results" / "evaluate.json"
-    place.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path = Path(__file__).parent / "results" / "evaluate.json"
+    path.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

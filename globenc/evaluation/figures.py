@@ -30,12 +30,12 @@ _COLOURS = {
 }
 
 
-def write_figures(folder: Path, found: Measurements, results: Mapping[str, Any]) -> None:
+def write_figures(folder: Path, measurements: Measurements, results: Mapping[str, Any]) -> None:
     """Draw what was measured, each figure as .png and .svg."""
     drawn: dict[str, Figure] = {}
     if "correlation" in results:
-        drawn["correlation_per_layer"] = _per_layer(found, results["correlation"])
-        drawn["correlation_boxes"] = _boxes(found)
+        drawn["correlation_per_layer"] = _per_layer(measurements, results["correlation"])
+        drawn["correlation_boxes"] = _boxes(measurements)
         drawn["correlation_table"] = _table_picture(results)
     if "faithfulness" in results:
         drawn["faithfulness_curves"] = _curves(results["faithfulness"])
@@ -44,17 +44,20 @@ def write_figures(folder: Path, found: Measurements, results: Mapping[str, Any])
             figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight")
 
 
-def _per_layer(found: Measurements, correlation: Mapping[str, Any]) -> Figure:
+def _per_layer(measurements: Measurements, correlation: Mapping[str, Any]) -> Figure:
     """The paper's Figure 3: mean correlation with its 99 % confidence band, for rollouts and single layers."""
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    layers = np.arange(1, found.layers + 1)
-    for place, kind, title in ((axes[0], "rollout", "rollout up to the layer"), (axes[1], "layer", "the layer alone")):
+    panels = figure.subplots(1, 2, sharey=True)
+    layers = np.arange(1, measurements.layers + 1)
+    for axes, kind, title in (
+        (panels[0], "rollout", "rollout up to the layer"),
+        (panels[1], "layer", "the layer alone"),
+    ):
         for name, numbers in correlation[kind].items():
             mean, low, high = (
                 np.array([np.nan if n[key] is None else n[key] for n in numbers]) for key in ("mean", "low99", "high99")
             )
-            place.plot(
+            axes.plot(
                 layers,
                 mean,
                 color=_COLOURS[name],
@@ -64,26 +67,26 @@ def _per_layer(found: Measurements, correlation: Mapping[str, Any]) -> Figure:
                 marker="o",
                 markersize=3,
             )
-            place.fill_between(layers, low, high, color=_COLOURS[name], alpha=0.18, linewidth=0)
-        place.axhline(0, color="#9ca3af", linewidth=0.8)
-        place.set_xticks(layers if found.layers <= 24 else layers[:: found.layers // 12])
-        place.set_xlabel("layer")
-        place.set_title(title, fontsize=11)
-        place.spines[["top", "right"]].set_visible(False)
-        place.grid(axis="y", alpha=0.25)
-    low, high = axes[0].get_ylim()
-    axes[0].set_ylim(max(low, -1.05), min(high, 1.05))  # intervals of few texts reach beyond what there is
-    axes[0].set_ylabel("Spearman correlation with saliency")
-    handles, names = axes[0].get_legend_handles_labels()
+            axes.fill_between(layers, low, high, color=_COLOURS[name], alpha=0.18, linewidth=0)
+        axes.axhline(0, color="#9ca3af", linewidth=0.8)
+        axes.set_xticks(layers if measurements.layers <= 24 else layers[:: measurements.layers // 12])
+        axes.set_xlabel("layer")
+        axes.set_title(title, fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.25)
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(max(low, -1.05), min(high, 1.05))  # intervals of few texts reach beyond what there is
+    panels[0].set_ylabel("Spearman correlation with saliency")
+    handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", frameon=False)
     return figure
 
 
-def _boxes(found: Measurements) -> Figure:
+def _boxes(measurements: Measurements) -> Figure:
     """How the correlations of single texts are spread, for the whole rollout."""
-    figure = Figure(figsize=(9, 0.9 + 0.42 * len(found.methods)), layout="constrained")
+    figure = Figure(figsize=(9, 0.9 + 0.42 * len(measurements.methods)), layout="constrained")
     axes = figure.subplots()
-    values = [found.correlations["rollout"][:, m, -1] for m in range(len(found.methods))]
+    values = [measurements.correlations["rollout"][:, m, -1] for m in range(len(measurements.methods))]
     made = axes.boxplot(
         [v[~np.isnan(v)] for v in values],
         orientation="horizontal",
@@ -94,9 +97,9 @@ def _boxes(found: Measurements) -> Figure:
         medianprops={"color": "#111827"},
         meanprops={"marker": "D", "markersize": 4, "markerfacecolor": "#ffffff", "markeredgecolor": "#111827"},
     )
-    for box, name in zip(made["boxes"], found.methods, strict=True):
+    for box, name in zip(made["boxes"], measurements.methods, strict=True):
         box.set(facecolor=_COLOURS[name], alpha=0.75)
-    axes.set_yticks(range(1, len(found.methods) + 1), found.methods)
+    axes.set_yticks(range(1, len(measurements.methods) + 1), measurements.methods)
     axes.invert_yaxis()
     axes.axvline(0, color="#9ca3af", linewidth=0.8)
     axes.set_xlim(-1.02, 1.02)
@@ -127,14 +130,14 @@ def _table_picture(results: Mapping[str, Any]) -> Figure:
 def _curves(faithfulness: Mapping[str, Any]) -> Figure:
     """Drop of the answer's probability by share of removed tokens."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for place, kind, title in (
-        (axes[0], "aopc", "most important first (higher is better)"),
-        (axes[1], "aopc-least", "least important first (lower is better)"),
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, kind, title in (
+        (panels[0], "aopc", "most important first (higher is better)"),
+        (panels[1], "aopc-least", "least important first (lower is better)"),
     ):
         for name, numbers in faithfulness[kind].items():
             drops = [np.nan if drop is None else drop for drop in numbers["drops"]]
-            place.plot(
+            axes.plot(
                 [100 * share for share in numbers["shares"]],
                 drops,
                 color=_COLOURS[name],
@@ -142,11 +145,11 @@ def _curves(faithfulness: Mapping[str, Any]) -> Figure:
                 linewidth=2.6 if name == "N-Enc" else 1.6,
                 linestyle=":" if name in (SALIENCY, RANDOM) else "--" if name.startswith("W") else "-",
             )
-        place.set_xlabel("tokens removed, %")
-        place.set_title(title, fontsize=11)
-        place.spines[["top", "right"]].set_visible(False)
-        place.grid(alpha=0.25)
-    axes[0].set_ylabel("drop of the answer's probability")
-    handles, names = axes[0].get_legend_handles_labels()
+        axes.set_xlabel("tokens removed, %")
+        axes.set_title(title, fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.25)
+    panels[0].set_ylabel("drop of the answer's probability")
+    handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside right center", frameon=False)
     return figure

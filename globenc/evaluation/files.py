@@ -26,7 +26,7 @@ def write_csv(path: Path, results: Mapping[str, Any]) -> None:
         writer.writerows(rows)
 
 
-def write_examples(path: Path, found: Measurements) -> None:
+def write_examples(path: Path, measurements: Measurements) -> None:
     """Every single value: id, metric, setting, method, layer, value; null where it is not defined."""
     import pyarrow as pa
     from pyarrow import parquet
@@ -48,13 +48,13 @@ def write_examples(path: Path, found: Measurements) -> None:
             }
             writer.write_table(pa.table(columns, schema))
 
-        for kind, table in found.correlations.items():
-            for m, method in enumerate(found.methods):
-                for layer in range(found.layers):
-                    add(found.ids, "correlation", kind, method, layer + 1, table[:, m, layer])
-        for method, measures in found.drops.items():
+        for kind, table in measurements.correlations.items():
+            for m, method in enumerate(measurements.methods):
+                for layer in range(measurements.layers):
+                    add(measurements.ids, "correlation", kind, method, layer + 1, table[:, m, layer])
+        for method, measures in measurements.drops.items():
             for kind, drops in measures.items():
-                add([found.ids[k] for k in found.removed], kind, "", method, None, drops.mean(0))
-        for method, values in found.plausible.items():
+                add([measurements.ids[k] for k in measurements.removed], kind, "", method, None, drops.mean(0))
+        for method, values in measurements.plausible.items():
             for column, kind in enumerate(MARK_MEASURES):
                 add(range(len(values)), kind, "", method, None, values[:, column])

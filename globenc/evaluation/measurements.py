@@ -77,33 +77,35 @@ def main_method(methods: Sequence[str]) -> int:
     return methods.index("N-Enc") if "N-Enc" in methods else len(methods) - 1
 
 
-def summary(found: Measurements, asked: Iterable[str]) -> dict[str, Any]:
+def summary(measurements: Measurements, asked: Iterable[str]) -> dict[str, Any]:
     """What results.json says of every metric."""
-    place = main_method(found.methods)
-    main = found.methods[place]
+    main_index = main_method(measurements.methods)
+    main = measurements.methods[main_index]
     made: dict[str, Any] = {"main_method": main}
     if "correlation" in asked:
         made["correlation"] = {
             kind: {
-                name: [summary_statistics(table[:, m, layer]) for layer in range(found.layers)]
-                for m, name in enumerate(found.methods)
+                name: [summary_statistics(table[:, m, layer]) for layer in range(measurements.layers)]
+                for m, name in enumerate(measurements.methods)
             }
-            for kind, table in found.correlations.items()
+            for kind, table in measurements.correlations.items()
         }
-        last = found.correlations["rollout"][:, :, -1]
+        last = measurements.correlations["rollout"][:, :, -1]
         made["correlation"]["main_minus"] = {
-            name: summary_statistics(last[:, place] - last[:, m]) for m, name in enumerate(found.methods) if m != place
+            name: summary_statistics(last[:, main_index] - last[:, m])
+            for m, name in enumerate(measurements.methods)
+            if m != main_index
         }
     if "faithfulness" in asked:
         made["faithfulness"] = {
             kind: {
                 name: {
                     **summary_statistics(drops[kind].mean(0)),
-                    "main_minus_this": summary_statistics((found.drops[main][kind] - drops[kind]).mean(0)),
+                    "main_minus_this": summary_statistics((measurements.drops[main][kind] - drops[kind]).mean(0)),
                     "shares": list(measure.shares),
                     "drops": [summary_statistics(row)["mean"] for row in drops[kind]],
                 }
-                for name, drops in found.drops.items()
+                for name, drops in measurements.drops.items()
             }
             for kind, measure in MEASURES.items()
         }
@@ -112,9 +114,9 @@ def summary(found: Measurements, asked: Iterable[str]) -> dict[str, Any]:
             kind: {
                 name: {
                     **summary_statistics(table[:, column]),
-                    "main_minus_this": summary_statistics((found.plausible[main] - table)[:, column]),
+                    "main_minus_this": summary_statistics((measurements.plausible[main] - table)[:, column]),
                 }
-                for name, table in found.plausible.items()
+                for name, table in measurements.plausible.items()
             }
             for column, kind in enumerate(MARK_MEASURES)
         }

@@ -144,9 +144,9 @@ def published_numbers(preset: str, path: str | Path | None = None) -> dict[str, 
     Raises:
         OSError, ValueError: the file cannot be read, or is not of the form of `published.json`.
     """
-    place = PUBLISHED if path is None else Path(path)
+    file = PUBLISHED if path is None else Path(path)
     try:
-        content = json.loads(place.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
         source, tables = content["source"], content["correlation"]
         made = {get_method(name).name: _mean_std(values) for name, values in tables.get(preset, {}).items()}
         notes = content.get("notes", [])
@@ -160,10 +160,10 @@ def published_numbers(preset: str, path: str | Path | None = None) -> dict[str, 
             for kind, written in (("rollout", "rollout"), ("layer", "individual"))
         }
     except OSError as error:
-        raise OSError(f"published {str(place)!r} cannot be read: {error.strerror}") from None
+        raise OSError(f"published {str(file)!r} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
-            f'published {str(place)!r} must be JSON like {{"source": "...", "correlation": {{"paper-sst2": '
+            f'published {str(file)!r} must be JSON like {{"source": "...", "correlation": {{"paper-sst2": '
             f'{{"N-Enc": {{"mean": 0.5, "std": 0.1}}}}}}}}; {error}'
         ) from None
     if not made:

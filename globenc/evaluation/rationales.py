@@ -46,16 +46,16 @@ def read_rationales(sources: list[Input], tokens_column: str, marks_column: str 
                 f"rationales {source.name!r} have none of the columns {', '.join(MARKS_COLUMNS)}: name the one with "
                 "the marks with marks_column"
             )
-    found, left_out, first = [], 0, ""
+    rationales, left_out, first = [], 0, ""
     for number, raw in enumerate(source.rows([tokens_column, name])):
         try:
-            found.append(_rationale(raw.values or {}, raw.reason, tokens_column, name))
+            rationales.append(_rationale(raw.values or {}, raw.reason, tokens_column, name))
         except (ValueError, TypeError) as error:
             left_out += 1
             first = first or f"row {number}: {error}"
-    if not found:
+    if not rationales:
         raise ValueError(f"rationales {source.name!r} have no usable row; {first or 'they are empty'}")
-    return found, left_out
+    return rationales, left_out
 
 
 def _rationale(values: Mapping[str, Any], reason: str | None, tokens_column: str, marks_column: str) -> Rationale:
