@@ -16,6 +16,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from ..extraction.whole_files import sync_folder
+
 RESULTS, ROWS, EXAMPLES, REPORT, FIGURES = "results.json", "results.csv", "examples.parquet", "report.html", "figures"
 FIGURE_NAMES = ("correlation_per_layer", "correlation_boxes", "correlation_table", "faithfulness_curves")
 FIGURE_ENDINGS = (".png", ".svg")
@@ -154,13 +156,8 @@ class OutputFolder:
 
 def _sync(path: Path) -> None:
     """Make what was written to a file last, or what was renamed in a folder where the system can."""
-    if path.is_file():
-        with path.open("r+b") as file:
-            os.fsync(file.fileno())
+    if not path.is_file():
+        sync_folder(path)
         return
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())

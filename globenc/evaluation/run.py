@@ -154,24 +154,12 @@ def evaluate(
     start = time.monotonic()
     sources = [] if inputs is None else inputs_of(inputs, format)
     marked_sources = [] if rationales is None else inputs_of(rationales)
-    request = _request(sources, marked_sources, model, overwrite, options)
-    with OutputFolder.opened(output, overwrite, request) as folder:
+    with OutputFolder.opened(output, overwrite, _request(sources, marked_sources, model, overwrite, options)) as folder:
         evaluated = _measure(model, sources, marked_sources, options, progress)
         evaluated.seconds["in all"] = time.monotonic() - start
-        revision = model.revision if isinstance(model, ModelSource) else None
-        results = {
-            "title": title or "Do these attributions tell the truth?",
-            **provenance(evaluated.scorer.explainer, revision),
-            "data": [source.name for source in sources],
-            "rationales": str(rationales) if isinstance(rationales, str | Path) else rationales is not None,
-            **evaluated.results(options),
-        }
+        results = _results(evaluated, options, model, sources, rationales)
         with folder.replacing() as part:
-            write_json(part / RESULTS, results)
-            write_csv(part / ROWS, results)
-            write_examples(part / EXAMPLES, evaluated.measurements)
-            write_figures(part / FIGURES, evaluated.measurements, results)
-            page.write_report(part / REPORT, part / FIGURES, results)
+            _write(part, evaluated.measurements, results)
         return Evaluation(folder.folder, results)
 
 
@@ -187,41 +175,57 @@ class _Evaluated:
     measurements: Measurements
     seconds: dict[str, float]
 
-    def results(self, options: EvaluationOptions) -> dict[str, Any]:
-        """results.json, but for what is known of the data and the model by name alone."""
-        corpus, measurements, explainer = self.corpus, self.measurements, self.scorer.explainer
-        return {
-            "model_class": type(explainer.model).__name__,
-            "model_layers": measurements.layers,
-            "settings": {
-                "metrics": list(options.metrics),
-                "methods": measurements.methods,
-                "position": options.position if isinstance(options.position, str) else str(options.position),
-                "saliency_of": options.saliency_of,
-                "saliency_output": options.saliency_output,
-                "special_tokens": not options.drop_special,
-                "removal": self.removal,
-                "seed": options.seed,
-                "limit": options.limit,
-                "max_length": options.max_length,
-                "device": str(explainer.device),
-                "dtype": str(explainer.model.dtype).removeprefix("torch."),
-            },
-            "texts": {
-                "read": len(corpus.examples),
-                "rejected": len(corpus.rejects),
-                "first_rejects": [str(reject) for reject in corpus.rejects[:10]],
-                "truncated": corpus.truncated,
-                "changed_for_faithfulness": len(measurements.removed),
-                "with_rationales": len(self.marked),
-                "rationales_left_out": self.unmarked,
-                "accuracy": float(np.mean(measurements.right)) if measurements.right else None,
-            },
-            "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
-            **summary(measurements, options.metrics),
-            "published": options.published,
-            "examples": measurements.examples,
-        }
+
+def _results(
+    evaluated: _Evaluated, options: EvaluationOptions, model: Any, sources: list[Input], rationales: Any
+) -> dict[str, Any]:
+    """The content of results.json."""
+    corpus, measurements, explainer = evaluated.corpus, evaluated.measurements, evaluated.scorer.explainer
+    return {
+        "title": options.title or "Do these attributions tell the truth?",
+        **provenance(explainer, model.revision if isinstance(model, ModelSource) else None),
+        "model_class": type(explainer.model).__name__,
+        "model_layers": measurements.layers,
+        "data": [source.name for source in sources],
+        "rationales": str(rationales) if isinstance(rationales, str | Path) else rationales is not None,
+        "settings": {
+            "metrics": list(options.metrics),
+            "methods": measurements.methods,
+            "position": options.position if isinstance(options.position, str) else str(options.position),
+            "saliency_of": options.saliency_of,
+            "saliency_output": options.saliency_output,
+            "special_tokens": not options.drop_special,
+            "removal": evaluated.removal,
+            "seed": options.seed,
+            "limit": options.limit,
+            "max_length": options.max_length,
+            "device": str(explainer.device),
+            "dtype": str(explainer.model.dtype).removeprefix("torch."),
+        },
+        "texts": {
+            "read": len(corpus.examples),
+            "rejected": len(corpus.rejects),
+            "first_rejects": [str(reject) for reject in corpus.rejects[:10]],
+            "truncated": corpus.truncated,
+            "changed_for_faithfulness": len(measurements.removed),
+            "with_rationales": len(evaluated.marked),
+            "rationales_left_out": evaluated.unmarked,
+            "accuracy": float(np.mean(measurements.right)) if measurements.right else None,
+        },
+        "seconds": {name: round(seconds, 2) for name, seconds in evaluated.seconds.items()},
+        **summary(measurements, options.metrics),
+        "published": options.published,
+        "examples": measurements.examples,
+    }
+
+
+def _write(part: Path, measurements: Measurements, results: dict[str, Any]) -> None:
+    """Write every file of an evaluation to a folder."""
+    write_json(part / RESULTS, results)
+    write_csv(part / ROWS, results)
+    write_examples(part / EXAMPLES, measurements)
+    write_figures(part / FIGURES, measurements, results)
+    page.write_report(part / REPORT, part / FIGURES, results)
 
 
 def _measure(
