@@ -12,39 +12,42 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
-    from . import metrics
-    from .attribution import Attribution
-    from .encoders import EncoderFamily, register_encoder, supported_encoders
-    from .evaluation.presets import evaluate_preset
-    from .evaluation.run import Evaluation, evaluate
-    from .explainer import GlobEnc
-    from .extraction.reading import load_extract
-    from .extraction.run import extract
-    from .functional import (
-        AttributionOutput,
-        MethodsOutput,
-        attribute,
-        compare_methods,
-        completeness_gap,
-        contribution_maps,
-        mixing_ratios,
-    )
-    from .loading import ModelSource
-    from .pictures import PictureAttribution
-    from .rollouts import rollout
-    from .text_spans import Passage, Word
+    from . import metrics as metrics
+    from .attribution import Attribution as Attribution
+    from .encoders import EncoderFamily as EncoderFamily
+    from .encoders import register_encoder as register_encoder
+    from .encoders import supported_encoders as supported_encoders
+    from .evaluation.presets import evaluate_preset as evaluate_preset
+    from .evaluation.run import Evaluation as Evaluation
+    from .evaluation.run import evaluate as evaluate
+    from .explainer import GlobEnc as GlobEnc
+    from .extraction.reading import load_extract as load_extract
+    from .extraction.run import extract as extract
+    from .functional import AttributionOutput as AttributionOutput
+    from .functional import MethodsOutput as MethodsOutput
+    from .functional import attribute as attribute
+    from .functional import compare_methods as compare_methods
+    from .functional import completeness_gap as completeness_gap
+    from .functional import contribution_maps as contribution_maps
+    from .functional import mixing_ratios as mixing_ratios
+    from .images import ImageAttribution as ImageAttribution
+    from .loading import ModelSource as ModelSource
+    from .rollouts import rollout as rollout
+    from .text_spans import Passage as Passage
+    from .text_spans import Word as Word
 
-# imported at first use, so that the command line's --help need not wait for torch and transformers
-_MODULES = {
+# name: module that it is imported from at first use, so that the command line's --help need not wait for torch and
+# transformers; editors and mypy read the imports above, which tests/test_imports.py compares with these
+_LAZY = {
     "Attribution": "attribution",
     "AttributionOutput": "functional",
     "EncoderFamily": "encoders",
     "Evaluation": "evaluation.run",
     "GlobEnc": "explainer",
+    "ImageAttribution": "images",
     "MethodsOutput": "functional",
     "ModelSource": "loading",
     "Passage": "text_spans",
-    "PictureAttribution": "pictures",
     "Word": "text_spans",
     "attribute": "functional",
     "compare_methods": "functional",
@@ -60,40 +63,15 @@ _MODULES = {
     "supported_encoders": "encoders",
 }
 
-__all__ = [
-    "Attribution",
-    "AttributionOutput",
-    "EncoderFamily",
-    "Evaluation",
-    "GlobEnc",
-    "MethodsOutput",
-    "ModelSource",
-    "Passage",
-    "PictureAttribution",
-    "Word",
-    "__version__",
-    "attribute",
-    "compare_methods",
-    "completeness_gap",
-    "contribution_maps",
-    "evaluate",
-    "evaluate_preset",
-    "extract",
-    "load_extract",
-    "metrics",
-    "mixing_ratios",
-    "register_encoder",
-    "rollout",
-    "supported_encoders",
-]
+__all__ = ["__version__", "metrics", *_LAZY]
 
 
 def __getattr__(name: str) -> Any:
     if name == "metrics":
         return import_module(".metrics", __name__)
-    if name not in _MODULES:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    value = getattr(import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -19,10 +19,10 @@ from .contributions.backend import check_backend
 from .encoders import Encoder
 from .errors import blames_text, named, refuses_target, short
 from .functional import attribute
+from .images import ImageAttribution, denormalized_images, open_image
 from .inputs import patch_grid, patch_size
 from .loading import ModelSource, load, load_processor
 from .methods import get_method
-from .pictures import PictureAttribution, open_picture, seen
 from .rollouts import Position, check_position, plain_position
 from .tokenization import Encoding, by_length, encode, pad
 
@@ -31,14 +31,14 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class GlobEnc:
-    """Attribution by GlobEnc: which tokens of a text, or patches of a picture, an encoder's answer came from.
+    """Attribution by GlobEnc: which tokens of a text, or patches of an image, an encoder's answer came from.
 
     `.model` is the model. Whether all of its weights were loaded cannot be seen in a model that is already made, and
     those that were not are random numbers: `from_pretrained` looks.
 
     Args:
         model: a transformers encoder of a known family with any head (`globenc.supported_encoders()`).
-        tokenizer: its tokenizer, or for pictures its image processor; None loads the one that belongs to the model's
+        tokenizer: its tokenizer, or for images its image processor; None loads the one that belongs to the model's
             name.
         backend: "auto", "torch", "triton" or "reference", see `globenc.attribute`.
 
@@ -117,7 +117,7 @@ class GlobEnc:
         return f"GlobEnc({name!r}, device={str(self.device)!r}, dtype={self.model.dtype}, backend={self.backend!r})"
 
     @property
-    def reads_pictures(self) -> bool:
+    def reads_images(self) -> bool:
         """Whether the model is a vision encoder."""
         return self._family.reads_images
 
@@ -136,7 +136,7 @@ class GlobEnc:
                     "tokenizer is needed: this model has no name to load one by; GlobEnc(model, tokenizer)"
                 )
             try:
-                self._tokenizer = load_processor(name, self.reads_pictures)
+                self._tokenizer = load_processor(name, self.reads_images)
             except (OSError, ValueError) as error:
                 raise ValueError(
                     f"tokenizer is needed: none could be loaded for {name!r} ({error}); GlobEnc(model, tokenizer)"
@@ -156,24 +156,24 @@ class GlobEnc:
         max_length: int | None = None,
         batch_tokens: int | None = None,
     ) -> Any:
-        """Attribute a text, or many at once; or pictures.
+        """Attribute a text, or many at once; or images.
 
         Args:
             texts: a text, or several: a list, an array, a column of a table, any iterable of strings. For a vision
-                encoder a picture, or a list of them: paths, PIL images or uint8 arrays [height, width, 3].
+                encoder an image, or a list of them: paths, PIL images or uint8 arrays [height, width, 3].
             text_pair: the second text of a pair (a premise's hypothesis, a question's context), one for each text.
             method, position, per_layer, row_normalize: as in `globenc.attribute`; positions count all tokens,
                 [CLS] is 0. A weight tensor goes with a single text.
             max_length: most tokens of a text, special ones included; None is the model's own limit. Longer texts are
-                cut, with a warning, and say so in `Attribution.truncated`. Not for pictures.
+                cut, with a warning, and say so in `Attribution.truncated`. Not for images.
             batch_tokens: most tokens, padding included, in one forward pass; None goes by the free memory.
                 Texts are sorted by length inside and come back in the order given; their scores do not depend on it.
 
         Returns:
-            An Attribution for a text, a list of them for a list; of pictures a PictureAttribution.
+            An Attribution for a text, a list of them for a list; of images an ImageAttribution.
 
         Raises:
-            OSError: a picture's file cannot be read.
+            OSError: an image's file cannot be read.
             TypeError: a text is not a string; it is named by its place.
             ValueError: an empty text, no text, a token beyond the model's embeddings, a position outside a text, an
                 unknown method or position. Of several texts the one at fault is named by its place.
@@ -182,12 +182,12 @@ class GlobEnc:
         for name, number in (("max_length", max_length), ("batch_tokens", batch_tokens)):
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
                 raise ValueError(f"{name} must be a positive whole number, got {number!r}")
-        if self.reads_pictures:
+        if self.reads_images:
             for name, value in (("text_pair", text_pair), ("max_length", max_length)):
                 if value is not None:
-                    raise ValueError(f"{name} has no meaning for {self._family.model_type!r}, which reads pictures")
+                    raise ValueError(f"{name} has no meaning for {self._family.model_type!r}, which reads images")
             options = {"method": method, "position": position, "per_layer": per_layer, "row_normalize": row_normalize}
-            return self._pictures(texts, batch_tokens, options)
+            return self._images(texts, batch_tokens, options)
         single = isinstance(texts, str)
         firsts, seconds = _check_texts(texts, text_pair)
         get_method(method)
@@ -253,48 +253,48 @@ class GlobEnc:
                 return culprit
         return error
 
-    def _pictures(self, pictures: Any, batch_tokens: int | None, options: dict[str, Any]) -> Any:
-        single = not isinstance(pictures, list | tuple)
-        given = [pictures] if single else pictures
+    def _images(self, images: Any, batch_tokens: int | None, options: dict[str, Any]) -> Any:
+        single = not isinstance(images, list | tuple)
+        given = [images] if single else images
         if not given:
-            raise ValueError("pictures is an empty list: give at least one picture")
+            raise ValueError("images is an empty list: give at least one image")
         options["position"] = plain_position(options["position"])
         budget = batch_tokens or self.budget()
-        results: list[PictureAttribution] = []
+        results: list[ImageAttribution] = []
         waiting: list[torch.Tensor] = []
-        for k, picture in enumerate(given):
-            where = "the picture" if single else f"pictures[{k}]"
-            pixels = self.tokenizer(open_picture(picture, where), return_tensors="pt")["pixel_values"]
-            n = len(self._picture_tokens(pixels))
+        for k, image in enumerate(given):
+            where = "the image" if single else f"images[{k}]"
+            pixels = self.tokenizer(open_image(image, where), return_tensors="pt")["pixel_values"]
+            n = len(self._patch_tokens(pixels))
             try:
                 check_position(options["position"], n, many=len(given) > 1)
             except ValueError as error:
                 raise ValueError(str(error) if single else f"{where}: {error}") from None
             if waiting and (pixels.shape != waiting[0].shape or (len(waiting) + 1) * n > budget):
-                results += self._scored_pictures(waiting, options)
+                results += self._scored_images(waiting, options)
                 waiting = []
             waiting.append(pixels)
-        results += self._scored_pictures(waiting, options)
+        results += self._scored_images(waiting, options)
         return results[0] if single else results
 
-    def _picture_tokens(self, pixels: torch.Tensor) -> list[str]:
-        """Names of the tokens of a picture [1, channels, height, width]: special ones, then the patches by place."""
+    def _patch_tokens(self, pixels: torch.Tensor) -> list[str]:
+        """Names of the tokens of an image [1, channels, height, width]: special ones, then the patches by place."""
         special_tokens = self._family.special_tokens
         assert special_tokens is not None
         rows, columns = patch_grid(self.model, pixels)
         places = [f"{row},{column}" for row in range(rows) for column in range(columns)]
         return [*special_tokens(self.model.config), *places]
 
-    def _scored_pictures(self, pixels: list[torch.Tensor], options: dict[str, Any]) -> list[PictureAttribution]:
-        """Pictures of one size, each [1, channels, height, width], in one forward pass."""
+    def _scored_images(self, pixels: list[torch.Tensor], options: dict[str, Any]) -> list[ImageAttribution]:
+        """Images of one size, each [1, channels, height, width], in one forward pass."""
         inputs = torch.cat(pixels).to(self.device, self.model.dtype)
         scored = self._run(len(pixels), options, {"pixel_values": inputs})
         results = []
         for row, own in enumerate(pixels):
-            tokens = self._picture_tokens(own)
+            tokens = self._patch_tokens(own)
             results.append(
-                PictureAttribution(
-                    picture=seen(own, self.tokenizer)[0],
+                ImageAttribution(
+                    image=denormalized_images(own, self.tokenizer)[0],
                     tokens=tokens,
                     grid=patch_grid(self.model, own),
                     patch=patch_size(self.model),
@@ -337,7 +337,7 @@ class GlobEnc:
         return self._run(len(encodings), options, pad(encodings, self.tokenizer, self.model))
 
     def _run(self, count: int, options: dict[str, Any], inputs: dict[str, Any]) -> BatchScores:
-        """A batch of `count` texts or pictures through the model."""
+        """A batch of `count` texts or images through the model."""
         out = attribute(self.model, backend=self.backend, **options, **inputs)
         return BatchScores(
             scores=out.scores.cpu().numpy(),
@@ -348,7 +348,7 @@ class GlobEnc:
         )
 
     def _told(self, scored: BatchScores, row: int, n: int, whole: bool, options: dict[str, Any]) -> dict[str, Any]:
-        """What results of texts and of pictures have in common."""
+        """What results of texts and of images have in common."""
         scores, scale, layer_scores, layer_scale = scored.of(row, n, whole)
         answer = scored.answers[row]
         return {

@@ -25,7 +25,7 @@ LAYERS = [
     ["layer_rollouts"],
     ["functional"],
     ["render"],
-    ["attribution", "pictures", "tokenization", "loading", "progress"],
+    ["attribution", "images", "tokenization", "loading", "progress"],
     ["metrics"],
     ["explainer"],
     ["extraction"],
@@ -262,3 +262,12 @@ def test_public_names():
     assert set(globenc.__all__) <= set(dir(globenc))
     with pytest.raises(AttributeError, match="has no attribute 'atribute'"):
         globenc.atribute  # noqa: B018
+
+
+def test_editors_see_the_names_that_are_imported_at_first_use():
+    import globenc
+
+    (block,) = [node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If)]
+    seen = {a.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for a in node.names}
+    assert seen.pop("metrics") is None
+    assert seen == globenc._LAZY

@@ -1,4 +1,4 @@
-"""`globenc attribute`: one text or picture."""
+"""`globenc attribute`: one text or image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from .options import (
 if TYPE_CHECKING:
     from ..attribution import Attribution
     from ..explainer import GlobEnc
-    from ..pictures import PictureAttribution
+    from ..images import ImageAttribution
 
 
 def attribute(
@@ -51,7 +51,7 @@ def attribute(
     ] = None,
     image: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", rich_help_panel=INPUT, help="A picture instead of a text, for vision encoders."),
+        typer.Option(metavar="FILE", rich_help_panel=INPUT, help="An image instead of a text, for vision encoders."),
     ] = None,
     pair: Annotated[
         str | None,
@@ -114,7 +114,7 @@ def attribute(
         with status(f"loading {model or 'the default model'}"):
             explainer = _load(model, device, dtype, backend, revision, trust_remote_code)
         _check_reads(explainer, image is not None)
-        with status("reading the text" if image is None else "looking at the picture"):
+        with status("reading the text" if image is None else "reading the image"):
             result = explainer(
                 first,
                 second,
@@ -151,22 +151,22 @@ def _load(
 
 
 def _check_reads(explainer: GlobEnc, image: bool) -> None:
-    """Refuse a picture for a model of texts, and a text for a model of pictures."""
-    if image != explainer.reads_pictures:
-        reads, option = ("pictures", "--image FILE") if explainer.reads_pictures else ("texts", "TEXT or --file FILE")
+    """Refuse an image for a model of texts, and a text for a model of images."""
+    if image != explainer.reads_images:
+        reads, option = ("images", "--image FILE") if explainer.reads_images else ("texts", "TEXT or --file FILE")
         raise UsageError(f"this model reads {reads}: give {option}")
 
 
-def _print(result: Attribution | PictureAttribution, as_json: bool, top: int) -> None:
-    from ..pictures import PictureAttribution
+def _print(result: Attribution | ImageAttribution, as_json: bool, top: int) -> None:
+    from ..images import ImageAttribution
 
     if as_json:
         print_json(result.to_json())
         return
-    if isinstance(result, PictureAttribution):
-        from ..render.picture import show as show_picture
+    if isinstance(result, ImageAttribution):
+        from ..render.image import show as show_image
 
-        show_picture(result, Console(), top)
+        show_image(result, Console(), top)
         return
     from ..render.terminal import show
 

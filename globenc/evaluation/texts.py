@@ -42,8 +42,8 @@ def check_model(explainer: GlobEnc, with_labels: bool) -> None:
         ValueError: it cannot, or not with gold labels.
     """
     model = explainer.model
-    if explainer.reads_pictures:
-        raise ValueError("model must read texts to be evaluated; this one reads pictures")
+    if explainer.reads_images:
+        raise ValueError("model must read texts to be evaluated; this one reads images")
     kind = kind_of(model)
     if kind is None:
         raise ValueError(

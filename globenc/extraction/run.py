@@ -211,8 +211,8 @@ def _extract(
             )
             loading = _looked_at(loading, gpus)
         explainer = model if isinstance(model, GlobEnc) else GlobEnc.from_pretrained(loading)
-        if explainer.reads_pictures:
-            raise ValueError("model must read texts for extract; this one reads pictures: call GlobEnc on them")
+        if explainer.reads_images:
+            raise ValueError("model must read texts for extract; this one reads images: call GlobEnc on them")
         known = model_hash(explainer)
         run_options = {"model": known, **asdict(options), "input": [_known(source) for source in sources]}
         earlier = None if execution.overwrite else store.made_by.get("batch_tokens")

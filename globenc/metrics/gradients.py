@@ -33,7 +33,7 @@ def saliency(
     Texts of a batch do not touch each other, so a batch gives each text's own gradient.
 
     Args:
-        model: a text or picture classifier of a known family; run in evaluation mode and left as it was.
+        model: a text or image classifier of a known family; run in evaluation mode and left as it was.
         label: c: "predicted" for the class the model gives the highest logit, or classes [batch], the gold ones for
             instance.
         output: y_c: "logit" (default) or "probability". A probability near 1 has a gradient near 0, which rounds away

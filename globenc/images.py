@@ -1,4 +1,4 @@
-"""The result type for pictures: which patches an answer came from; and what can be given as a picture."""
+"""The result type for images: which patches an answer came from; and what can be given as an image."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class PictureAttribution:
-    """Which patches of a picture an answer came from.
+class ImageAttribution:
+    """Which patches of an image an answer came from.
 
     Attributes:
-        picture: what the model saw, resized and cropped by its processor, [height, width, 3] uint8.
+        image: what the model saw, resized and cropped by its processor, [height, width, 3] uint8.
         tokens: names of the n tokens: special ones such as "[CLS]", then patches as "row,column" from 0.
         grid: rows and columns of patches; they are the last rows * columns tokens.
-        patch: height and width of a patch in pixels of `picture`.
+        patch: height and width of a patch in pixels of `image`.
         scores: [n], or [positions, n] where several were asked for; each row sums to 1, special tokens included.
         log2_scale, layer_scores, layer_log2_scale, method, position, row_normalize, model: as in `globenc.Attribution`.
         label, probability: the class that the model answers, of a multi-label model its highest label; None for a
-            model that does not classify pictures.
+            model that does not classify images.
         value, labels: as in `globenc.Attribution`.
     """
 
-    picture: np.ndarray
+    image: np.ndarray
     tokens: list[str]
     grid: tuple[int, int]
     patch: tuple[int, int]
@@ -51,7 +51,7 @@ class PictureAttribution:
 
     def __repr__(self) -> str:
         answer = in_code(self)
-        return f"PictureAttribution({self.grid[0]} x {self.grid[1]} patches{answer})"
+        return f"ImageAttribution({self.grid[0]} x {self.grid[1]} patches{answer})"
 
     def patches(self) -> np.ndarray:
         """The patches' scores, [rows, columns], or [positions, rows, columns]; without the special tokens' share."""
@@ -59,12 +59,12 @@ class PictureAttribution:
         return self.scores[..., len(self.tokens) - rows * columns :].reshape(*self.scores.shape[:-1], rows, columns)
 
     def heat_map(self, row: int = 0) -> np.ndarray:
-        """The score of the patch at each pixel of `picture`, [height, width]; `row`: of several positions, which.
+        """The score of the patch at each pixel of `image`, [height, width]; `row`: of several positions, which.
 
         Pixels that belong to no patch (DINOv2 takes any size) are 0.
         """
         patches = self.patches() if self.scores.ndim == 1 else self.patches()[row]
-        whole = np.zeros(self.picture.shape[:2], patches.dtype)
+        whole = np.zeros(self.image.shape[:2], patches.dtype)
         spread = patches.repeat(self.patch[0], 0).repeat(self.patch[1], 1)
         whole[: spread.shape[0], : spread.shape[1]] = spread
         return whole
@@ -75,13 +75,13 @@ class PictureAttribution:
         return float(scores[: len(self.tokens) - self.grid[0] * self.grid[1]].sum())
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the picture as plain lists, strings and numbers."""
+        """Everything but the image as plain lists, strings and numbers."""
         position = self.position
         if isinstance(position, torch.Tensor):
             position = position.detach().double().cpu()
         return {
-            "height": self.picture.shape[0],
-            "width": self.picture.shape[1],
+            "height": self.image.shape[0],
+            "width": self.image.shape[1],
             "grid": list(self.grid),
             "patch": list(self.patch),
             "label": self.label,
@@ -106,20 +106,20 @@ class PictureAttribution:
         return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent, allow_nan=False)
 
     def _repr_html_(self) -> str:
-        from .render.picture import fragment
+        from .render.image import fragment
 
         return fragment(self)
 
     def save_html(self, path: str | Path) -> Path:
-        """Write one self-contained page: the picture, and the heat map over it. Returns the path written."""
-        from .render.picture import page
+        """Write one self-contained page: the image, and the heat map over it. Returns the path written."""
+        from .render.image import page
 
         path = Path(path)
         path.write_text(page(self), encoding="utf-8")
         return path
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """The picture, and the heat map over it, one for each position.
+        """The image, and the heat map over it, one for each position.
 
         Args:
             path: where to save it (.png, .pdf, .svg); None only returns the figure.
@@ -128,7 +128,7 @@ class PictureAttribution:
             ValueError: the file's ending is not one that matplotlib writes.
         """
         from .render.figure import save
-        from .render.picture import figure
+        from .render.image import figure
 
         drawn = figure(self)
         if path is not None:
@@ -136,8 +136,8 @@ class PictureAttribution:
         return drawn
 
 
-def open_picture(given: Any, name: str) -> Any:
-    """A picture as PIL.Image in RGB.
+def open_image(given: Any, name: str) -> Any:
+    """An image as PIL.Image in RGB.
 
     Args:
         given: a path, a PIL image, or an array [height, width, 3] or [height, width] of uint8.
@@ -146,7 +146,7 @@ def open_picture(given: Any, name: str) -> Any:
     Raises:
         TypeError: it is none of these.
         ValueError: an array of another shape or dtype.
-        OSError: the file cannot be read as a picture.
+        OSError: the file cannot be read as an image.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -155,9 +155,9 @@ def open_picture(given: Any, name: str) -> Any:
             with Image.open(given) as opened:
                 return opened.convert("RGB")
         except UnidentifiedImageError:
-            raise OSError(f"picture {str(given)!r} is in no format that is known here") from None
+            raise OSError(f"image {str(given)!r} is in no format that is known here") from None
         except OSError as error:
-            raise OSError(f"picture {str(given)!r} cannot be read: {error.strerror or error}") from None
+            raise OSError(f"image {str(given)!r} cannot be read: {error.strerror or error}") from None
     if isinstance(given, Image.Image):
         return given.convert("RGB")
     if isinstance(given, torch.Tensor):
@@ -173,8 +173,8 @@ def open_picture(given: Any, name: str) -> Any:
     raise TypeError(f"{name} must be a path, a PIL image or an array, got {type(given).__name__}")
 
 
-def seen(pixels: torch.Tensor, processor: Any) -> np.ndarray:
-    """pixel_values [batch, 3, height, width] as the pictures they were, [batch, height, width, 3] uint8."""
+def denormalized_images(pixels: torch.Tensor, processor: Any) -> np.ndarray:
+    """pixel_values [batch, 3, height, width] as images before normalization, [batch, height, width, 3] uint8."""
     values = pixels.float().cpu()
     if getattr(processor, "do_normalize", False):
         mean, std = (torch.tensor(getattr(processor, name)).view(-1, 1, 1) for name in ("image_mean", "image_std"))

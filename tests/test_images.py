@@ -1,4 +1,4 @@
-"""Pictures through the front door: processors, results, heat maps, the command line."""
+"""Images through the front door: processors, results, heat maps, the command line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import globenc
 from globenc.cli import app
-from globenc.render import picture
+from globenc.render import image
 
 SIZES = {
     "hidden_size": 24,
@@ -55,11 +55,11 @@ def photo(tmp_path_factory):
     return path
 
 
-def test_a_picture(explainer, photo):
+def test_an_image(explainer, photo):
     a = explainer(photo, per_layer=True)
     assert a.grid == (4, 4)
     assert a.tokens[:3] == ["[CLS]", "0,0", "0,1"]
-    assert a.picture.shape == (16, 16, 3)
+    assert a.image.shape == (16, 16, 3)
     assert a.label in ("cat", "dog")
     assert a.scores.sum() == pytest.approx(1)
     assert a.patches().shape == (4, 4)
@@ -81,10 +81,10 @@ def test_a_picture(explainer, photo):
 
 def test_what_the_model_saw(explainer, photo):
     expected = np.asarray(Image.open(photo).resize((16, 16), Image.Resampling.BILINEAR), np.int16)
-    assert np.abs(explainer(photo).picture - expected).max() <= 2
+    assert np.abs(explainer(photo).image - expected).max() <= 2
 
 
-def test_every_kind_of_picture(explainer, photo):
+def test_every_kind_of_image(explainer, photo):
     array = np.asarray(Image.open(photo))
     kinds = [photo, str(photo), Image.open(photo), array, torch.tensor(array)]
     results = explainer(kinds)
@@ -97,17 +97,17 @@ def test_every_kind_of_picture(explainer, photo):
 @pytest.mark.parametrize(
     ("given", "error", "message"),
     [
-        ("no-such-file.png", OSError, "picture 'no-such-file.png' cannot be read: No such file"),
+        ("no-such-file.png", OSError, "image 'no-such-file.png' cannot be read: No such file"),
         (__file__, OSError, "is in no format that is known here"),
-        (3, TypeError, "the picture must be a path, a PIL image or an array, got int"),
-        ([3], TypeError, r"pictures\[0\] must be a path"),
-        ([], ValueError, "pictures is an empty list"),
+        (3, TypeError, "the image must be a path, a PIL image or an array, got int"),
+        ([3], TypeError, r"images\[0\] must be a path"),
+        ([], ValueError, "images is an empty list"),
         (np.zeros((4, 4, 3)), ValueError, r"uint8 of shape \[height, width, 3\], got float64 \[4, 4, 3\]"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, "uint8 of shape"),
         (np.zeros((3, 4, 4, 3), np.uint8), ValueError, "uint8 of shape"),
     ],
 )
-def test_no_pictures(explainer, given, error, message):
+def test_no_images(explainer, given, error, message):
     with pytest.raises(error, match=message):
         explainer(given)
 
@@ -150,7 +150,7 @@ def test_command_line(folder, photo, tmp_path):
     assert json.loads(done.stdout)["grid"] == [4, 4]
     done = runner.invoke(app, ["attribute", "a text", "-m", str(folder)])
     assert done.exit_code == 2
-    assert "this model reads pictures: give --image FILE" in done.output
+    assert "this model reads images: give --image FILE" in done.output
     done = runner.invoke(app, ["attribute", "--image", str(photo)])
     assert done.exit_code == 2
     assert "this model reads texts: give TEXT" in done.output
@@ -189,7 +189,7 @@ def test_vision_tower_of_a_whole_checkpoint(kind, tmp_path, photo):
     np.testing.assert_allclose(a.scores, expected.scores[0].numpy(), rtol=1e-4)
 
 
-def test_patches_that_do_not_fill_the_picture():
+def test_patches_that_do_not_fill_the_image():
     """DINOv2 takes 14 x 15 pixels in patches of 4: two rows and three columns of pixels are in none."""
     model = tiny_vision("dinov2", torch.float32)
     processor = transformers.ViTImageProcessor(do_resize=False)
@@ -223,11 +223,11 @@ def test_answers_of_other_kinds(config, said, photo):
         expected = {config["id2label"][k]: float(share) for k, share in enumerate(logits.sigmoid()) if share > 0.5}
         assert dict(a.labels) == pytest.approx(expected, rel=1e-4)
     assert json.loads(a.to_json())["value"] == a.value
-    assert re.match(said, picture.title(a))
+    assert re.match(said, image.title(a))
     console = Console(file=io.StringIO(), width=100)
-    picture.show(a, console, 3)
+    image.show(a, console, 3)
     assert re.match(said, console.file.getvalue().splitlines()[0])
-    assert re.search(f"<h1>{said.removesuffix('$')}", picture.page(a))
+    assert re.search(f"<h1>{said.removesuffix('$')}", image.page(a))
 
 
 def test_a_distilled_deit_has_an_answer(photo):
@@ -250,15 +250,15 @@ def test_patches_set_the_scale(explainer, photo):
     assert _scale(replace(a, scores=np.zeros(17, np.float32)))[0] == 1
 
 
-def _scale(a: globenc.PictureAttribution) -> tuple[float, str]:
-    axes = picture.figure(a).axes
+def _scale(a: globenc.ImageAttribution) -> tuple[float, str]:
+    axes = image.figure(a).axes
     return float(axes[1].images[1].get_clim()[1]), axes[2].get_ylabel()
 
 
-def test_pictures_go_in_batches(explainer, photo, monkeypatch):
+def test_images_go_in_batches(explainer, photo, monkeypatch):
     """batch_tokens is obeyed, and no score depends on it."""
     array = np.asarray(Image.open(photo))
-    pictures = [array, array[::-1].copy(), array[:, ::-1].copy(), array.transpose(1, 0, 2).copy(), 255 - array]
+    images = [array, array[::-1].copy(), array[:, ::-1].copy(), array.transpose(1, 0, 2).copy(), 255 - array]
     sizes = []
     whole = globenc.explainer.attribute
 
@@ -267,33 +267,33 @@ def test_pictures_go_in_batches(explainer, photo, monkeypatch):
         return whole(model, **inputs)
 
     monkeypatch.setattr("globenc.explainer.attribute", counted)
-    alone = [explainer(picture, per_layer=True) for picture in pictures]
+    alone = [explainer(image, per_layer=True) for image in images]
     for batch_tokens, expected in ((17, [1, 1, 1, 1, 1]), (35, [2, 2, 1]), (None, [5]), (1, [1] * 5)):
         sizes.clear()
-        found = explainer(pictures, per_layer=True, batch_tokens=batch_tokens)
+        found = explainer(images, per_layer=True, batch_tokens=batch_tokens)
         assert sizes == expected
         for ours, single in zip(found, alone, strict=True):
             np.testing.assert_allclose(ours.scores, single.scores, rtol=1e-4, atol=1e-7)
             np.testing.assert_allclose(ours.layer_scores, single.layer_scores, rtol=1e-4, atol=1e-7)
-            np.testing.assert_array_equal(ours.picture, single.picture)
+            np.testing.assert_array_equal(ours.image, single.image)
             assert ours.probability == pytest.approx(single.probability, rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_length": 5}, "max_length has no meaning for 'vit', which reads pictures"),
-        ({"text_pair": "a"}, "text_pair has no meaning for 'vit', which reads pictures"),
+        ({"max_length": 5}, "max_length has no meaning for 'vit', which reads images"),
+        ({"text_pair": "a"}, "text_pair has no meaning for 'vit', which reads images"),
         ({"batch_tokens": 0}, "batch_tokens must be a positive whole number, got 0"),
         ({"max_length": "5"}, "max_length must be a positive whole number, got '5'"),
         ({"position": 99}, "position"),
     ],
 )
-def test_options_of_pictures(explainer, photo, options, message):
+def test_options_of_images(explainer, photo, options, message):
     with pytest.raises(ValueError, match=message):
         explainer(photo, **options)
 
 
-def test_a_position_outside_names_the_picture(explainer, photo):
-    with pytest.raises(ValueError, match=r"pictures\[0\]: position"):
+def test_a_position_outside_names_the_image(explainer, photo):
+    with pytest.raises(ValueError, match=r"images\[0\]: position"):
         explainer([photo, photo], position=99)

@@ -1,4 +1,4 @@
-"""A PictureAttribution as a figure and as HTML: the picture beside the heat map over it."""
+"""An ImageAttribution as a figure and as HTML: the image beside the heat map over it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _SIDE = 3.6  # inches of a panel
 
 
 class ImageResult(Result, Protocol):
-    """What a rendering reads of an attribution to an image's patches; `globenc.PictureAttribution` is one."""
+    """What a rendering reads of an attribution to an image's patches; `globenc.ImageAttribution` is one."""
 
     @property
-    def picture(self) -> np.ndarray: ...
+    def image(self) -> np.ndarray: ...
     @property
     def grid(self) -> tuple[int, int]: ...
     def patches(self) -> np.ndarray: ...
@@ -34,12 +34,12 @@ class ImageResult(Result, Protocol):
 
 
 def figure(attribution: ImageResult) -> Figure:
-    """The picture, and for each position the picture in grey under its patches' scores."""
+    """The image, and for each position the image in grey under its patches' scores."""
     count = 1 if attribution.scores.ndim == 1 else min(len(attribution.scores), 8)
-    height, width = attribution.picture.shape[:2]
+    height, width = attribution.image.shape[:2]
     made = Figure(figsize=(_SIDE * (count + 1) + 0.8, _SIDE * height / width + 0.9), layout="constrained")
     panels = made.subplots(1, count + 1, squeeze=False)[0]
-    panels[0].imshow(attribution.picture)
+    panels[0].imshow(attribution.image)
     panels[0].set_title(wrapped(title(attribution), _SIDE), fontsize=10, parse_math=False)
     for k in range(count):
         axes = panels[k + 1]
@@ -60,7 +60,7 @@ def figure(attribution: ImageResult) -> Figure:
 
 def _overlay(axes: Any, attribution: ImageResult, row: int) -> tuple[Any, float]:
     """The heat map, and the highest share where it lies above full colour: what a patch keeps for itself may."""
-    grey = attribution.picture.mean(-1) / 255
+    grey = attribution.image.mean(-1) / 255
     heat = attribution.heat_map(row)
     patches = (attribution.patches() if attribution.scores.ndim == 1 else attribution.patches()[row]).ravel()
     own = _position(attribution, row)
@@ -108,7 +108,7 @@ def fragment(attribution: ImageResult) -> str:
         f"{attribution.grid[1]} patches."
     )
     return (
-        f'<div class="globenc"><img alt="{escape(title(attribution))}: the picture and its heat map" '
+        f'<div class="globenc"><img alt="{escape(title(attribution))}: the image and its heat map" '
         f'style="max-width:100%;background:#fff" src="data:image/png;base64,{_png(attribution)}">'
         f'<p style="opacity:.72;font-size:.88em">{escape(about)}</p></div>'
     )
@@ -150,7 +150,7 @@ def show(attribution: ImageResult, console: Console, top: int) -> None:
     console.print(
         Text(
             f"{rows} x {columns} patches, rows and columns from 0 at the top left; special tokens have "
-            f"{attribution.special_share():.1%}. --plot and --html show them over the picture.",
+            f"{attribution.special_share():.1%}. --plot and --html show them over the image.",
             "dim",
         )
     )
