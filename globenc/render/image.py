@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from html import escape
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from ..methods import get_method
 from ..printing import printable
+from .page import render_cell, render_page
 from .view import Result, answer, wrapped
 
 _COLOURS = "inferno"
@@ -99,6 +99,16 @@ def position_name(attribution: ImageResult, k: int) -> str:
 
 def fragment(attribution: ImageResult) -> str:
     """For a notebook's output cell."""
+    return render_cell("image_cell.html", **_parts(attribution))
+
+
+def page(attribution: ImageResult) -> str:
+    """One HTML file without any other."""
+    return render_page("image.html", **_parts(attribution))
+
+
+def _parts(attribution: ImageResult) -> dict[str, str]:
+    """What the templates say of an attribution."""
     special = attribution.special_share()
     share = f" Special tokens have {special:.1%} of it, the patches the rest." if special else ""
     about = (
@@ -107,21 +117,7 @@ def fragment(attribution: ImageResult) -> str:
         f"({get_method(attribution.method).summary}); model {attribution.model}; {attribution.grid[0]} x "
         f"{attribution.grid[1]} patches."
     )
-    return (
-        f'<div class="globenc"><img alt="{escape(title(attribution))}: the image and its heat map" '
-        f'style="max-width:100%;background:#fff" src="data:image/png;base64,{_png(attribution)}">'
-        f'<p style="opacity:.72;font-size:.88em">{escape(about)}</p></div>'
-    )
-
-
-def page(attribution: ImageResult) -> str:
-    """One HTML file without any other."""
-    name = escape(title(attribution))
-    return (
-        '<!DOCTYPE html>\n<html>\n<head>\n<meta charset="utf-8">\n<title>' + f"{name} · globenc</title>\n"
-        "<style>body { margin: 2rem auto; max-width: 64rem; padding: 0 1.2rem; font: 1rem/1.65 system-ui, sans-serif; }"
-        f"</style>\n</head>\n<body>\n<h1>{name}</h1>\n{fragment(attribution)}\n</body>\n</html>\n"
-    )
+    return {"title": title(attribution), "about": about, "png": _png(attribution)}
 
 
 def _png(attribution: ImageResult) -> str:
