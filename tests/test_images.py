@@ -228,6 +228,7 @@ def test_answers_of_other_kinds(config, said, photo):
     image.show(a, console, 3)
     assert re.match(said, console.file.getvalue().splitlines()[0])
     assert re.search(f"<h1>{said.removesuffix('$')}", image.page(a))
+    assert "prefers-color-scheme: dark" in image.page(a)
 
 
 def test_a_distilled_deit_has_an_answer(photo):

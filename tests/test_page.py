@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatch
 from pathlib import Path
 
 import jinja2
 import pytest
 
-from globenc.render.page import environment, render_page
+from globenc.render.page import environment, render_cell, render_page
 
 ROOT = Path(__file__).parents[1]
 TEMPLATES = ROOT / "globenc" / "render" / "templates"
@@ -44,6 +45,24 @@ def test_the_page_needs_no_other_file():
     assert not any(part in source for part in ("http", "src=", "<script", "<link", "url(", "@import"))
     for media in ("(prefers-color-scheme: dark)", "print", "(max-width: 40rem)"):
         assert media in source
+
+
+def test_a_page_writes_classes_and_a_notebook_cell_the_same_styles(monkeypatch):
+    templates = {"a.html": "<p {{ look('block faint', 'width:1em') }}></p>", "b.html": "{{ look('unknown') }}"}
+    inner = environment().loader
+    monkeypatch.setattr(environment(), "loader", jinja2.ChoiceLoader([jinja2.DictLoader(templates), inner]))
+    assert render_page("a.html") == '<p class="block faint" style="width:1em"></p>'
+    assert render_cell("a.html") == '<p style="margin: .7em 0;opacity: .72;width:1em"></p>'
+    with pytest.raises(KeyError, match="unknown"):
+        render_cell("b.html")
+
+
+def test_no_class_of_the_body_is_one_of_a_tag():
+    """A rule of a single class would then hold for the whole page."""
+    css = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+    kinds = {kind for path in TEMPLATES.glob("*.html") for kind in re.findall(r"kind %}([\w-]+)", path.read_text())}
+    assert kinds
+    assert not kinds & set(re.findall(r"^\.([\w-]+) \{", css, re.M))
 
 
 def test_every_template_is_packaged():
