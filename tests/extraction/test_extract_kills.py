@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -64,16 +65,24 @@ def test_killed_before_and_after_every_rename(small, corpus, other_corpus, loade
 
 
 DRIVER = """
-import builtins, os, shutil, signal, sys, time, warnings
+import builtins, json, os, shutil, signal, sys, time, traceback, warnings
 import globenc
+
 warnings.simplefilter("ignore")
-corpus, begun, whole, out, model, overwrite, how = sys.argv[1:]
-explainer = globenc.GlobEnc.from_pretrained(model)
-overwrite = overwrite == "True"
+explainer = globenc.GlobEnc.from_pretrained(sys.argv[1])
+score, scores = globenc.GlobEnc.score, {}
 
 
-def extract(**options):
-    globenc.extract(corpus, out, model=explainer, shard_rows=7, limit=21, progress=False, **options)
+def remembered(self, encodings, **options):
+    # what the model says is not in question: a child need not ask it again
+    key = str(options), *(tuple(encoding.ids) for encoding in encodings)
+    if key not in scores:
+        scores[key] = score(self, encodings, **options)
+    return scores[key]
+
+
+def extract(overwrite=False):
+    globenc.extract(corpus, out, model=explainer, shard_rows=7, limit=21, progress=False, overwrite=overwrite)
 
 
 def deadly(number, stage):
@@ -110,13 +119,17 @@ def child(act):
     return pid
 
 
-def mended(number):
-    _, status = os.waitpid(child(lambda: extract(overwrite=overwrite and number % 2 == 0)), 0)
-    if status:
-        _, status = os.waitpid(child(lambda: extract(overwrite=overwrite)), 0)
+def mend(number):
+    try:
+        extract(overwrite and number % 2 == 0)
+    except Exception:
+        extract(overwrite)
+
+
+def check_mended(number):
+    _, status = os.waitpid(child(lambda: mend(number)), 0)
     assert not status, number
-    expected, table = globenc.load_extract(whole), globenc.load_extract(out)
-    assert table.equals(expected, check_metadata=True), number
+    assert globenc.load_extract(out).equals(expected, check_metadata=True), number
     shutil.rmtree(out)
 
 
@@ -125,36 +138,65 @@ def fresh():
         shutil.copytree(begun, out)
 
 
-mended(0)
-fresh()
-start = time.monotonic()
-os.waitpid(child(lambda: extract(overwrite=overwrite)), 0)
-longest = time.monotonic() - start  # of a run that nothing stops, as far as is known
-shutil.rmtree(out)
-kills = number = 0
-while kills < 40 if how == "time" else True:
-    number += 1
+def kills_of(how):
     fresh()
-    if how == "time":
-        pid = child(lambda: extract(overwrite=overwrite))
-        time.sleep(number * 0.618034 % 1 * longest)  # moments that lie everywhere in a run
-        os.kill(pid, signal.SIGKILL)
-    else:
-        stage = ("before", "after")[number % 2]
-        def act():
-            deadly((number + 1) // 2, stage)
-            extract(overwrite=overwrite)
-        pid = child(act)
-    _, status = os.waitpid(pid, 0)
-    assert os.WIFSIGNALED(status) or status == 0, number
-    kills += os.WIFSIGNALED(status)
-    if how == "time" and not os.WIFSIGNALED(status):
-        longest *= 0.9  # it came to its end before: others may be as quick
-    mended(number)
-    if how != "time" and not os.WIFSIGNALED(status):
-        break
-print(kills)
+    globenc.GlobEnc.score = remembered
+    extract(overwrite)  # here, so that every child knows the scores
+    shutil.rmtree(out)
+    check_mended(0)
+    fresh()
+    start = time.monotonic()
+    os.waitpid(child(lambda: extract(overwrite)), 0)
+    longest = time.monotonic() - start  # of a run that nothing stops, as far as is known
+    shutil.rmtree(out)
+    kills = number = 0
+    while kills < 40 if how == "time" else True:
+        number += 1
+        fresh()
+        if how == "time":
+            pid = child(lambda: extract(overwrite))
+            time.sleep(number * 0.618034 % 1 * longest)  # moments that lie everywhere in a run
+            os.kill(pid, signal.SIGKILL)
+        else:
+            stage = ("before", "after")[number % 2]
+            def act():
+                deadly((number + 1) // 2, stage)
+                extract(overwrite)
+            pid = child(act)
+        _, status = os.waitpid(pid, 0)
+        killed = os.WIFSIGNALED(status)
+        assert killed or status == 0, number
+        kills += killed
+        if how == "time" and not killed:
+            longest *= 0.9  # it came to its end before: others may be as quick
+        check_mended(number)
+        if how != "time" and not killed:
+            return kills
+    return kills
+
+
+for line in sys.stdin:
+    corpus, begun, whole, out, overwrite, how = json.loads(line)
+    try:
+        expected = globenc.load_extract(whole)
+        print(json.dumps(kills_of(how)), flush=True)
+    except BaseException:
+        print(json.dumps(traceback.format_exc()), flush=True)
 """
+
+
+@pytest.fixture(scope="module")
+def driver(model):
+    """A program that has loaded everything, and whose children extract and are killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", DRIVER, model],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process
+        process.stdin.close()
 
 
 @posix
@@ -162,18 +204,12 @@ print(kills)
 @pytest.mark.parametrize(
     ("begun", "how"), [*((begun, "call") for begun in BEGUN), ("nothing", "time"), ("input", "time")]
 )
-def test_kill_9_at_every_call_and_at_any_time(small, corpus, other_corpus, loaded, model, tmp_path, begun, how):
+def test_kill_9_at_every_call_and_at_any_time(small, corpus, other_corpus, loaded, driver, tmp_path, begun, how):
     """Before and after every rename, removal, new folder, opened file and flush of a run; and at any time of it."""
     options = SMALL if begun == "nothing" else begin_with(begun, tmp_path / "begun", corpus, other_corpus, loaded)
-    folders = [tmp_path / "begun", small, tmp_path / "out", model]
-    arguments = [corpus, *folders, options.get("overwrite", False), how]
-    done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    kills = int(done.stdout)
+    paths = [str(path) for path in (corpus, tmp_path / "begun", small, tmp_path / "out")]
+    print(json.dumps([*paths, options.get("overwrite", False), how]), file=driver.stdin, flush=True)
+    kills = json.loads(driver.stdout.readline())
     print(f"{begun}, {how}: {kills} kills")
+    assert isinstance(kills, int), kills
     assert kills > 20
