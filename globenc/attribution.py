@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import bisect
-import json
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from .answers import in_code
 from .passages import paragraphs, sentences
+from .results import TokenScores
 from .text_spans import Passage, Word, find_words
 
 if TYPE_CHECKING:
@@ -22,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class Attribution:
-    """Which tokens of a text an answer came from.
+class Attribution(TokenScores):
+    """Which tokens of a text an answer came from. `len` and iteration are over tokens, see `TokenScores`.
 
     Attributes:
         text, text_pair: what was attributed; the pair may be None.
@@ -181,19 +179,10 @@ class Attribution:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain lists, strings and numbers."""
-        position = self.position
-        if isinstance(position, torch.Tensor):
-            position = position.detach().double().cpu()
-        position = position if isinstance(position, str) else np.asarray(position).tolist()
         return {
             "text": self.text,
             "text_pair": self.text_pair,
-            "label": self.label,
-            "probability": self.probability,
-            "value": self.value,
-            "labels": None
-            if self.labels is None
-            else [{"label": label, "probability": probability} for label, probability in self.labels],
+            **self._prediction_dict(),
             "tokens": self.tokens,
             "scores": self.scores.tolist(),
             "words": [
@@ -210,56 +199,36 @@ class Attribution:
             "paragraphs": [_plain(passage) for passage in self.paragraphs()],
             "offsets": [None if span is None else list(span) for span in self.offsets],
             "segments": self.segments,
-            "log2_scale": np.asarray(self.log2_scale).tolist(),
-            "layer_scores": None if self.layer_scores is None else self.layer_scores.tolist(),
-            "layer_log2_scale": None if self.layer_log2_scale is None else self.layer_log2_scale.tolist(),
-            "method": self.method,
-            "position": position,
-            "row_normalize": self.row_normalize,
-            "model": self.model,
+            **self._rollout_dict(),
             "truncated": self.truncated,
             "unread": [{"segment": segment, "start": start, "end": end} for segment, start, end in self.unread()],
         }
 
-    def to_json(self, indent: int | None = None) -> str:
-        """`to_dict` as one JSON object."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent, allow_nan=False)
+    def _token_columns(self) -> dict[str, Any]:
+        words = [(word.text, word.tokens[1] - word.tokens[0]) for word in self.words()]
+        offsets = [span or (None, None) for span in self.offsets]
+        return {
+            "word": [text for text, count in words for _ in range(count)],
+            "word_id": self.word_ids,
+            "segment": self.segments,
+            "start": [start for start, _ in offsets],
+            "end": [end for _, end in offsets],
+        }
 
     def _repr_html_(self) -> str:
         from .render.html import fragment
 
         return fragment(self)
 
-    def save_html(self, path: str | Path) -> Path:
-        """Write one self-contained page: the text coloured by score, the words ranked, the layers where asked for.
-
-        Returns:
-            The path written.
-        """
+    def _page(self) -> str:
         from .render.html import page
 
-        path = Path(path)
-        path.write_text(page(self), encoding="utf-8")
-        return path
+        return page(self)
 
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """Bars of the tokens' scores, and the layers-by-tokens heat map of the paper's figures where `per_layer=True`.
+    def _figure(self) -> Figure:
+        from .render.figure import figure
 
-        Args:
-            path: where to save it (.png, .pdf, .svg); None only returns the figure.
-
-        Returns:
-            The matplotlib figure.
-
-        Raises:
-            ValueError: the file's ending is not one that matplotlib writes.
-        """
-        from .render.figure import figure, save
-
-        drawn = figure(self)
-        if path is not None:
-            save(drawn, path)
-        return drawn
+        return figure(self)
 
 
 def _has_text(characters: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,14 @@ import numpy as np
 import torch
 
 from .answers import in_code
+from .results import TokenScores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ImageAttribution:
+class ImageAttribution(TokenScores):
     """Which patches of an image an answer came from.
 
     Attributes:
@@ -76,64 +76,39 @@ class ImageAttribution:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the image as plain lists, strings and numbers."""
-        position = self.position
-        if isinstance(position, torch.Tensor):
-            position = position.detach().double().cpu()
         return {
             "height": self.image.shape[0],
             "width": self.image.shape[1],
             "grid": list(self.grid),
             "patch": list(self.patch),
-            "label": self.label,
-            "probability": self.probability,
-            "value": self.value,
-            "labels": None
-            if self.labels is None
-            else [{"label": label, "probability": probability} for label, probability in self.labels],
+            **self._prediction_dict(),
             "tokens": self.tokens,
             "scores": self.scores.tolist(),
-            "log2_scale": np.asarray(self.log2_scale).tolist(),
-            "layer_scores": None if self.layer_scores is None else self.layer_scores.tolist(),
-            "layer_log2_scale": None if self.layer_log2_scale is None else self.layer_log2_scale.tolist(),
-            "method": self.method,
-            "position": position if isinstance(position, str) else np.asarray(position).tolist(),
-            "row_normalize": self.row_normalize,
-            "model": self.model,
+            **self._rollout_dict(),
         }
 
-    def to_json(self, indent: int | None = None) -> str:
-        """`to_dict` as one JSON object."""
-        return json.dumps(self.to_dict(), ensure_ascii=False, indent=indent, allow_nan=False)
+    def _token_columns(self) -> dict[str, Any]:
+        rows, columns = self.grid
+        special: list[int | None] = [None] * (len(self) - rows * columns)
+        return {
+            "row": [*special, *(row for row in range(rows) for _ in range(columns))],
+            "column": [*special, *(column for _ in range(rows) for column in range(columns))],
+        }
 
     def _repr_html_(self) -> str:
         from .render.image import fragment
 
         return fragment(self)
 
-    def save_html(self, path: str | Path) -> Path:
-        """Write one self-contained page: the image, and the heat map over it. Returns the path written."""
+    def _page(self) -> str:
         from .render.image import page
 
-        path = Path(path)
-        path.write_text(page(self), encoding="utf-8")
-        return path
+        return page(self)
 
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """The image, and the heat map over it, one for each position.
-
-        Args:
-            path: where to save it (.png, .pdf, .svg); None only returns the figure.
-
-        Raises:
-            ValueError: the file's ending is not one that matplotlib writes.
-        """
-        from .render.figure import save
+    def _figure(self) -> Figure:
         from .render.image import figure
 
-        drawn = figure(self)
-        if path is not None:
-            save(drawn, path)
-        return drawn
+        return figure(self)
 
 
 def open_image(given: Any, name: str) -> Any:

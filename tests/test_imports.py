@@ -25,6 +25,7 @@ LAYERS = [
     ["layer_rollouts"],
     ["functional"],
     ["render"],
+    ["results"],
     ["attribution", "images", "tokenization", "loading", "progress"],
     ["metrics"],
     ["explainer"],
