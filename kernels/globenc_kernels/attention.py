@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import TokenRanges, ceil_div, expect_heads, expect_scores, heads_last, launch, power_of_two
-from .layouts import BLOCK_TOKENS, lse_offset, lse_shape
+from .layouts import BLOCK_TOKENS, head_offset, lse_offset, lse_shape
 from .tiles import attention_tiles
 
 LOG2_E = 1.4426950408889634
@@ -143,7 +143,7 @@ def _attention_kernel(
     tl.store(own_ptr + offsets, own[:, None] * v_own, mask=inside)
     tl.store(weight_ptr + (b * H + h) * n + safe_q, own, mask=rows_q < n)
     block = b * tl.cdiv(n, BLOCK_TOKENS) + rows_q // BLOCK_TOKENS
-    lse_ptr += lse_offset(block, rows_q, h, H)
+    lse_ptr += lse_offset(block, head_offset(h), rows_q, H)
     tl.store(lse_ptr, top, mask=rows_q < n)
     tl.store(lse_ptr + BLOCK_TOKENS, log_total, mask=rows_q < n)
 

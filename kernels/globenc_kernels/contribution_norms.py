@@ -31,7 +31,7 @@ from .arguments import (
 )
 from .attention import LOG2_E
 from .head_factors import HeadFactors
-from .layouts import BLOCK_TOKENS, factor_offset, factor_shape, lse_offset, lse_shape, pair_offset
+from .layouts import BLOCK_TOKENS, factor_offset, factor_shape, head_offset, lse_offset, lse_shape, pair_index
 from .tiles import Tiles, holds_heads, map_tiles
 
 
@@ -160,8 +160,7 @@ def local_map_tile(
     rows_k = start_k + tl.arange(0, BLOCK_K)
     safe_q = tl.minimum(rows_q, n - 1)
     safe_k = tl.minimum(rows_k, n - 1)
-    block_q = tl.cast(start_q // BLOCK_TOKENS, tl.int64)
-    lse_ptr += start_k * zero
+    lse_ptr += lse_offset(tl.cast(start_q // BLOCK_TOKENS, tl.int64), start_k * zero, rows_q, H)
     q_pointers += start_k * zero
     k_pointers += start_q * zero
     alpha = ()
@@ -169,9 +168,8 @@ def local_map_tile(
         q = load_head(q_pointers, h, D, BLOCK_D)
         k = held[h] if len(held) == H else load_head(k_pointers, h, D, BLOCK_D)
         scores = tl.dot(k, tl.trans(q), input_precision="ieee")
-        lse = lse_ptr + lse_offset(block_q, rows_q, h, H)
-        top = tl.load(lse)
-        log_total = tl.load(lse + BLOCK_TOKENS)
+        top = tl.load(lse_ptr + head_offset(h))
+        log_total = tl.load(lse_ptr + head_offset(h) + BLOCK_TOKENS)
         alpha = alpha + (tl.exp2((scores - top[None, :]) * scale - log_total[None, :]),)
     tile = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
     if WEIGHTS:
@@ -179,18 +177,17 @@ def local_map_tile(
             tile += alpha[h]
         tile = tile * (1.0 / H)
     else:
-        block_k = tl.cast(start_k // BLOCK_TOKENS, tl.int64)
-        factor_ptr += factor_offset(block_k, rows_k, H) + start_q * zero
+        factor_ptr += factor_offset(tl.cast(start_k // BLOCK_TOKENS, tl.int64), start_q * zero, rows_k, H)
         if H <= 16:
             for a in tl.static_range(H):
                 part = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
                 for h in tl.static_range(a, H):
-                    part += tl.load(factor_ptr + pair_offset(a, h, H))[:, None] * alpha[h]
+                    part += tl.load(factor_ptr + pair_index(a, h, H) * BLOCK_TOKENS)[:, None] * alpha[h]
                 tile += part * part
         else:  # so many unrolled rows would take minutes to compile
             for a in tl.range(0, H):
                 part = tl.zeros([BLOCK_K, BLOCK_Q], tl.float32)
-                row = factor_ptr + pair_offset(a, 0, H)
+                row = factor_ptr + pair_index(a, 0, H) * BLOCK_TOKENS
                 for h in tl.static_range(H):
                     entry = tl.load(row + h * BLOCK_TOKENS, mask=(rows_k >= 0) & (h >= a), other=0.0)
                     part += entry[:, None] * alpha[h]

@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .arguments import TokenRanges, ceil_div, expect, expect_heads, heads_last, launch, power_of_two
-from .layouts import BLOCK_TOKENS, factor_offset, factor_shape, pair_offset
+from .layouts import BLOCK_TOKENS, factor_offset, factor_shape, pair_index
 from .tiles import gram_tiles
 
 PARTS = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3}  # so many matrices of PART_DTYPE add up to P
@@ -115,8 +115,8 @@ def _gram_kernel(
     rows = v_ptr + safe[:, None] * stride_vn
     v_h = tl.load(rows + h * D + offs_d[None, :], mask=(offs_d < D)[None, :], other=0.0)
     v_h = v_h.to(weight_ptr.dtype.element_ty)
-    diagonal = gram_ptr + b * stride_gb + factor_offset(tokens // BLOCK_TOKENS, tokens, H)
-    diagonal += pair_offset(h, h, H)
+    diagonal = gram_ptr + factor_offset(tokens // BLOCK_TOKENS, b * stride_gb, tokens, H)
+    diagonal += pair_index(h, h, H) * BLOCK_TOKENS
     stop = tl.where((start >= last) | (start + BLOCK_T <= first), h, H)  # nothing but padding: no work
     chunks: tl.constexpr = (D + BLOCK_C - 1) // BLOCK_C
     gram = tl.zeros([BLOCK_T], dtype)
@@ -154,10 +154,10 @@ def _cholesky_kernel(
         heads = tl.arange(0, BLOCK_H)
         low = tl.minimum(heads[:, None], heads[None, :])
         high = tl.maximum(heads[:, None], heads[None, :])
-        triangle = b * stride_gb + factor_offset(tokens // BLOCK_TOKENS, tokens, H)
+        triangle = factor_offset(tokens // BLOCK_TOKENS, b * stride_gb, tokens, H)
         inside = (high < H)[None, :, :] & (tokens < n)[:, None, None]
-        pairs = triangle[:, None, None] + pair_offset(low, high, H)[None, :, :]
-        gram = tl.load(gram_ptr + pairs, mask=inside, other=0.0)
+        pairs = gram_ptr + triangle[:, None, None] + pair_index(low, high, H)[None, :, :] * BLOCK_TOKENS
+        gram = tl.load(pairs, mask=inside, other=0.0)
 
         # to a unit diagonal: heads of very different length are equally good
         on_diagonal = (heads[:, None] == heads[None, :])[None, :, :]
@@ -187,9 +187,9 @@ def _cholesky_kernel(
             rest -= row * row
             rest = tl.where(rest < 0, 0.0, rest)
             cosines -= row[:, :, None] * row[:, None, :]
-            column = tl.where(heads >= k, pair_offset(k, heads, H), 0)
+            column = tl.where(heads >= k, pair_index(k, heads, H), 0)
             tl.store(
-                factor_ptr + triangle[:, None] + column[None, :],
+                factor_ptr + triangle[:, None] + column[None, :] * BLOCK_TOKENS,
                 row.to(tl.float32) * scaled,
                 mask=((heads >= k) & (heads < H))[None, :] & (tokens < n)[:, None],
             )

@@ -4,7 +4,8 @@
     factors       [batch, ceil(n / BLOCK), heads * (heads + 1) / 2, BLOCK]   entries (0, 0), (0, 1), ..., (1, 1), ...
 
 The same number of neighbouring tokens stands side by side, so that a tile's loads are contiguous. Launchers allocate
-and check by the two shapes; kernels find elements by the three offsets, which count from the first block.
+and check by the two shapes. Kernels find elements by the offsets from block 0; these add `shift`, one number for the
+whole tile, before what differs between tokens, so that it costs no vector of registers.
 """
 
 from __future__ import annotations
@@ -28,18 +29,24 @@ def factor_shape(batch: int, n: int, heads: int) -> tuple[int, int, int, int]:
 
 
 @triton.jit
-def lse_offset(block, tokens, h, H: tl.constexpr):
-    """Offset of head h's largest score of tokens in a block; log2 of the sum stands BLOCK_TOKENS behind."""
-    return block * (H * 2 * BLOCK_TOKENS) + h * (2 * BLOCK_TOKENS) + tokens % BLOCK_TOKENS
+def head_offset(h):
+    """Offset of head h's log-sum-exps from head 0's, in one block."""
+    return h * (2 * BLOCK_TOKENS)
 
 
 @triton.jit
-def factor_offset(block, tokens, H: tl.constexpr):
-    """Offset of entry (0, 0) of tokens in a block."""
-    return block * (H * (H + 1) // 2 * BLOCK_TOKENS) + tokens % BLOCK_TOKENS
+def lse_offset(block, shift, tokens, H: tl.constexpr):
+    """Offset of tokens' largest scores for head 0, plus `shift`; log2 of the sums stands BLOCK_TOKENS behind."""
+    return block * (H * 2 * BLOCK_TOKENS) + shift + tokens % BLOCK_TOKENS
 
 
 @triton.jit
-def pair_offset(h, k, H: tl.constexpr):
-    """Offset of entry (h, k), h <= k, from entry (0, 0): the h rows before it have H, H - 1, ... entries."""
-    return (h * H - h * (h - 1) // 2 + k - h) * BLOCK_TOKENS
+def factor_offset(block, shift, tokens, H: tl.constexpr):
+    """Offset of tokens' entries (0, 0), plus `shift`; entry (h, k) stands pair_index(h, k) * BLOCK_TOKENS behind."""
+    return block * (H * (H + 1) // 2 * BLOCK_TOKENS) + shift + tokens % BLOCK_TOKENS
+
+
+@triton.jit
+def pair_index(h, k, H: tl.constexpr):
+    """Which entry of a triangle (h, k), h <= k, is: the h rows before it have H, H - 1, ... entries."""
+    return h * H - h * (h - 1) // 2 + k - h
