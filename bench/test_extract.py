@@ -19,8 +19,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import globenc
+from globenc.batching import by_length, pad
 from globenc.extraction.run import SHARD_ROWS
-from globenc.tokenization import by_length, encode, pad
+from globenc.tokenization import encode
 
 RESULTS = "extract"
 SHARED = Path(__file__).parents[2] / "shared"

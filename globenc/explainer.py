@@ -2,32 +2,48 @@
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
-import numpy as np
 import torch
 from torch import nn
 
-from .answers import Answer, answers_of
+from .answers import answers_of
 from .attribution import Attribution
+from .batching import BatchScores, by_length, memory_budget, pad
 from .contributions.backend import check_backend
 from .encoders import Encoder
-from .errors import blames_text, named, refuses_target, short
+from .errors import blames_text, named, refuses_target
 from .functional import attribute
 from .images import ImageAttribution, denormalized_images, open_image
 from .inputs import patch_grid, patch_size
 from .loading import ModelSource, load, load_processor
 from .methods import get_method
 from .rollouts import Position, check_position, plain_position
-from .tokenization import Encoding, by_length, encode, pad
+from .texts import all_encoded, check_texts, encode_each, warn_truncated
+from .tokenization import Encoding
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+    from typing_extensions import Unpack
+
+    Image = Path | PIL.Image.Image | np.ndarray[Any, np.dtype[np.uint8]] | torch.Tensor
 
 SUSPECTS = 64  # texts tried alone, most, to find the one at fault
-_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class CallOptions(TypedDict, total=False):
+    """What a call of `GlobEnc` takes by name, for its overloads; documented there."""
+
+    method: str
+    position: Position
+    per_layer: bool
+    row_normalize: bool
+    max_length: int | None
+    batch_tokens: int | None
 
 
 class GlobEnc:
@@ -143,6 +159,21 @@ class GlobEnc:
                 ) from error
         return self._tokenizer
 
+    # A string is a text to these signatures: give the path of an image as a Path.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, texts: str, text_pair: str | None = None, **options: Unpack[CallOptions]
+    ) -> Attribution: ...
+    @overload
+    def __call__(self, texts: Image, text_pair: None = None, **options: Unpack[CallOptions]) -> ImageAttribution: ...
+    @overload
+    def __call__(
+        self, texts: Iterable[str], text_pair: Iterable[str] | None = None, **options: Unpack[CallOptions]
+    ) -> list[Attribution]: ...
+    @overload
+    def __call__(
+        self, texts: Sequence[Image], text_pair: None = None, **options: Unpack[CallOptions]
+    ) -> list[ImageAttribution]: ...
     @refuses_target
     def __call__(
         self,
@@ -189,10 +220,10 @@ class GlobEnc:
             options = {"method": method, "position": position, "per_layer": per_layer, "row_normalize": row_normalize}
             return self._images(texts, batch_tokens, options)
         single = isinstance(texts, str)
-        firsts, seconds = _check_texts(texts, text_pair)
+        firsts, seconds = check_texts(texts, text_pair)
         get_method(method)
         limit = self.limit(max_length)
-        encodings = self._encoded(firsts, seconds, limit)
+        encodings = all_encoded(self.encode_each(firsts, seconds, limit))
         for i, (encoding, text) in enumerate(zip(encodings, firsts, strict=True)):
             if encoding.empty:
                 where = "text" if single else f"text {i}"
@@ -200,7 +231,7 @@ class GlobEnc:
             if encoding.unknown:
                 where = "the text" if single else f"text {i}"
                 warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=3)
-        _warn_truncated(encodings, limit, single)
+        warn_truncated(encodings, limit, single)
         for i, encoding in enumerate(encodings):
             try:
                 check_position(position, len(encoding), many=len(encodings) > 1)
@@ -224,16 +255,6 @@ class GlobEnc:
                 pair = None if seconds is None else seconds[i]
                 results[i] = self._result(scored, row, encodings[i], firsts[i], pair, options)
         return results[0] if single else results
-
-    def _encoded(self, firsts: list[str], seconds: list[str] | None, limit: int | None) -> list[Encoding]:
-        """The tokens of every text; raises as `encode_each` says, with the text's place where others are good."""
-        encodings = self.encode_each(firsts, seconds, limit)
-        bad = {i: error for i, error in enumerate(encodings) if isinstance(error, BaseException)}
-        for i, error in bad.items():
-            if len(bad) < len(encodings) or not isinstance(error, Exception):
-                raise named(error, f"text {i}" if len(encodings) > 1 else "the text") from error
-            raise error
-        return [encoding for encoding in encodings if isinstance(encoding, Encoding)]
 
     def _of_one(
         self, error: Exception, encodings: list[Encoding], batch: list[int], options: dict[str, Any]
@@ -306,31 +327,8 @@ class GlobEnc:
     def encode_each(
         self, texts: Sequence[str], text_pair: Sequence[str] | None, limit: int | None
     ) -> list[Encoding | BaseException]:
-        """As `tokenization.encode`, text by text where one of them fails: its error stands in its place, also where a
-        token of it is none of the model's."""
-        try:
-            encodings: list[Encoding | BaseException] = [*encode(self.tokenizer, texts, text_pair, limit)]
-        except BaseException as error:
-            if not blames_text(error):
-                raise
-            encodings = [error.with_traceback(None)]
-        if isinstance(encodings[0], BaseException) and len(texts) > 1:
-            middle = len(texts) // 2
-            return [
-                encoding
-                for half in (slice(middle), slice(middle, None))
-                for encoding in self.encode_each(texts[half], None if text_pair is None else text_pair[half], limit)
-            ]
-        known = self.model.get_input_embeddings().weight.shape[0]
-        for i, encoding in enumerate(encodings):
-            if isinstance(encoding, Encoding) and len(encoding) and encoding.ids.max() >= known:
-                number = int(encoding.ids[encoding.ids >= known][0])
-                token = short(str(self.tokenizer.convert_ids_to_tokens(number)), 40)
-                encodings[i] = ValueError(
-                    f"token id {number} ({token!r}) is beyond the model's {known} embeddings: resize the model's "
-                    "embeddings (is the tokenizer this model's?)"
-                )
-        return encodings
+        """The tokens of every text, or the error of one that fails in its stead, see `texts.encode_each`."""
+        return encode_each(self.tokenizer, self.model, texts, text_pair, limit)
 
     def score(self, encodings: Sequence[Encoding], **options: Any) -> BatchScores:
         """One padded batch through the model: scores as arrays, answers; options as in `globenc.attribute`."""
@@ -381,17 +379,8 @@ class GlobEnc:
         return by_length(lengths, budget, self._family.padding_invariant)
 
     def budget(self) -> int:
-        """Tokens of a batch, padding included, for the memory that is free now: 256 to 4,096 on a CPU, whose caches
-        gain nothing by more, 1,024 to 65,536 on a GPU."""
-        cuda = self.device.type == "cuda"
-        free = torch.cuda.mem_get_info(self.device)[0] if cuda else _free_memory()
-        config = self.model.config
-        depth, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
-        size = max(self.model.dtype.itemsize, 2) + 2  # half precision is accompanied by float32
-        token = size * (8 * width * depth + 4 * getattr(config, "intermediate_size", 4 * width) + heads * heads)
-        low, high = (1024, 65536) if cuda else (256, 4096)
-        fitting = high if free is None else max(low, min(high, free // 2 // token))
-        return 1 << fitting.bit_length() - 1
+        """Tokens of a batch, padding included, for the memory that is free now, see `batching.memory_budget`."""
+        return memory_budget(self.model)
 
     def _result(
         self,
@@ -404,7 +393,10 @@ class GlobEnc:
     ) -> Attribution:
         n = len(encoding)
         whole = isinstance(options["position"], str) and options["position"] == "all"
-        special, spans = (encoding.segments < 0).tolist(), None if encoding.spans is None else encoding.spans.tolist()
+        special, spans = (
+            (encoding.segments < 0).tolist(),
+            None if encoding.offsets is None else encoding.offsets.tolist(),
+        )
         return Attribution(
             text=first,
             text_pair=second,
@@ -415,101 +407,3 @@ class GlobEnc:
             truncated=encoding.lost,
             **self._told(scored, row, n, whole, options),
         )
-
-
-@dataclass(frozen=True)
-class BatchScores:
-    """What `globenc.attribute` gives for a batch, as arrays on the CPU, with the model's answers.
-
-    Attributes:
-        scores, log2_scale, layer_scores, layer_log2_scale: as in `globenc.AttributionOutput`.
-        answers: one for each text.
-    """
-
-    scores: np.ndarray
-    log2_scale: np.ndarray
-    layer_scores: np.ndarray | None
-    layer_log2_scale: np.ndarray | None
-    answers: list[Answer]
-
-    def of(self, row: int, n: int, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-        """The four arrays of one text of n tokens, without padding; `whole`: its positions are all of its tokens."""
-        scores, scale = self.scores[row, ..., :n], self.log2_scale[row]
-        layer_scores = None if self.layer_scores is None else self.layer_scores[:, row, ..., :n]
-        layer_scale = None if self.layer_log2_scale is None else self.layer_log2_scale[:, row]
-        if whole:
-            scores, scale = scores[:n], scale[:n]
-            layer_scores = None if layer_scores is None else layer_scores[:, :n]
-            layer_scale = None if layer_scale is None else layer_scale[:, :n]
-        return scores, scale, layer_scores, layer_scale
-
-
-def _check_texts(
-    texts: str | Iterable[str], text_pair: str | Iterable[str] | None
-) -> tuple[list[str], list[str] | None]:
-    """Texts and pairs as lists of equal length, every one a string with something in it."""
-
-    def checked(name: str, value: Any) -> list[str]:
-        if not isinstance(value, str):
-            _check_column(name, value)
-            value = value.to_pylist() if hasattr(value, "to_pylist") else value  # an Arrow column
-        values = [value] if isinstance(value, str) else list(value)
-        for i, text in enumerate(values):
-            where = name if isinstance(value, str) else f"{name}[{i}]"
-            if not isinstance(text, str):
-                got = "None" if text is None else type(text).__name__
-                pairs = "; second texts of pairs go to text_pair" if isinstance(text, list | tuple) else ""
-                raise TypeError(f"{where} must be a string, got {got}{pairs}")
-            if not text.isascii() and _SURROGATE.search(text):
-                raise ValueError(f"{where} is no valid text: it holds half of a surrogate pair")
-            if not text or text.isspace():
-                raise ValueError(f"{where} is empty: there is no token to attribute to")
-        return values
-
-    firsts = checked("texts", texts)
-    if not firsts:
-        raise ValueError("texts is an empty list: give at least one text")
-    if text_pair is None:
-        return firsts, None
-    if isinstance(text_pair, str) != isinstance(texts, str):
-        raise TypeError("text_pair must be a string for a text and a list for a list of texts")
-    seconds = checked("text_pair", text_pair)
-    if len(seconds) != len(firsts):
-        raise ValueError(f"text_pair must hold one text for each of the {len(firsts)} texts, got {len(seconds)}")
-    return firsts, seconds
-
-
-def _check_column(name: str, value: Any) -> None:
-    """Raises TypeError where something is no column of texts, in an order."""
-    wanted = f"{name} must be a string or a list of strings, got {type(value).__name__}"
-    columns = getattr(value, "column_names", None)
-    columns = getattr(value, "columns", None) if columns is None else columns
-    if isinstance(value, Mapping):
-        columns = value
-    if columns is not None:
-        names = [repr(column) for column in columns][:5]
-        choice = f": choose one, {name}[{short(names[0], 50)}]" if names else ""
-        raise TypeError(f"{wanted} of {short(', '.join(names)) or 'nothing'}{choice}")
-    if isinstance(value, bytes | set | frozenset) or not isinstance(value, Iterable):
-        raise TypeError(wanted)
-
-
-def _warn_truncated(encodings: list[Encoding], limit: int | None, single: bool) -> None:
-    cut = [(i, e.lost, len(e) + e.lost) for i, e in enumerate(encodings) if e.lost]
-    if not cut:
-        return
-    shown = "; ".join(
-        f"{'the text' if single else f'text {i}'} lost {lost:,} of its {full:,} tokens ({lost / full:.0%})"
-        for i, lost, full in cut[:5]
-    )
-    more = f"; and {len(cut) - 5} more" if len(cut) > 5 else ""
-    warnings.warn(f"longer than the {limit} tokens that fit, so they were cut: {shown}{more}", stacklevel=4)
-
-
-def _free_memory() -> int | None:
-    """Bytes of main memory that are free or can be freed; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None

@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-import torch
 
-from .encoders import accepted_inputs
 from .passages import divide_words
 
 TEXTS_AT_ONCE = 256  # encoded by one call: enough for the tokenizer's threads, and few enough to hold as Python lists
@@ -31,7 +29,7 @@ class Encoding:
     Attributes:
         ids: [n] int32.
         type_ids: [n] int32; None where the tokenizer makes none.
-        spans: characters (start, end) of each token in its text without blanks at the ends, [n, 2] int32, -1 for
+        offsets: characters (start, end) of each token in its text without blanks at the ends, [n, 2] int32, -1 for
             special tokens; of a token that shows nothing what the tokenizer says. None for a tokenizer that knows no
             offsets.
         segments: 0 for tokens of the text, 1 of the pair, -1 for special tokens; [n] int8.
@@ -43,7 +41,7 @@ class Encoding:
 
     ids: np.ndarray
     type_ids: np.ndarray | None
-    spans: np.ndarray | None
+    offsets: np.ndarray | None
     segments: np.ndarray
     word_ids: np.ndarray
     lost: int
@@ -471,37 +469,3 @@ def _ids_add_up(own: Any) -> bool:
     """Whether a text's ids are those of its pieces that begin with a blank, rather than behind one."""
     whole, first, spaced, bare = _ids(own, ["a b", "a", " b", "b"])
     return whole == first + spaced or whole != first + bare
-
-
-def by_length(lengths: Sequence[int], budget: int, padded: bool = True) -> list[list[int]]:
-    """Indices of texts, batched by length so that batch size times longest text stays within the budget.
-
-    `padded`: texts of a batch may differ in length.
-    """
-    batches: list[list[int]] = []
-    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        longest = lengths[batches[-1][0]] if batches else 0
-        if batches and longest * (len(batches[-1]) + 1) <= budget and (padded or longest == lengths[i]):
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
-
-
-def pad(encodings: Sequence[Encoding], tokenizer: Any, model: Any) -> dict[str, Any]:
-    """Model inputs of a batch, padded on the right, on the model's device."""
-    device = next(model.parameters()).device
-    lengths = np.array([len(e) for e in encodings])
-    real = np.arange(lengths.max()) < lengths[:, None]
-    columns = {"input_ids": ([e.ids for e in encodings], tokenizer.pad_token_id or 0)}
-    accepted = accepted_inputs(model)
-    types = [e.type_ids for e in encodings if e.type_ids is not None]
-    if types and "token_type_ids" in tokenizer.model_input_names and (not accepted or "token_type_ids" in accepted):
-        columns["token_type_ids"] = (types, 0)
-    inputs = {}
-    for name, (rows, filler) in columns.items():
-        padded = np.full(real.shape, filler, dtype=np.int64)
-        padded[real] = np.concatenate(rows)
-        inputs[name] = torch.from_numpy(padded).to(device)
-    inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64)).to(device)
-    return inputs

@@ -27,6 +27,7 @@ LAYERS = [
     ["render"],
     ["results"],
     ["attribution", "images", "tokenization", "loading", "progress"],
+    ["batching", "texts"],
     ["metrics"],
     ["explainer"],
     ["extraction"],

@@ -128,7 +128,7 @@ def zoo(wordpiece) -> dict[str, transformers.PreTrainedTokenizerFast]:
 def words_of(tokenizer, text, pair=None, limit=None):
     """The words, special tokens left out, and the encoding."""
     e = encode(tokenizer, [text], None if pair is None else [pair], limit)[0]
-    spans = [None] * len(e) if e.spans is None else e.spans.tolist()
+    spans = [None] * len(e) if e.offsets is None else e.offsets.tolist()
     names = tokenizer.convert_ids_to_tokens(e.ids.tolist())
     runs = find_words((text, pair), names, spans, e.segments.tolist(), e.word_ids.tolist())
     return [run for run in runs if run.segment is not None], e
@@ -162,7 +162,9 @@ def check_as_serial(tokenizer, texts, pairs, limit):
             continue
         sources = expected.sequence_ids(i)
         assert e.segments.tolist() == [-1 if s is None else s for s in sources]
-        for source, (start, end), (a, b) in zip(sources, e.spans.tolist(), expected["offset_mapping"][i], strict=True):
+        for source, (start, end), (a, b) in zip(
+            sources, e.offsets.tolist(), expected["offset_mapping"][i], strict=True
+        ):
             if source is None:
                 assert (start, end) == (-1, -1)
             elif start < end and a < b:
@@ -231,7 +233,7 @@ def test_threads_get_what_one_alone_gets(explainer, what):
             a = explainer(text, text_pair=pair, max_length=limit)
             return a.tokens, a.truncated, a.segments, a.scores.tolist()
         e = encode(tokenizer, [text], None if pair is None else [pair], limit)[0]
-        return e.ids.tolist(), e.lost, e.segments.tolist(), e.spans.tolist()
+        return e.ids.tolist(), e.lost, e.segments.tolist(), e.offsets.tolist()
 
     wrong, stop = [], threading.Event()
 
@@ -286,7 +288,7 @@ def test_words_stand_in_the_text(zoo, name):
     assert covered == np.flatnonzero(e.segments >= 0).tolist()  # every token is of one word
     own = [word for word in words if word.segment == 0]
     assert all(a.end <= b.start for a, b in itertools.pairwise(own))
-    for (start, end), segment in zip(e.spans.tolist(), e.segments.tolist(), strict=True):
+    for (start, end), segment in zip(e.offsets.tolist(), e.segments.tolist(), strict=True):
         token = "" if segment < 0 else (HARD, "good film")[segment][start:end]
         assert token.strip() in (token, "")
 
@@ -411,8 +413,8 @@ def test_tokenizers_in_python(tmp_path, name):
     words, e = words_of(tokenizer, text, pair)
     assert [word.text for word in words] == [*text.split(), *pair.split()]
     assert [word.segment for word in words] == [0] * len(text.split()) + [1] * len(pair.split())
-    assert (e.spans is not None) == (name in ("byt5", "canine", "perceiver"))
-    if e.spans is not None:
+    assert (e.offsets is not None) == (name in ("byt5", "canine", "perceiver"))
+    if e.offsets is not None:
         assert all((text, pair)[word.segment][word.start : word.end] == word.text for word in words)
     for side in ("right", "left"):
         tokenizer.truncation_side = side
@@ -487,7 +489,7 @@ def test_a_long_text_is_read_as_if_whole(zoo, monkeypatch, name, side):
                     assert whole.ids.tolist() == own["input_ids"]
                 monkeypatch.setattr(tokenization, "PIECE", 700)
                 found = encode(tokenizer, *arguments)[0]
-                for field in ("ids", "spans", "segments", "word_ids"):
+                for field in ("ids", "offsets", "segments", "word_ids"):
                     np.testing.assert_array_equal(getattr(found, field), getattr(whole, field), f"{kind} {field}")
                 assert abs(found.lost - whole.lost) <= (0 if kind == "words" else 40), kind
     finally:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -104,7 +104,7 @@ def attribute(
     """
     if image is not None and (text or file is not None or pair is not None or max_length is not None):
         raise UsageError("--image goes alone: without TEXT, --file, --pair and --max-length")
-    first = read_text(text, file) if image is None else image
+    first: Any = read_text(text, file) if image is None else image
     second = None if pair is None else checked_text("--pair", pair)
     if html is not None and plot is not None and os.path.realpath(html) == os.path.realpath(plot):
         raise UsageError("--html and --plot are the same file")

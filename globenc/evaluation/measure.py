@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..batching import pad
 from ..errors import short
 from ..metrics.correlation import rank_correlations
 from ..metrics.faithfulness import MEASURES, removal_drops
 from ..metrics.plausibility import align, plausibility
 from ..progress import Steps
-from ..tokenization import Encoding, pad
+from ..tokenization import Encoding
 from .measurements import MARK_MEASURES, RANDOM, RANDOM_DRAWS, SALIENCY, Measurements, main_method
 from .options import EvaluationOptions
 from .rationales import Rationale
@@ -184,7 +185,7 @@ def compare_with_marks(
     if not readable:
         error = next((e for e in encodings if isinstance(e, BaseException)), "the tokenizer finds no token in any")
         raise ValueError(f"there is no sentence with marks that can be read: {short(str(error))}")
-    if any(encoding.spans is None for encoding in readable.values()):
+    if any(encoding.offsets is None for encoding in readable.values()):
         raise ValueError("plausibility needs a tokenizer that knows where its tokens stand (a fast one)")
     names = [*scorer.methods, SALIENCY, RANDOM]
     agreement = {name: np.full((len(marked), len(MARK_MEASURES)), np.nan) for name in names}
@@ -204,11 +205,11 @@ def compare_with_marks(
 
 def _characters(encoding: Encoding) -> list[tuple[int, int] | None]:
     """Where each token stands in the text; None for special tokens."""
-    if encoding.spans is None:
+    if encoding.offsets is None:
         return [None] * len(encoding)
     return [
         None if segment < 0 else (start, end)
-        for segment, (start, end) in zip(encoding.segments.tolist(), encoding.spans.tolist(), strict=True)
+        for segment, (start, end) in zip(encoding.segments.tolist(), encoding.offsets.tolist(), strict=True)
     ]
 
 

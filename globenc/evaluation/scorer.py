@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..batching import pad
 from ..encoders import Encoder
 from ..explainer import GlobEnc
 from ..functional import compare_methods, contribution_maps
@@ -16,7 +17,7 @@ from ..methods import METHODS
 from ..metrics.flow import attention_flow
 from ..metrics.gradients import hta_maps, saliency_and_logits
 from ..rollouts import rollout
-from ..tokenization import Encoding, pad
+from ..tokenization import Encoding
 from .measurements import COSTLY_METHODS, SALIENCY
 
 

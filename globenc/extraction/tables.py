@@ -133,7 +133,7 @@ class TableBuilder:
     def _words(self, row: ScoredText) -> tuple[list[str], np.ndarray, list[int]]:
         """The words of a text without special tokens, their scores, and how many tokens each is made of."""
         encoding = row.encoding
-        spans = [None] * len(encoding) if encoding.spans is None else encoding.spans.tolist()
+        spans = [None] * len(encoding) if encoding.offsets is None else encoding.offsets.tolist()
         names = self._names().take(pa.array(encoding.ids)).to_pylist()
         sources = (row.example.text, row.example.pair)
         runs = find_words(sources, names, spans, encoding.segments.tolist(), encoding.word_ids.tolist())
@@ -171,7 +171,7 @@ def _several(position: Position) -> bool:
 
 def _spans(encoding: Encoding) -> np.ndarray:
     """Where the tokens stand in the text, [n, 2], -1 where that is not known."""
-    return np.full((len(encoding), 2), -1, np.int32) if encoding.spans is None else encoding.spans
+    return np.full((len(encoding), 2), -1, np.int32) if encoding.offsets is None else encoding.offsets
 
 
 def _joined(arrays: Sequence[np.ndarray], dtype: Any) -> np.ndarray:

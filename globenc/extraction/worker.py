@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
+from ..batching import BatchScores
 from ..errors import blames_text, in_a_line, out_of_memory
-from ..explainer import BatchScores, GlobEnc
+from ..explainer import GlobEnc
 from ..rollouts import check_position
 from ..tokenization import Encoding
 from .options import Settings
@@ -96,10 +97,10 @@ class Worker:
         """An example without those parts of long texts that nothing reads any more: Python holds up to four bytes a
         character."""
         text, pair = example.text, example.pair
-        if max(len(text), len(pair or "")) <= LEAN or (self.settings.options.words and encoding.spans is None):
+        if max(len(text), len(pair or "")) <= LEAN or (self.settings.options.words and encoding.offsets is None):
             return example
         whole = (text.encode(), None if pair is None else pair.encode()) if self.settings.options.keep_text else None
-        end = LEAN if encoding.spans is None else int(encoding.spans.max(initial=0)) + LEAN
+        end = LEAN if encoding.offsets is None else int(encoding.offsets.max(initial=0)) + LEAN
         return replace(example, text=text[:end], pair=None if pair is None else pair[:end], whole_texts=whole)
 
     def score(self, shard: Shard) -> Shard:

@@ -93,7 +93,7 @@ ERRORS = [ValueError("no such word"), KeyError("q"), IndexError(), RuntimeError(
 def test_whatever_fails_at_one_text(loaded, tmp_path, monkeypatch, stage, error):
     """A batch that fails is taken apart until the text at fault is found."""
     q = loaded.tokenizer.convert_tokens_to_ids("q")
-    encode, score = globenc.explainer.encode, globenc.GlobEnc.score
+    encode, score = globenc.texts.encode, globenc.GlobEnc.score
 
     def failing_encode(tokenizer, texts, *rest):
         if any("q" in text for text in texts):
@@ -107,7 +107,7 @@ def test_whatever_fails_at_one_text(loaded, tmp_path, monkeypatch, stage, error)
 
     run(as_rows(LETTER_TEXTS), tmp_path / "good", loaded)
     if stage == "encode":
-        monkeypatch.setattr(globenc.explainer, "encode", failing_encode)
+        monkeypatch.setattr(globenc.texts, "encode", failing_encode)
     else:
         monkeypatch.setattr(globenc.GlobEnc, "score", failing_score)
     summary = run(as_rows(LETTER_TEXTS), tmp_path / "out", loaded)
@@ -144,7 +144,7 @@ def test_errors_of_the_machine_stop_the_run(loaded, tmp_path, monkeypatch, stage
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((globenc.explainer, "encode") if stage == "encode" else (globenc.GlobEnc, "score")), fails)
+        patch.setattr(*((globenc.texts, "encode") if stage == "encode" else (globenc.GlobEnc, "score")), fails)
         with pytest.raises(type(error)):
             run(as_rows(LETTER_TEXTS), tmp_path / "out", loaded)
     assert run(as_rows(LETTER_TEXTS), tmp_path / "out", loaded).rows == 20
@@ -156,7 +156,7 @@ def test_what_fails_at_every_text_is_no_text(loaded, tmp_path, monkeypatch, stag
         raise AttributeError("the programme is wrong")
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((globenc.explainer, "encode") if stage == "encode" else (globenc.GlobEnc, "score")), fails)
+        patch.setattr(*((globenc.texts, "encode") if stage == "encode" else (globenc.GlobEnc, "score")), fails)
         with pytest.raises(AttributeError, match=r"^the programme is wrong"):
             run(as_rows(LETTER_TEXTS), tmp_path / "out", loaded)
     assert run(as_rows(LETTER_TEXTS), tmp_path / "out", loaded).rows == 20

@@ -1,0 +1,100 @@
+"""Batches: which texts go together, padding, how many tokens fit into memory, and scores without padding again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .answers import Answer
+from .encoders import accepted_inputs
+from .tokenization import Encoding
+
+
+def by_length(lengths: Sequence[int], budget: int, padded: bool = True) -> list[list[int]]:
+    """Indices of texts, batched by length so that batch size times longest text stays within the budget.
+
+    `padded`: texts of a batch may differ in length.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        longest = lengths[batches[-1][0]] if batches else 0
+        if batches and longest * (len(batches[-1]) + 1) <= budget and (padded or longest == lengths[i]):
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def pad(encodings: Sequence[Encoding], tokenizer: Any, model: Any) -> dict[str, Any]:
+    """Model inputs of a batch, padded on the right, on the model's device."""
+    device = next(model.parameters()).device
+    lengths = np.array([len(e) for e in encodings])
+    real = np.arange(lengths.max()) < lengths[:, None]
+    columns = {"input_ids": ([e.ids for e in encodings], tokenizer.pad_token_id or 0)}
+    accepted = accepted_inputs(model)
+    types = [e.type_ids for e in encodings if e.type_ids is not None]
+    if types and "token_type_ids" in tokenizer.model_input_names and (not accepted or "token_type_ids" in accepted):
+        columns["token_type_ids"] = (types, 0)
+    inputs = {}
+    for name, (rows, filler) in columns.items():
+        padded = np.full(real.shape, filler, dtype=np.int64)
+        padded[real] = np.concatenate(rows)
+        inputs[name] = torch.from_numpy(padded).to(device)
+    inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64)).to(device)
+    return inputs
+
+
+def memory_budget(model: Any) -> int:
+    """Tokens of a batch, padding included, for the memory that is free now: 256 to 4,096 on a CPU, whose caches
+    gain nothing by more, 1,024 to 65,536 on a GPU."""
+    device = next(model.parameters()).device
+    cuda = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if cuda else free_memory()
+    config = model.config
+    depth, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
+    size = max(model.dtype.itemsize, 2) + 2  # half precision is accompanied by float32
+    token = size * (8 * width * depth + 4 * getattr(config, "intermediate_size", 4 * width) + heads * heads)
+    low, high = (1024, 65536) if cuda else (256, 4096)
+    fitting = high if free is None else max(low, min(high, free // 2 // token))
+    return 1 << fitting.bit_length() - 1
+
+
+def free_memory() -> int | None:
+    """Bytes of main memory that are free or can be freed; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+@dataclass(frozen=True)
+class BatchScores:
+    """What `globenc.attribute` gives for a batch, as arrays on the CPU, with the model's answers.
+
+    Attributes:
+        scores, log2_scale, layer_scores, layer_log2_scale: as in `globenc.AttributionOutput`.
+        answers: one for each text.
+    """
+
+    scores: np.ndarray
+    log2_scale: np.ndarray
+    layer_scores: np.ndarray | None
+    layer_log2_scale: np.ndarray | None
+    answers: list[Answer]
+
+    def of(self, row: int, n: int, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """The four arrays of one text of n tokens, without padding; `whole`: its positions are all of its tokens."""
+        scores, scale = self.scores[row, ..., :n], self.log2_scale[row]
+        layer_scores = None if self.layer_scores is None else self.layer_scores[:, row, ..., :n]
+        layer_scale = None if self.layer_log2_scale is None else self.layer_log2_scale[:, row]
+        if whole:
+            scores, scale = scores[:n], scale[:n]
+            layer_scores = None if layer_scores is None else layer_scores[:, :n]
+            layer_scale = None if layer_scale is None else layer_scale[:, :n]
+        return scores, scale, layer_scores, layer_scale
