@@ -16,21 +16,13 @@ if not torch.cuda.is_available():
 
 import pytest
 import transformers
-from helpers import FAMILIES, save_letter_model, tiny_model
+from helpers import CORPUS, FAMILIES, save_letter_model, tiny_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import globenc
 from globenc.encoders.table import FAMILIES as FAMILIES_KNOWN
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
-
-CORPUS = [
-    "a charming and often affecting journey .",
-    "unflinchingly bleak and desperate",
-    "allows us to hope that nolan is poised to embark a major career as a commercial yet inventive filmmaker .",
-    "the acting , costumes , music , cinematography and sound are all astounding given the production 's locales .",
-    "it 's slow -- very , very slow .",
-]
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

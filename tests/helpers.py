@@ -19,6 +19,13 @@ from globenc.encoders import LayerModules
 METHODS = ("W", "W-FixedRes", "W-Res", "N", "N-FixedRes", "N-Res", "N-ResLN", "N-Enc")
 STAGES = ("N", "N-Res", "N-ResLN", "N-Enc")
 VOCABULARY = 90
+CORPUS = [
+    "a charming and often affecting journey .",
+    "unflinchingly bleak and desperate",
+    "allows us to hope that nolan is poised to embark a major career as a commercial yet inventive filmmaker .",
+    "the acting , costumes , music , cinematography and sound are all astounding given the production 's locales .",
+    "it 's slow -- very , very slow .",
+]
 
 _BERT = {
     "vocab_size": VOCABULARY,

@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
-from conftest import CORPUS
-from helpers import tiny_model
+from helpers import CORPUS, tiny_model
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 import globenc
