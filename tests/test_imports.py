@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,14 @@ def test_circles_are_found(tmp_path):
     }.items():
         (tmp_path / f"{name}.py").write_text(source)
     assert circles(tmp_path) == [["a", "b", "c"]]
+
+
+def test_the_design_page_maps_every_module():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    page = text.split("<!-- map:begin -->")[1].split("<!-- map:end -->")[0]
+    modules = {name for names in LAYERS for name in names} - {"_version", "__main__"}
+    mapped = {name.removesuffix("/") for name in re.findall(r"`([a-z_]+/?)`", page)}
+    assert modules <= mapped, modules - mapped
 
 
 def test_equations_import_torch_alone():
