@@ -160,3 +160,11 @@ def test_every_family_is_explained():
     listed = text.split("## Each family in two sentences")[1]
     for family in globenc.supported_encoders():
         assert re.search(rf"\b{re.escape(family.model_type)}\b", listed), family.model_type
+
+
+def test_the_api_page_lists_the_public_names():
+    page = (DOCS / "api.md").read_text(encoding="utf-8")
+    listed = [
+        name for row in page.splitlines() if row.startswith("| `") for name in re.findall(r"`(\w+)`", row.split("|")[1])
+    ]
+    assert sorted(listed) == sorted(set(globenc.__all__) - {"__version__"})
