@@ -1,4 +1,4 @@
-"""GlobEnc: a model and its tokenizer or processor in, attributions out. The only file that knows the whole way."""
+"""GlobEnc: a model and its tokenizer or image processor; texts or images in, attributions out."""
 
 from __future__ import annotations
 

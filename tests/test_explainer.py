@@ -6,18 +6,15 @@ import doctest
 import importlib
 import json
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import transformers
 from helpers import METHODS, tiny_model
 
 import globenc
 
 TEXT = "A charming and often affecting journey."
-DEFAULT = Path(globenc.__file__).parent / "default_model" / "model.safetensors"
 
 
 def test_fields(explainer, classifier, wordpiece):
@@ -248,68 +245,6 @@ def test_model_limit(byte_bpe, wordpiece, family):
     assert len(a.tokens) == {"roberta": 46, "bert": 48}[family]
 
 
-# A tokenizer without offsets
-
-
-class SlowTokenizer(transformers.PreTrainedTokenizer):
-    vocab_files_names = {}  # noqa: RUF012
-    model_input_names = ["input_ids", "token_type_ids", "attention_mask"]  # noqa: RUF012
-
-    def __init__(self, **kwargs):
-        self.pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "bleak", "charm", "##ing", "and"]
-        super().__init__(
-            unk_token="[UNK]", pad_token="[PAD]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]", **kwargs
-        )
-
-    @property
-    def vocab_size(self):
-        return len(self.pieces)
-
-    def get_vocab(self):
-        return {piece: i for i, piece in enumerate(self.pieces)}
-
-    def _tokenize(self, text):
-        return [piece for word in text.split() for piece in word.replace("charming", "charm ##ing").split()]
-
-    def _convert_token_to_id(self, token):
-        return self.get_vocab().get(token, 1)
-
-    def _convert_id_to_token(self, index):
-        return self.pieces[index]
-
-    def build_inputs_with_special_tokens(self, first, second=None):
-        return [2, *first, 3] + ([] if second is None else [*second, 3])
-
-    def get_special_tokens_mask(self, token_ids_0, token_ids_1=None, already_has_special_tokens=False):
-        if already_has_special_tokens:
-            return [int(i in (0, 2, 3)) for i in token_ids_0]
-        mask = [1] + [0] * len(token_ids_0) + [1]
-        return mask if token_ids_1 is None else [*mask, *[0] * len(token_ids_1), 1]
-
-    def create_token_type_ids_from_sequences(self, token_ids_0, token_ids_1=None):
-        types = [0] * (len(token_ids_0) + 2)
-        return types if token_ids_1 is None else types + [1] * (len(token_ids_1) + 1)
-
-
-def test_slow_tokenizer(classifier):
-    tokenizer = SlowTokenizer()
-    assert not tokenizer.is_fast
-    explainer = globenc.GlobEnc(classifier, tokenizer)
-    a = explainer("charming and bleak")
-    assert a.tokens == ["[CLS]", "charm", "##ing", "and", "bleak", "[SEP]"]
-    assert a.offsets == [None] * 6
-    assert [w.text for w in a.words()] == ["[CLS]", "charming", "and", "bleak", "[SEP]"]
-    assert sum(w.score for w in a.words()) == pytest.approx(1, rel=1e-12)
-    pair = explainer("charming", text_pair="bleak and bleak")
-    assert pair.segments == [None, 0, 0, None, 1, 1, 1, None]
-    with pytest.warns(UserWarning, match="tokens that fit"):
-        assert explainer("bleak " * 60).truncated == 14
-    assert [b.tokens for b in explainer(["bleak", "charming and"])] == [
-        ["[CLS]", "bleak", "[SEP]"],
-        ["[CLS]", "charm", "##ing", "and", "[SEP]"],
-    ]
-
-
 # Bad input
 
 
@@ -385,165 +320,6 @@ def test_triton_without_a_gpu(classifier, wordpiece, monkeypatch):
         globenc.contribution_maps(classifier, input_ids=torch.tensor([[5]]), backend="triton")
 
 
-IDS = torch.tensor([[5, 6, 7]])
-BAD_INPUTS = {
-    "nothing": ({}, ValueError, "give input_ids .* or inputs_embeds"),
-    "both": ({"input_ids": IDS, "inputs_embeds": torch.ones(1, 3, 24)}, ValueError, "one of the two"),
-    "unknown-input": (
-        {"input_ids": IDS, "pixel_values": 1},
-        TypeError,
-        "takes no input 'pixel_values'; it takes input_ids",
-    ),
-    "misspelt": ({"input_ids": IDS, "row_normalise": True}, TypeError, "takes no input 'row_normalise'"),
-    "list": ({"input_ids": [[5, 6]]}, TypeError, "input_ids must be a tensor, got list"),
-    "flat": ({"input_ids": IDS[0]}, ValueError, r"input_ids must have shape \[batch, n\] .* got \[3\]"),
-    "no-text": ({"input_ids": IDS[:0]}, ValueError, r"no empty dimension, got \[0, 3\]"),
-    "no-token": ({"input_ids": IDS[:, :0]}, ValueError, r"no empty dimension, got \[1, 0\]"),
-    "floats": ({"input_ids": IDS.float()}, TypeError, "input_ids must be int64 or int32, got torch.float32"),
-    "beyond-vocabulary": ({"input_ids": IDS + 90}, ValueError, r"input_ids must be in 0..89, got 97"),
-    "negative-id": ({"input_ids": IDS - 6}, ValueError, r"input_ids must be in 0..89, got -1"),
-    "too-long": ({"input_ids": IDS.repeat(1, 17)}, ValueError, "input_ids has 51 tokens, and BertForSeq.* at most 48"),
-    "mask-zero": (
-        {"input_ids": IDS.repeat(2, 1), "attention_mask": torch.tensor([[1, 1, 0], [0, 0, 0]])},
-        ValueError,
-        "attention_mask is all zero for text 1 of the batch",
-    ),
-    "mask-shape": ({"input_ids": IDS, "attention_mask": torch.ones(1, 4)}, ValueError, r"= \[1, 3\], got \[1, 4\]"),
-    "mask-4d": ({"input_ids": IDS, "attention_mask": torch.ones(1, 1, 3, 3)}, ValueError, r"got \[1, 1, 3, 3\]"),
-    "mask-list": ({"input_ids": IDS, "attention_mask": [[1, 1, 1]]}, ValueError, "got list"),
-    "mask-additive": (
-        {"input_ids": IDS, "attention_mask": torch.tensor([[0.0, 0, -1e9]])},
-        ValueError,
-        "1 at real tokens",
-    ),
-    "mask-nan": (
-        {"input_ids": IDS, "attention_mask": torch.tensor([[1, 1, torch.nan]])},
-        ValueError,
-        "1 at real tokens",
-    ),
-    "other-device": (
-        {"input_ids": IDS.to("meta")},
-        ValueError,
-        r"input_ids is on meta and the model on cpu: move it with",
-    ),
-    "mask-other-device": (
-        {"input_ids": IDS, "attention_mask": torch.ones(1, 3, device="meta")},
-        ValueError,
-        "attention_mask is on meta and the model on cpu",
-    ),
-    "attentions": ({"input_ids": IDS, "output_attentions": True}, ValueError, "output_attentions must not be set"),
-    "method": ({"input_ids": IDS, "method": "GlobEnc"}, ValueError, "method must be one of"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_INPUTS)
-def test_bad_tensors(classifier, case):
-    inputs, error, message = BAD_INPUTS[case]
-    for call in (globenc.attribute, globenc.contribution_maps):
-        with pytest.raises(error, match=message) as raised:
-            call(classifier, **inputs)
-        assert "\n" not in str(raised.value)
-
-
-def test_model_without_weights():
-    with torch.device("meta"):
-        model = transformers.BertModel(tiny_model("bert").config)
-    with pytest.raises(ValueError, match="meta device: load them first"):
-        globenc.attribute(model, input_ids=IDS.to("meta"))
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=str)
-@pytest.mark.parametrize("position", ["cls", "mean", "all"])
-def test_activations_that_are_not_finite(value, position):
-    model = tiny_model("bert", torch.float32)
-    model.embeddings.word_embeddings.weight.data[6] = value
-    with pytest.raises(FloatingPointError, match="not finite"):
-        globenc.attribute(model, position=position, input_ids=IDS)
-    globenc.attribute(model, position=position, input_ids=torch.tensor([[5, 7]]))
-
-
-@pytest.mark.parametrize("kind", ["no-config", "no-folder", "no-weights", "no-encoder", "no-safetensors"])
-def test_paths_that_are_no_model(tmp_path, monkeypatch, kind, wordpiece):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    path, error = tmp_path / "model", OSError
-    if kind != "no-folder":
-        path.mkdir()
-    if kind == "no-weights":
-        tiny_model("bert").config.save_pretrained(path)
-    if kind == "no-encoder":
-        config = transformers.GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2)
-        transformers.GPT2Model(config).save_pretrained(path)
-        error = ValueError
-    if kind == "no-safetensors":
-        model = tiny_model("bert")
-        model.config.save_pretrained(path)
-        torch.save(model.state_dict(), path / "pytorch_model.bin")
-    with pytest.raises(error, match="model") as raised:
-        globenc.GlobEnc.from_pretrained(path)
-    assert str(path) in str(raised.value) or kind == "no-encoder"
-    assert "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.float64], ids=str)
-def test_from_pretrained(tmp_path, wordpiece, stored):
-    model = tiny_model("bert", stored, head="SequenceClassification")
-    model.save_pretrained(tmp_path)
-    wordpiece.save_pretrained(tmp_path)
-    explainer = globenc.GlobEnc.from_pretrained(tmp_path, device="cpu")
-    assert type(explainer.model) is type(model)
-    assert not explainer.model.training
-    expected = torch.float32 if stored == torch.float16 else stored  # half precision only where asked for on a CPU
-    assert explainer.model.dtype == expected
-    a = explainer(TEXT)
-    np.testing.assert_allclose(a.scores, globenc.GlobEnc(model.to(expected), wordpiece)(TEXT).scores, rtol=1e-6)
-    assert a.model == str(tmp_path)
-    assert globenc.GlobEnc.from_pretrained(str(tmp_path), dtype="float64").model.dtype == torch.float64
-    assert globenc.GlobEnc.from_pretrained(tmp_path, dtype=torch.bfloat16).model.dtype == torch.bfloat16
-    for wrong in ("float65", "int64", "nn"):
-        with pytest.raises(ValueError, match=f"dtype must be float64, .*got '{wrong}'"):
-            globenc.GlobEnc.from_pretrained(tmp_path, dtype=wrong)
-
-
-@pytest.mark.parametrize("head", ["MaskedLM", "TokenClassification", "QuestionAnswering", "MultipleChoice", "Model"])
-def test_from_pretrained_takes_any_head(tmp_path, wordpiece, head):
-    """The encoder of a multiple-choice model is loaded without its head, which reads several texts at once."""
-    model = tiny_model("bert", torch.float32, head=head)
-    model.save_pretrained(tmp_path)
-    wordpiece.save_pretrained(tmp_path)
-    explainer = globenc.GlobEnc.from_pretrained(tmp_path, device="cpu")
-    assert type(explainer.model).__name__ == ("BertModel" if head in ("Model", "MultipleChoice") else f"BertFor{head}")
-    expected = globenc.GlobEnc(model.base_model, wordpiece)(TEXT).scores
-    np.testing.assert_allclose(explainer(TEXT).scores, expected, rtol=1e-6)
-
-
-def test_tokenizer_is_needed():
-    explainer = globenc.GlobEnc(tiny_model("bert"))
-    with pytest.raises(ValueError, match="tokenizer is needed"):
-        explainer("a")
-
-
-def test_tokenizer_of_another_model(wordpiece):
-    explainer = globenc.GlobEnc(tiny_model("bert", vocab_size=10), wordpiece)
-    with pytest.raises(ValueError, match="is the tokenizer this model's"):
-        explainer(TEXT)
-
-
-needs_default = pytest.mark.skipif(not DEFAULT.exists(), reason="the default model is not in this checkout yet")
-
-
-@needs_default
-def test_default_model():
-    explainer = globenc.GlobEnc.from_pretrained(device="cpu")
-    good, bad = explainer(["a charming and often affecting journey", "unflinchingly bleak and desperate"])
-    assert (good.label, bad.label) == ("positive", "negative")
-    assert good.model == "globenc-sst2-small"
-    assert (
-        float(globenc.completeness_gap(explainer.model, **explainer.tokenizer("so good", return_tensors="pt")).max())
-        < 1e-4
-    )
-
-
-@needs_default
 @pytest.mark.parametrize(
     "module",
     [
@@ -568,15 +344,3 @@ def test_docstring_examples(module):
         FAMILIES.update(before)
     assert result.attempted > 0
     assert result.failed == 0
-
-
-def test_a_source_holds_what_loading_needs():
-    source = globenc.ModelSource(dtype="float64", backend="reference", device="cpu")
-    explainer = globenc.GlobEnc.from_pretrained(source)
-    assert (explainer.model.dtype, explainer.backend, explainer.device.type) == (torch.float64, "reference", "cpu")
-    assert globenc.GlobEnc.of(explainer) is explainer
-    assert globenc.GlobEnc.of(source).model.dtype == torch.float64
-    with pytest.raises(TypeError, match="belong into the ModelSource"):
-        globenc.GlobEnc.from_pretrained(source, dtype="float32")
-    with pytest.raises(TypeError, match="name"):
-        globenc.GlobEnc.from_pretrained(globenc.ModelSource(3))

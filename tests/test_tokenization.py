@@ -9,24 +9,32 @@ import subprocess
 import sys
 import threading
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import transformers
 from helpers import CORPUS, tiny_model
+from tokenizer_cases import check_as_serial, words_of
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 import globenc
 from globenc import tokenization
-from globenc.text_spans import find_words, joined
+from globenc.text_spans import joined
 from globenc.tokenization import encode
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
 NAMES = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+
+
 NAMES |= {"unk_token": "<unk>", "pad_token": "<pad>", "mask_token": "<mask>"}
+
+
 # blanks of all sorts, ligatures, fractions, accents apart, emoji of several parts, scripts without blanks
 HARD = "  a good  film, très ﬁne \u200bcafe\u0301 x½ 👩\u200d👩\u200d👧 這部 iPhone手機 go\x00od don't 1999 <mask>b\n\n"
+
+
 HARD_WORDS = {
     "a", "good", "très", "ﬁne", "cafe\u0301", "x½", "👩\u200d👩\u200d👧", "iPhone", "go\x00od", "1999", "b",
 }  # fmt: skip
@@ -108,7 +116,11 @@ BARE = {
     "llama": llama,
     "gemma": gemma,
 }
+
+
 NAMED = ["wordpiece", *BARE]
+
+
 WITHOUT_WORDS = ["byte-whole", "metaspace-whole", "unigram-whole", "characters", "llama", "gemma"]
 
 
@@ -122,53 +134,6 @@ def zoo(wordpiece) -> dict[str, transformers.PreTrainedTokenizerFast]:
         ),
         **{name: make() for name, make in BARE.items()},
     }
-
-
-def words_of(tokenizer, text, pair=None, limit=None):
-    """The words, special tokens left out, and the encoding."""
-    e = encode(tokenizer, [text], None if pair is None else [pair], limit)[0]
-    spans = [None] * len(e) if e.offsets is None else e.offsets.tolist()
-    names = tokenizer.convert_ids_to_tokens(e.ids.tolist())
-    runs = find_words((text, pair), names, spans, e.segments.tolist(), e.word_ids.tolist())
-    return [run for run in runs if run.segment is not None], e
-
-
-# Cutting
-
-
-def check_as_serial(tokenizer, texts, pairs, limit):
-    """Ids, types, segments, places and counts are those of the tokenizer's own call."""
-    options = {"truncation": limit is not None, "max_length": limit, "return_offsets_mapping": tokenizer.is_fast}
-    expected = tokenizer(texts, pairs, verbose=False, **options)
-    full = tokenizer(texts, pairs, verbose=False)["input_ids"]
-    state = None
-    if tokenizer.is_fast:
-        backend = tokenizer.backend_tokenizer
-        backend.enable_truncation(4)
-        backend.enable_padding(length=60)
-        state = (backend.truncation, backend.padding)
-    found = encode(tokenizer, texts, pairs, limit)
-    if tokenizer.is_fast:
-        assert (backend.truncation, backend.padding) == state
-        backend.no_truncation()
-        backend.no_padding()
-    for i, e in enumerate(found):
-        assert e.ids.tolist() == expected["input_ids"][i]
-        assert e.lost == len(full[i]) - len(e)
-        if "token_type_ids" in expected:
-            assert e.type_ids.tolist() == expected["token_type_ids"][i]
-        if not tokenizer.is_fast:
-            continue
-        sources = expected.sequence_ids(i)
-        assert e.segments.tolist() == [-1 if s is None else s for s in sources]
-        for source, (start, end), (a, b) in zip(
-            sources, e.offsets.tolist(), expected["offset_mapping"][i], strict=True
-        ):
-            if source is None:
-                assert (start, end) == (-1, -1)
-            elif start < end and a < b:
-                text = (texts, pairs)[source][i]
-                assert text[start:end].strip(" \n\u200b") == text[a:b].strip(" \n\u200b") or end == b
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -366,81 +331,6 @@ def test_one_word_is_one_word_in_extract_and_json(tmp_path, zoo, name):
             assert token.strip() in (token, "")
 
 
-# Tokenizers written in Python
-
-
-def tweets(loader, folder: Path):
-    (folder / "vocab.txt").write_text(
-        "".join(f"{piece} 9\n" for piece in ["a", "good", "film", "won@@", "der@@", "ful", "sinh_@@", "viên", ","])
-    )
-    merges = ["w o", "wo n", "d e", "de r", "f u", "fu l</w>", "f i", "fi l", "fil m</w>", "g o", "go o", "goo d</w>"]
-    merges += ["s i", "si n", "sin h", "sinh _", "v i", "vi ê", "viê n</w>"]
-    (folder / "bpe.codes").write_text("".join(f"{merge} 9\n" for merge in merges))
-    return loader(str(folder / "vocab.txt"), str(folder / "bpe.codes"))
-
-
-def esm(folder: Path):
-    (folder / "esm.txt").write_text("\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVM", "<mask>"]))
-    return transformers.EsmTokenizer(str(folder / "esm.txt"))
-
-
-def legacy_bert(folder: Path):
-    (folder / "bert.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "fil", "##m", "good"])
-    )
-    return transformers.models.bert.tokenization_bert_legacy.BertTokenizerLegacy(str(folder / "bert.txt"))
-
-
-IN_PYTHON = {
-    "bertweet": (lambda folder: tweets(transformers.BertweetTokenizer, folder), "a wonderful good film", "good film"),
-    "phobert": (lambda folder: tweets(transformers.PhobertTokenizer, folder), "a sinh_viên good", "wonderful film"),
-    "bert": (legacy_bert, "a good film", "film good"),
-    "esm": (esm, "L A G V", "V <mask> M"),
-    "byt5": (lambda folder: transformers.ByT5Tokenizer(), "très  good 😀", "a film"),
-    "canine": (lambda folder: transformers.CanineTokenizer(), "très  good 😀", "a film"),
-    "perceiver": (lambda folder: transformers.PerceiverTokenizer(), "très  good 😀", "a film"),
-}
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "canine" else ()) for name in IN_PYTHON]
-)
-def test_tokenizers_in_python(tmp_path, name):
-    make, text, pair = IN_PYTHON[name]
-    tokenizer = make(tmp_path)
-    assert not tokenizer.is_fast
-    words, e = words_of(tokenizer, text, pair)
-    assert [word.text for word in words] == [*text.split(), *pair.split()]
-    assert [word.segment for word in words] == [0] * len(text.split()) + [1] * len(pair.split())
-    assert (e.offsets is not None) == (name in ("byt5", "canine", "perceiver"))
-    if e.offsets is not None:
-        assert all((text, pair)[word.segment][word.start : word.end] == word.text for word in words)
-    for side in ("right", "left"):
-        tokenizer.truncation_side = side
-        for limit in (None, 7, 8, 9):
-            check_as_serial(tokenizer, [text, pair], None, limit)
-            check_as_serial(tokenizer, [text, pair], [pair, text], limit)
-
-
-def test_unknown_pieces_of_a_word_stay_in_it(tmp_path):
-    words, _ = words_of(tweets(transformers.BertweetTokenizer, tmp_path), "wonderxyz film")
-    assert [(word.first, word.stop) for word in words][1][1] - [(word.first, word.stop) for word in words][1][0] == 1
-    assert len(words) == 2
-
-
-def test_the_page_of_a_pair_without_offsets(tmp_path):
-    tokenizer = tweets(transformers.BertweetTokenizer, tmp_path)
-    model = tiny_model("roberta", vocab_size=90)
-    a = globenc.GlobEnc(model, tokenizer)("a wonderful film", text_pair="good film")
-    assert [word.text for word in a.words()] == [
-        "<s>", "a", "wonderful", "film", "</s>", "</s>", "good", "film", "</s>",
-    ]  # fmt: skip
-    from globenc.render.view import pieces
-
-    assert "".join(piece.text for piece in pieces(a, a.words(), 0)) == "a wonderful film"
-    assert "".join(piece.text for piece in pieces(a, a.words(), 1)) == "good film"
-
-
 @pytest.mark.parametrize(
     ("pieces", "word"),
     [
@@ -493,19 +383,6 @@ def test_a_long_text_is_read_as_if_whole(zoo, monkeypatch, name, side):
                 assert abs(found.lost - whole.lost) <= (0 if kind == "words" else 40), kind
     finally:
         tokenizer.truncation_side = "right"
-
-
-def test_a_long_text_in_python(tmp_path, monkeypatch):
-    tokenizer = legacy_bert(tmp_path)
-    text = "a good film " * 400
-    whole = encode(tokenizer, [text], None, 20)[0]
-    monkeypatch.setattr(tokenization, "PIECE_IN_PYTHON", 500)
-    asked = []
-    monkeypatch.setattr(tokenizer, "_tokenize", lambda text, f=tokenizer._tokenize: asked.append(len(text)) or f(text))
-    found = encode(tokenizer, [text], None, 20)[0]
-    assert max(asked) < 2500
-    np.testing.assert_array_equal(found.ids, whole.ids)
-    assert (found.lost, whole.lost) == (1600 - 18, 1600 - 18)
 
 
 MEMORY = """
