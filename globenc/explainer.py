@@ -250,13 +250,13 @@ class GlobEnc:
             except Exception as error:
                 if single or not blames_text(error):
                     raise
-                raise self._of_one(error, encodings, batch, options) from error
+                raise self._error_of_text(error, encodings, batch, options) from error
             for row, i in enumerate(batch):
                 pair = None if seconds is None else seconds[i]
                 results[i] = self._result(scored, row, encodings[i], firsts[i], pair, options)
         return results[0] if single else results
 
-    def _of_one(
+    def _error_of_text(
         self, error: Exception, encodings: list[Encoding], batch: list[int], options: dict[str, Any]
     ) -> Exception:
         """The error of a batch with the place of the text that raises it; as it is where no text goes through."""
@@ -311,15 +311,15 @@ class GlobEnc:
         inputs = torch.cat(pixels).to(self.device, self.model.dtype)
         scored = self._run(len(pixels), options, {"pixel_values": inputs})
         results = []
-        for row, own in enumerate(pixels):
-            tokens = self._patch_tokens(own)
+        for row, one in enumerate(pixels):
+            tokens = self._patch_tokens(one)
             results.append(
                 ImageAttribution(
-                    image=denormalized_images(own, self.tokenizer)[0],
+                    image=denormalized_images(one, self.tokenizer)[0],
                     tokens=tokens,
-                    grid=patch_grid(self.model, own),
+                    grid=patch_grid(self.model, one),
                     patch=patch_size(self.model),
-                    **self._told(scored, row, len(tokens), False, options),
+                    **self._shared_fields(scored, row, len(tokens), False, options),
                 )
             )
         return results
@@ -345,8 +345,10 @@ class GlobEnc:
             answers=answers_of(self.model, out.model_output, count),
         )
 
-    def _told(self, scored: BatchScores, row: int, n: int, whole: bool, options: dict[str, Any]) -> dict[str, Any]:
-        """What results of texts and of images have in common."""
+    def _shared_fields(
+        self, scored: BatchScores, row: int, n: int, whole: bool, options: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The fields that results of texts and of images share."""
         scores, scale, layer_scores, layer_scale = scored.of(row, n, whole)
         answer = scored.answers[row]
         return {
@@ -405,5 +407,5 @@ class GlobEnc:
             segments=[None if segment < 0 else segment for segment in encoding.segments.tolist()],
             word_ids=[None if word < 0 else word for word in encoding.word_ids.tolist()],
             truncated=encoding.lost,
-            **self._told(scored, row, n, whole, options),
+            **self._shared_fields(scored, row, n, whole, options),
         )

@@ -63,8 +63,8 @@ def _overlay(axes: Any, attribution: ImageResult, row: int) -> tuple[Any, float]
     grey = attribution.image.mean(-1) / 255
     heat = attribution.heat_map(row)
     patches = (attribution.patches() if attribution.scores.ndim == 1 else attribution.patches()[row]).ravel()
-    own = _position(attribution, row)
-    others = patches if own is None else np.delete(patches, own)
+    patch = _position(attribution, row)
+    others = patches if patch is None else np.delete(patches, patch)
     top = float(others.max(initial=0)) or float(patches.max()) or 1.0
     highest = float(patches.max())
     axes.imshow(grey, cmap="gray", vmin=0, vmax=1)

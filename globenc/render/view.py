@@ -80,14 +80,14 @@ class View:
         words: in order of the text, special tokens included; each score is a float.
         scores: [n], of the tokens.
         layer_scores: [layers, n], or None.
-        own: the position itself, where it is one token.
+        position_token: the position itself, where it is one token.
     """
 
     position: str
     words: list[Word]
     scores: np.ndarray
     layer_scores: np.ndarray | None
-    own: int | None = None
+    position_token: int | None = None
 
     def ranked(self) -> list[Word]:
         """The words of the text, highest score first."""
@@ -103,23 +103,23 @@ class View:
     @functools.cached_property
     def _full_scale(self) -> float:
         words = [word for word in self.words if not word.special]
-        others = [word.score for word in words if not self._is_own(word)]
+        others = [word.score for word in words if not self._holds_position(word)]
         return full_scale(others if any(others) else [word.score for word in words])
 
     def token_scale(self) -> float:
         """The same for single tokens."""
         words = [word for word in self.words if not word.special]
         scores = {k: float(self.scores[k]) for word in words for k in range(*word.tokens)}
-        others = [score for k, score in scores.items() if k != self.own]
+        others = [score for k, score in scores.items() if k != self.position_token]
         return full_scale(others if any(others) else list(scores.values()))
 
     def aside(self) -> str:
         """What to add to "the highest word" for a reader."""
-        own = any(self._is_own(word) and not word.special for word in self.words)
-        return " besides the position" if own else ""
+        shown = any(self._holds_position(word) and not word.special for word in self.words)
+        return " besides the position" if shown else ""
 
-    def _is_own(self, word: Word) -> bool:
-        return self.own is not None and word.tokens[0] <= self.own < word.tokens[1]
+    def _holds_position(self, word: Word) -> bool:
+        return self.position_token is not None and word.tokens[0] <= self.position_token < word.tokens[1]
 
     def percent(self, share: float) -> str:
         """A share for the eye: 12.3%, or 0.42% where the words have little each, as in a long text."""
@@ -168,9 +168,9 @@ def heat_scale(attribution: TextResult) -> float:
     """The share that is drawn in full colour where several rows share a scale: the highest that a token of the text
     has in another token. Special tokens, and what a token keeps for itself, can lie above it."""
     scores = np.atleast_2d(attribution.scores).copy()
-    own = _positions(attribution)
-    if own is not None:
-        scores[np.arange(len(scores)), own] = 0
+    positions = _positions(attribution)
+    if positions is not None:
+        scores[np.arange(len(scores)), positions] = 0
     return full_scale(scores[:, ~special_tokens(attribution)].ravel())
 
 
