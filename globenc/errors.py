@@ -11,8 +11,6 @@ from typing import ParamSpec, TypeVar
 
 import torch
 
-from .printing import short as short
-
 P = ParamSpec("P")
 R = TypeVar("R")
 

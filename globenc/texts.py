@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .errors import blames_text, named, short
+from .errors import blames_text, named
+from .printing import short
 from .tokenization import Encoding, encode
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from ..batching import pad
-from ..errors import short
 from ..metrics.correlation import rank_correlations
 from ..metrics.faithfulness import MEASURES, removal_drops
 from ..metrics.plausibility import align, plausibility
+from ..printing import short
 from ..progress import Steps
 from ..tokenization import Encoding
 from .measurements import MARK_MEASURES, RANDOM, RANDOM_DRAWS, SALIENCY, Measurements, main_method

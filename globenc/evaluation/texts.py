@@ -6,10 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..answers import kind_of
-from ..errors import in_a_line, short
+from ..errors import in_a_line
 from ..explainer import GlobEnc
 from ..extraction.rows import Columns, Example, Reader
 from ..extraction.sources import Input
+from ..printing import short
 from ..tokenization import Encoding
 
 

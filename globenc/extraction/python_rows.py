@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import short
+from ..printing import short
 from .column_values import made_by, plain_values
 from .raw_rows import RawRow, require_columns, with_columns_seen
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import short
+from ..printing import short
 from .lines import SURROGATE
 from .passed_columns import ColumnType, as_written
 from .raw_rows import RawRow

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from ..errors import short
+from ..printing import short
 from .csv_rows import csv_rows, tsv_rows
 from .hub import HUB, hub_parts, hub_rows
 from .json_rows import json_rows, sniffed

@@ -21,7 +21,6 @@ from extract_helpers import (
 )
 from pyarrow import parquet
 
-from globenc.errors import short
 from globenc.extraction import json_rows, lines, parquet_rows
 from globenc.extraction import rows as rows_module
 from globenc.extraction import worker as worker_module
@@ -29,6 +28,7 @@ from globenc.extraction.options import RunOptions, Settings
 from globenc.extraction.rows import Columns, Reader, Reject
 from globenc.extraction.sources import inputs_of
 from globenc.extraction.worker import Worker
+from globenc.printing import short
 
 
 def test_reasons_are_short_and_can_be_printed(tmp_path, loaded):
