@@ -32,7 +32,7 @@ def _read_file(file: str) -> str:
             content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
             return content.decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
-            raise ValueError(f"file {file!r} is not UTF-8 text: byte {error.start} does not belong to any character") from None
+            raise ValueError(f"file {file!r} is not UTF-8 text: byte {error.start} is part of no character") from None
         except OSError as error:
             raise OSError(f"file {file!r} cannot be read: {error.strerror}") from None
 
