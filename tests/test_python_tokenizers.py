@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
+from globenc.tokenization import encode, long_texts
 from helpers import tiny_model
 from tokenizer_cases import check_as_serial, words_of
 
 import globenc
-from globenc import tokenization
-from globenc.tokenization import encode
 
 # Tokenizers written in Python
 
@@ -93,7 +92,7 @@ def test_a_long_text_in_python(tmp_path, monkeypatch):
     tokenizer = legacy_bert(tmp_path)
     text = "a good film " * 400
     whole = encode(tokenizer, [text], None, 20)[0]
-    monkeypatch.setattr(tokenization, "PIECE_IN_PYTHON", 500)
+    monkeypatch.setattr(long_texts, "PIECE_IN_PYTHON", 500)
     asked = []
     monkeypatch.setattr(tokenizer, "_tokenize", lambda text, f=tokenizer._tokenize: asked.append(len(text)) or f(text))
     found = encode(tokenizer, [text], None, 20)[0]

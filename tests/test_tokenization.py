@@ -13,14 +13,13 @@ import warnings
 import numpy as np
 import pytest
 import transformers
+from globenc.tokenization import encode, long_texts
 from helpers import CORPUS, tiny_model
 from tokenizer_cases import check_as_serial, words_of
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 import globenc
-from globenc import tokenization
 from globenc.text_spans import joined
-from globenc.tokenization import encode
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
@@ -371,12 +370,12 @@ def test_a_long_text_is_read_as_if_whole(zoo, monkeypatch, name, side):
         for kind, text in LONG.items():
             for columns in ([text], [text, "short film"], ["short film", text], [text, LONG["words"]]):
                 arguments = ([columns[0]], columns[1:] or None, 51)
-                monkeypatch.setattr(tokenization, "PIECE", 1 << 20)
+                monkeypatch.setattr(long_texts, "PIECE", 1 << 20)
                 whole = encode(tokenizer, *arguments)[0]
                 if len(columns) == 1:  # of pairs the tokenizer itself makes all pairs of parts
                     own = tokenizer(text, truncation=True, max_length=51, verbose=False)
                     assert whole.ids.tolist() == own["input_ids"]
-                monkeypatch.setattr(tokenization, "PIECE", 700)
+                monkeypatch.setattr(long_texts, "PIECE", 700)
                 found = encode(tokenizer, *arguments)[0]
                 for field in ("ids", "offsets", "segments", "word_ids"):
                     np.testing.assert_array_equal(getattr(found, field), getattr(whole, field), f"{kind} {field}")
