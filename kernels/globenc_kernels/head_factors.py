@@ -196,7 +196,7 @@ def _cholesky_kernel(
 
 
 def head_factors(value: Tensor, weight: GramWeight, tokens: TokenRanges) -> HeadFactors:
-    """Triangular factors of the Gram matrices of every token's transformed value vectors (DESIGN, factor form).
+    """Triangular factors of the Gram matrices of every token's transformed value vectors (docs/design.md, factor form).
 
     Args:
         value: v^h_j, [batch, heads, n, head_dim], float32, float16 or bfloat16, any strides.
