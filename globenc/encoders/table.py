@@ -124,6 +124,7 @@ FAMILIES: dict[str, EncoderFamily] = {
             examples="albert-base-v2",
             notes="shared layers",
         ),
+        EncoderFamily("ernie", **_BERT_LAYER, examples="nghuyong/ernie-3.0-base-zh", notes="task type embeddings"),
         EncoderFamily(
             "deberta-v2",
             **_BERT_LAYER,
