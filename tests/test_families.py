@@ -24,6 +24,7 @@ from helpers import (
 )
 
 import globenc
+from globenc.encoders import Encoder
 
 LAYERS = {"albert": 6, "albert-inner": 4}
 
@@ -43,6 +44,30 @@ def test_completeness_gap(family, attention):
     assert float(gap.max()) < ROUNDING.get(family, 1e-12)
     assert bool((gap[:, 1, 4:] == 0).all())
     assert bool((gap[:, 0] > 0).any())  # it is measured, not assumed
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_norms_stand_where_the_family_says(family):
+    """In a pre-LN layer the first residual sum goes past its norm into the output: with the norm's output replaced by
+    zeros, every token gets the same vector beside it. In a post-LN layer the sum is lost with the norm's output."""
+    encoder = Encoder.of(tiny_model(family))
+    layer, sums, outputs = encoder.layers[0], [], []
+
+    def zeroed(module, args, output):
+        sums.append(args[0])
+        return torch.zeros_like(output)
+
+    def note(module, args, output):
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    hooks = [layer.attention_norm.register_forward_hook(zeroed), layer.module.register_forward_hook(note)]
+    with torch.no_grad():
+        encoder.model(**token_batch((9,)))
+    for hook in hooks:
+        hook.remove()
+    beside = outputs[0] - sums[0]
+    same_for_all = float((beside - beside[:, :1]).abs().max()) < 1e-9
+    assert same_for_all == encoder.family.pre_norm
 
 
 def _has_sdpa(family):

@@ -97,7 +97,7 @@ def test_every_case_is_a_method():
     assert {options["method"] for options in CASES.values()} == set(METHODS)
 
 
-@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert", "albert"])
+@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert", "albert", "ernie"])
 def test_families(family):
     model = model_of(family)
     inputs = on_device(token_batch((6,)))
