@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transformers
-from globenc.tokenization import encode, long_texts
 from helpers import tiny_model
 from tokenizer_cases import check_as_serial, words_of
 
 import globenc
+from globenc.tokenization import encode, long_texts
 
 # Tokenizers written in Python
 

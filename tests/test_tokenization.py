@@ -13,13 +13,13 @@ import warnings
 import numpy as np
 import pytest
 import transformers
-from globenc.tokenization import encode, long_texts
 from helpers import CORPUS, tiny_model
 from tokenizer_cases import check_as_serial, words_of
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
 import globenc
 from globenc.text_spans import joined
+from globenc.tokenization import encode, long_texts
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
 
