@@ -84,6 +84,7 @@ CONFIGS = {
         {**_BERT, "embedding_size": 12, "num_hidden_layers": 2, "num_hidden_groups": 1, "inner_group_num": 2},
     ),
     "ernie": (transformers.ErnieConfig, {**_BERT, "use_task_id": True}),
+    "data2vec-text": (transformers.Data2VecTextConfig, _ROBERTA),
     "nomic_bert": (transformers.NomicBertConfig, {**_BERT, "head_dim": 8}),
     "jina_embeddings_v3": (transformers.JinaEmbeddingsV3Config, {**_BERT, "pad_token_id": 1}),
     "deberta-v2": (transformers.DebertaV2Config, _DEBERTA),

@@ -97,7 +97,7 @@ def test_every_case_is_a_method():
     assert {options["method"] for options in CASES.values()} == set(METHODS)
 
 
-@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert", "albert", "ernie"])
+@pytest.mark.parametrize("family", ["roberta", "electra", "distilbert", "albert", "ernie", "data2vec-text"])
 def test_families(family):
     model = model_of(family)
     inputs = on_device(token_batch((6,)))

@@ -126,6 +126,9 @@ FAMILIES: dict[str, EncoderFamily] = {
         ),
         EncoderFamily("ernie", **_BERT_LAYER, examples="nghuyong/ernie-3.0-base-zh", notes="task type embeddings"),
         EncoderFamily(
+            "data2vec-text", **_BERT_LAYER, positions_after_padding=True, examples="facebook/data2vec-text-base"
+        ),
+        EncoderFamily(
             "deberta-v2",
             **_BERT_LAYER,
             custom_attention=CustomAttention("attention.self.value_proj", "attention.self.dropout"),
