@@ -70,6 +70,23 @@ def test_norms_stand_where_the_family_says(family):
     assert same_for_all == encoder.family.pre_norm
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_longest_text_is_what_the_flags_say(family):
+    """The longest text that a model is said to take runs, and one token more is refused before the model sees it."""
+    model = tiny_model(family)
+    encoder = Encoder.of(model)
+    longest, table = encoder.max_length, getattr(model.config, "max_position_embeddings", None)
+    if encoder.takes_any_length or longest is None:
+        beyond = token_batch(((table or longest or 48) + 3,))
+        assert globenc.attribute(model, position="mean", **beyond).scores.isfinite().all()
+        return
+    assert globenc.attribute(model, **token_batch((longest,))).scores.isfinite().all()
+    with pytest.raises(ValueError, match=f"takes at most {longest}: truncate the text"):
+        globenc.attribute(model, **token_batch((longest + 1,)))
+    with pytest.raises((IndexError, RuntimeError)):  # the model itself takes no more either
+        model(**token_batch((longest + 1,)))
+
+
 def _has_sdpa(family):
     return family not in ("deberta", "deberta-v2", "deberta-v3", "mpnet", "longformer", "big_bird")
 
