@@ -55,10 +55,16 @@ def named(error: BaseException, text: str) -> Exception:
 
 
 def warn_caller(message: str) -> None:
-    """A UserWarning that names the line which called globenc, however deep inside it the cause was found."""
+    """A UserWarning that names the line which called globenc, however deep inside it the cause was found.
+
+    A command calls globenc as a program does: its own line is named, by which it knows what to show.
+    """
     level = 1
     frame = sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] == __package__:
+    while frame.f_back is not None:
+        package, _, rest = frame.f_globals.get("__name__", "").partition(".")
+        if package != __package__ or rest.split(".")[0] == "cli":
+            break
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 

@@ -15,7 +15,7 @@ import matplotlib.image
 import pytest
 import torch
 import typer
-from helpers import save_letter_model
+from helpers import save_letter_model, tiny_model
 
 import globenc
 from globenc import cli
@@ -368,3 +368,13 @@ def test_closed_pipe_is_no_traceback():
     program.stdout.close()  # type: ignore[union-attr]
     assert program.stderr.read() == b""  # type: ignore[union-attr]
     assert program.wait() == 1
+
+
+def test_what_loading_warns_of_is_said(run, wordpiece, tmp_path):
+    """Warnings that name the caller's line reach people for whom the command is the caller."""
+    folder = tmp_path / "choices"
+    tiny_model("bert", torch.float32, head="MultipleChoice").save_pretrained(folder)
+    wordpiece.save_pretrained(folder)
+    code, out, err = run("attribute", "a film", "-m", str(folder), "--json")
+    assert (code, json.loads(out)["label"]) == (0, None)
+    assert "only the encoder of BertForMultipleChoice is taken" in err
