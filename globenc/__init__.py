@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from .functional import MethodsOutput as MethodsOutput
     from .functional import attribute as attribute
     from .functional import compare_methods as compare_methods
-    from .functional import completeness_gap as completeness_gap
-    from .functional import contribution_maps as contribution_maps
-    from .functional import mixing_ratios as mixing_ratios
     from .images import ImageAttribution as ImageAttribution
+    from .layer_maps import completeness_gap as completeness_gap
+    from .layer_maps import contribution_maps as contribution_maps
+    from .layer_maps import mixing_ratios as mixing_ratios
     from .loading import ModelSource as ModelSource
     from .rollouts import rollout as rollout
     from .text_spans import Passage as Passage
@@ -51,13 +51,13 @@ _LAZY = {
     "Word": "text_spans",
     "attribute": "functional",
     "compare_methods": "functional",
-    "completeness_gap": "functional",
-    "contribution_maps": "functional",
+    "completeness_gap": "layer_maps",
+    "contribution_maps": "layer_maps",
     "evaluate": "evaluation.run",
     "evaluate_preset": "evaluation.presets",
     "extract": "extraction.run",
     "load_extract": "extraction.reading",
-    "mixing_ratios": "functional",
+    "mixing_ratios": "layer_maps",
     "register_encoder": "encoders",
     "rollout": "rollouts",
     "supported_encoders": "encoders",

@@ -202,3 +202,17 @@ class _InFullPrecision:
     def layer_done(self, index: int, end: LayerEnd) -> None:
         with precise(self.device):
             self.consumer.layer_done(index, end)
+
+
+def require_finite(values: Tensor) -> Tensor:
+    """The values, all of them finite.
+
+    Raises:
+        FloatingPointError: some are not.
+    """
+    if not bool(torch.isfinite(values).all()):
+        raise FloatingPointError(
+            "the attribution is not finite: the model's activations or weights hold NaN or infinity "
+            "(a float16 model overflows easily: load it with dtype=torch.float32 or torch.bfloat16)"
+        )
+    return values

@@ -329,6 +329,7 @@ def test_triton_without_a_gpu(classifier, wordpiece, monkeypatch):
         "globenc.encoders.registry",
         "globenc.explainer",
         "globenc.functional",
+        "globenc.layer_maps",
         "globenc.loading.source",
         "globenc.rollouts",
     ],

@@ -12,7 +12,8 @@ import torch
 from ..batching import pad
 from ..encoders import Encoder
 from ..explainer import GlobEnc
-from ..functional import compare_methods, contribution_maps
+from ..functional import compare_methods
+from ..layer_maps import contribution_maps
 from ..methods import METHODS
 from ..metrics.flow import attention_flow
 from ..metrics.gradients import hta_maps, saliency_and_logits
