@@ -1,8 +1,8 @@
-"""Batches: which texts go together, padding, how many tokens fit into memory, and scores without padding again."""
+"""Batches: which texts or images go together, padding, how many tokens fit into memory, scores without padding."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ import numpy as np
 import torch
 
 from .answers import Answer
-from .encoders import accepted_inputs
+from .encoders import Encoder, accepted_inputs
+from .images import open_image
+from .inputs import patch_tokens
+from .rollouts import Position, check_position
 from .tokenization import Encoding
 
 
@@ -47,6 +50,31 @@ def pad(encodings: Sequence[Encoding], tokenizer: Any, model: Any) -> dict[str, 
         inputs[name] = torch.from_numpy(padded).to(device)
     inputs["attention_mask"] = torch.from_numpy(real.astype(np.int64)).to(device)
     return inputs
+
+
+def image_batches(
+    encoder: Encoder, processor: Any, images: Sequence[Any], position: Position, budget: int, single: bool
+) -> Iterator[list[torch.Tensor]]:
+    """Images as pixel_values [1, channels, height, width], neighbours of one size together, up to `budget` tokens.
+
+    Raises:
+        OSError, TypeError, ValueError: an image cannot be read or does not have the position; with its index unless
+            it is a `single` one.
+    """
+    batch: list[torch.Tensor] = []
+    for k, image in enumerate(images):
+        where = "the image" if single else f"images[{k}]"
+        pixels = processor(open_image(image, where), return_tensors="pt")["pixel_values"]
+        n = len(patch_tokens(encoder, pixels))
+        try:
+            check_position(position, n, many=len(images) > 1)
+        except ValueError as error:
+            raise ValueError(str(error) if single else f"{where}: {error}") from None
+        if batch and (pixels.shape != batch[0].shape or (len(batch) + 1) * n > budget):
+            yield batch
+            batch = []
+        batch.append(pixels)
+    yield batch
 
 
 def memory_budget(model: Any) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, overload
@@ -12,17 +11,17 @@ from torch import nn
 
 from .answers import answers_of
 from .attribution import Attribution
-from .batching import BatchScores, by_length, memory_budget, pad
+from .batch_results import image_result, text_result
+from .batching import BatchScores, by_length, image_batches, memory_budget, pad
 from .contributions.backend import check_backend
 from .encoders import Encoder
-from .errors import blames_text, named, refuses_target
+from .errors import blames_text, refuses_target
 from .functional import attribute
-from .images import ImageAttribution, denormalized_images, open_image
-from .inputs import patch_grid, patch_size
+from .images import ImageAttribution
 from .loading import ModelSource, load, load_processor
 from .methods import get_method
-from .rollouts import Position, check_position, plain_position
-from .texts import all_encoded, check_texts, encode_each, warn_truncated
+from .rollouts import Position, plain_position
+from .texts import all_encoded, check_encodings, check_positions, check_texts, encode_each, error_of_text
 from .tokenization import Encoding
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     Image = Path | PIL.Image.Image | np.ndarray[Any, np.dtype[np.uint8]] | torch.Tensor
-
-SUSPECTS = 64  # texts tried alone, most, to find the one at fault
 
 
 class CallOptions(TypedDict, total=False):
@@ -224,19 +221,8 @@ class GlobEnc:
         get_method(method)
         limit = self.limit(max_length)
         encodings = all_encoded(self.encode_each(firsts, seconds, limit))
-        for i, (encoding, text) in enumerate(zip(encodings, firsts, strict=True)):
-            if encoding.empty:
-                where = "text" if single else f"text {i}"
-                raise ValueError(f"{where} has no token: the tokenizer finds nothing in {text[:80]!r}")
-            if encoding.unknown:
-                where = "the text" if single else f"text {i}"
-                warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=3)
-        warn_truncated(encodings, limit, single)
-        for i, encoding in enumerate(encodings):
-            try:
-                check_position(position, len(encoding), many=len(encodings) > 1)
-            except ValueError as error:
-                raise ValueError(str(error) if single else f"text {i}: {error}") from None
+        check_encodings(encodings, firsts, limit, single)
+        check_positions(position, encodings, single)
         options = {
             "method": method,
             "position": plain_position(position),
@@ -250,79 +236,29 @@ class GlobEnc:
             except Exception as error:
                 if single or not blames_text(error):
                     raise
-                raise self._error_of_text(error, encodings, batch, options) from error
+                raise error_of_text(error, encodings, batch, lambda one: self.score([one], **options)) from error
             for row, i in enumerate(batch):
-                pair = None if seconds is None else seconds[i]
-                results[i] = self._result(scored, row, encodings[i], firsts[i], pair, options)
+                given = firsts[i], None if seconds is None else seconds[i]
+                results[i] = text_result(self.model, self.tokenizer, encodings[i], given, scored, row, options)
         return results[0] if single else results
-
-    def _error_of_text(
-        self, error: Exception, encodings: list[Encoding], batch: list[int], options: dict[str, Any]
-    ) -> Exception:
-        """The error of a batch with the place of the text that raises it; as it is where no text goes through."""
-        culprit: Exception | None = None
-        works = False
-        for i in [*batch, *(set(range(len(encodings))) - set(batch))][:SUSPECTS]:
-            try:
-                self.score([encodings[i]], **options)
-                works = True
-            except Exception as alone:
-                if not blames_text(alone):
-                    raise
-                culprit = culprit or named(alone, f"text {i}")
-            if works and culprit is not None:
-                return culprit
-        return error
 
     def _images(self, images: Any, batch_tokens: int | None, options: dict[str, Any]) -> Any:
         single = not isinstance(images, list | tuple)
         given = [images] if single else images
         if not given:
             raise ValueError("images is an empty list: give at least one image")
-        options["position"] = plain_position(options["position"])
-        budget = batch_tokens or self.budget()
+        options["position"] = position = plain_position(options["position"])
         results: list[ImageAttribution] = []
-        waiting: list[torch.Tensor] = []
-        for k, image in enumerate(given):
-            where = "the image" if single else f"images[{k}]"
-            pixels = self.tokenizer(open_image(image, where), return_tensors="pt")["pixel_values"]
-            n = len(self._patch_tokens(pixels))
-            try:
-                check_position(options["position"], n, many=len(given) > 1)
-            except ValueError as error:
-                raise ValueError(str(error) if single else f"{where}: {error}") from None
-            if waiting and (pixels.shape != waiting[0].shape or (len(waiting) + 1) * n > budget):
-                results += self._scored_images(waiting, options)
-                waiting = []
-            waiting.append(pixels)
-        results += self._scored_images(waiting, options)
+        for batch in image_batches(
+            self._encoder, self.tokenizer, given, position, batch_tokens or self.budget(), single
+        ):
+            inputs = torch.cat(batch).to(self.device, self.model.dtype)
+            scored = self._run(len(batch), options, {"pixel_values": inputs})
+            results += [
+                image_result(self._encoder, self.tokenizer, pixels, scored, row, options)
+                for row, pixels in enumerate(batch)
+            ]
         return results[0] if single else results
-
-    def _patch_tokens(self, pixels: torch.Tensor) -> list[str]:
-        """Names of the tokens of an image [1, channels, height, width]: special ones, then the patches by place."""
-        special_tokens = self._family.special_tokens
-        assert special_tokens is not None
-        rows, columns = patch_grid(self.model, pixels)
-        places = [f"{row},{column}" for row in range(rows) for column in range(columns)]
-        return [*special_tokens(self.model.config), *places]
-
-    def _scored_images(self, pixels: list[torch.Tensor], options: dict[str, Any]) -> list[ImageAttribution]:
-        """Images of one size, each [1, channels, height, width], in one forward pass."""
-        inputs = torch.cat(pixels).to(self.device, self.model.dtype)
-        scored = self._run(len(pixels), options, {"pixel_values": inputs})
-        results = []
-        for row, one in enumerate(pixels):
-            tokens = self._patch_tokens(one)
-            results.append(
-                ImageAttribution(
-                    image=denormalized_images(one, self.tokenizer)[0],
-                    tokens=tokens,
-                    grid=patch_grid(self.model, one),
-                    patch=patch_size(self.model),
-                    **self._shared_fields(scored, row, len(tokens), False, options),
-                )
-            )
-        return results
 
     def encode_each(
         self, texts: Sequence[str], text_pair: Sequence[str] | None, limit: int | None
@@ -345,27 +281,6 @@ class GlobEnc:
             answers=answers_of(self.model, out.model_output, count),
         )
 
-    def _shared_fields(
-        self, scored: BatchScores, row: int, n: int, whole: bool, options: dict[str, Any]
-    ) -> dict[str, Any]:
-        """The fields that results of texts and of images share."""
-        scores, scale, layer_scores, layer_scale = scored.of(row, n, whole)
-        answer = scored.answers[row]
-        return {
-            "scores": scores,
-            "log2_scale": scale if scale.ndim else float(scale),
-            "layer_scores": layer_scores,
-            "layer_log2_scale": layer_scale,
-            "label": answer.label,
-            "probability": answer.probability,
-            "value": answer.value,
-            "labels": answer.labels,
-            "method": options["method"],
-            "position": options["position"],
-            "row_normalize": options["row_normalize"],
-            "model": self.model.config._name_or_path or type(self.model).__name__,
-        }
-
     def limit(self, max_length_: int | None = None) -> int | None:
         """Most tokens of a text that the model, its tokenizer and `max_length_` allow; None where nothing does.
 
@@ -383,29 +298,3 @@ class GlobEnc:
     def budget(self) -> int:
         """Tokens of a batch, padding included, for the memory that is free now, see `batching.memory_budget`."""
         return memory_budget(self.model)
-
-    def _result(
-        self,
-        scored: BatchScores,
-        row: int,
-        encoding: Encoding,
-        first: str,
-        second: str | None,
-        options: dict[str, Any],
-    ) -> Attribution:
-        n = len(encoding)
-        whole = isinstance(options["position"], str) and options["position"] == "all"
-        special, spans = (
-            (encoding.segments < 0).tolist(),
-            None if encoding.offsets is None else encoding.offsets.tolist(),
-        )
-        return Attribution(
-            text=first,
-            text_pair=second,
-            tokens=self.tokenizer.convert_ids_to_tokens(encoding.ids.tolist()),
-            offsets=[None if hidden or spans is None else tuple(spans[k]) for k, hidden in enumerate(special)],
-            segments=[None if segment < 0 else segment for segment in encoding.segments.tolist()],
-            word_ids=[None if word < 0 else word for word in encoding.word_ids.tolist()],
-            truncated=encoding.lost,
-            **self._shared_fields(scored, row, n, whole, options),
-        )

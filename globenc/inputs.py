@@ -157,9 +157,7 @@ def _check_pixels(encoder: Encoder, inputs: dict[str, Any]) -> Tensor:
             f"pixel_values must be {expected[0]} x {expected[1]} for this model, got {height} x {width}: use its image "
             "processor, or pass interpolate_pos_encoding=True"
         )
-    rows, columns = patch_grid(model, pixels)
-    special = [] if family.special_tokens is None else family.special_tokens(config)
-    n = len(special) + rows * columns
+    n = len(patch_tokens(encoder, pixels))
     return torch.ones(len(pixels), n, dtype=torch.bool, device=pixels.device)
 
 
@@ -172,6 +170,15 @@ def patch_grid(model: PreTrainedModel, pixels: Tensor) -> tuple[int, int]:
     """Rows and columns of patches that a vision model makes of pixel_values [batch, channels, height, width]."""
     height, width = patch_size(model)
     return pixels.shape[2] // height, pixels.shape[3] // width
+
+
+def patch_tokens(encoder: Encoder, pixels: Tensor) -> list[str]:
+    """Names of the tokens that a vision model makes of pixel_values [batch, channels, height, width]: special ones,
+    then the patches as "row,column"."""
+    rows, columns = patch_grid(encoder.model, pixels)
+    special_tokens = encoder.family.special_tokens
+    special = [] if special_tokens is None else special_tokens(encoder.model.config)
+    return [*special, *(f"{row},{column}" for row in range(rows) for column in range(columns))]
 
 
 def _pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from .errors import blames_text, named
 from .printing import short
+from .rollouts import Position, check_position
 from .tokenization import Encoding, encode
 
+_SUSPECTS = 64  # texts tried alone, most, to find the one at fault
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -110,8 +112,34 @@ def all_encoded(encodings: Sequence[Encoding | BaseException]) -> list[Encoding]
     return [encoding for encoding in encodings if isinstance(encoding, Encoding)]
 
 
-def warn_truncated(encodings: list[Encoding], limit: int | None, single: bool) -> None:
-    """Warn of texts that were cut; to be called by `GlobEnc.__call__`, whose caller the warning names."""
+def check_encodings(encodings: Sequence[Encoding], texts: Sequence[str], limit: int | None, single: bool) -> None:
+    """Warns of texts without a known word and of those that were cut; to be called by `GlobEnc.__call__`, whose caller
+    the warnings name.
+
+    Raises:
+        ValueError: a text has no token.
+    """
+    for i, (encoding, text) in enumerate(zip(encodings, texts, strict=True)):
+        if encoding.empty:
+            where = "text" if single else f"text {i}"
+            raise ValueError(f"{where} has no token: the tokenizer finds nothing in {text[:80]!r}")
+        if encoding.unknown:
+            where = "the text" if single else f"text {i}"
+            warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=4)
+    _warn_truncated(encodings, limit, single)
+
+
+def check_positions(position: Position, encodings: Sequence[Encoding], single: bool) -> None:
+    """Raises ValueError where a text does not have the position, with its index unless it is a single one."""
+    for i, encoding in enumerate(encodings):
+        try:
+            check_position(position, len(encoding), many=len(encodings) > 1)
+        except ValueError as error:
+            raise ValueError(str(error) if single else f"text {i}: {error}") from None
+
+
+def _warn_truncated(encodings: Sequence[Encoding], limit: int | None, single: bool) -> None:
+    """Warn of texts that were cut."""
     cut = [(i, e.lost, len(e) + e.lost) for i, e in enumerate(encodings) if e.lost]
     if not cut:
         return
@@ -120,4 +148,30 @@ def warn_truncated(encodings: list[Encoding], limit: int | None, single: bool) -
         for i, lost, full in cut[:5]
     )
     more = f"; and {len(cut) - 5} more" if len(cut) > 5 else ""
-    warnings.warn(f"longer than the {limit} tokens that fit, so they were cut: {shown}{more}", stacklevel=4)
+    warnings.warn(f"longer than the {limit} tokens that fit, so they were cut: {shown}{more}", stacklevel=5)
+
+
+def error_of_text(
+    error: Exception, encodings: Sequence[Encoding], batch: Sequence[int], score: Callable[[Encoding], object]
+) -> Exception:
+    """The error of a batch with the index of the text that raises it; as it is where every text fails.
+
+    Args:
+        error: what the batch raised.
+        encodings: of all texts.
+        batch: indices of those in the batch, which are tried first.
+        score: runs one text alone.
+    """
+    culprit: Exception | None = None
+    works = False
+    for i in [*batch, *(set(range(len(encodings))) - set(batch))][:_SUSPECTS]:
+        try:
+            score(encodings[i])
+            works = True
+        except Exception as alone:
+            if not blames_text(alone):
+                raise
+            culprit = culprit or named(alone, f"text {i}")
+        if works and culprit is not None:
+            return culprit
+    return error

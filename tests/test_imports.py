@@ -29,7 +29,7 @@ LAYERS = [
     ["results"],
     ["attribution", "images", "tokenization", "loading", "progress"],
     ["batching", "texts"],
-    ["metrics"],
+    ["batch_results", "metrics"],
     ["explainer"],
     ["extraction"],
     ["evaluation"],
