@@ -14,7 +14,7 @@ from render_cases import Parsed, alpha, attribution, printed, whole
 
 from globenc.render.figure import figure
 from globenc.render.html import page
-from globenc.render.view import token_labels
+from globenc.render.token_labels import token_labels
 
 
 def titles(drawn: Figure) -> list[str]:

@@ -11,7 +11,7 @@ from render_cases import Parsed, alpha, attribution, printed, shifted, struck, w
 
 from globenc.render.figure import figure
 from globenc.render.html import fragment, page
-from globenc.render.view import pieces
+from globenc.render.pieces import pieces
 
 
 @pytest.mark.parametrize("render", [fragment, page])

@@ -82,7 +82,7 @@ def test_the_page_of_a_pair_without_offsets(tmp_path):
     assert [word.text for word in a.words()] == [
         "<s>", "a", "wonderful", "film", "</s>", "</s>", "good", "film", "</s>",
     ]  # fmt: skip
-    from globenc.render.view import pieces
+    from globenc.render.pieces import pieces
 
     assert "".join(piece.text for piece in pieces(a, a.words(), 0)) == "a wonderful film"
     assert "".join(piece.text for piece in pieces(a, a.words(), 1)) == "good film"

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from render_cases import Parsed, attribution, named, printed, whole
 
+from globenc.printing import printable
 from globenc.render.figure import figure
 from globenc.render.html import page
-from globenc.render.view import pieces, position_names, printable, shown_tokens, token_labels, views, visible
+from globenc.render.pieces import pieces
+from globenc.render.token_labels import token_labels, visible
+from globenc.render.view import position_names, shown_tokens, views
 
 
 def test_pieces_joined_are_the_text():

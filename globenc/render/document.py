@@ -9,7 +9,9 @@ from itertools import pairwise
 import numpy as np
 
 from ..text_spans import Passage
-from .view import Piece, TextResult, View, pieces
+from .pieces import Piece, pieces
+from .protocols import TextResult
+from .view import View
 
 LONG_TEXT = 1000  # tokens; from here on a text is shown as a document
 FULL_COLOURS = 20  # words in full colour: one alone would leave a long text pale

@@ -12,22 +12,10 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from .view import (
-    MOST_TOKENS,
-    TextResult,
-    View,
-    answer,
-    heat_scale,
-    is_whole,
-    model_name,
-    position_names,
-    shown_tokens,
-    special_tokens,
-    token_labels,
-    truncation,
-    views,
-    wrapped,
-)
+from .captions import answer, model_name, truncation, wrapped
+from .protocols import TextResult
+from .token_labels import token_labels
+from .view import MOST_TOKENS, View, heat_scale, is_whole, position_names, shown_tokens, special_tokens, views
 
 _BLUE, _GREY = to_rgba("#2563eb"), to_rgba("#9aa0a8")
 _COLOURS = "Blues"

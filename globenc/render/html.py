@@ -12,28 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..printing import printable
 from ..text_spans import Passage, Word
+from .captions import answer, circumstances, meaning, truncation
 from .document import FULL_COLOURS, document, is_long, short
 from .page import render_cell, render_page
-from .view import (
-    MOST_TOKENS,
-    Piece,
-    TextResult,
-    View,
-    answer,
-    circumstances,
-    heat_scale,
-    is_whole,
-    meaning,
-    pieces,
-    printable,
-    shown_tokens,
-    special_tokens,
-    token_labels,
-    truncation,
-    views,
-    visible,
-)
+from .pieces import Piece, pieces
+from .protocols import TextResult
+from .token_labels import token_labels, visible
+from .view import MOST_TOKENS, View, heat_scale, is_whole, shown_tokens, special_tokens, views
 
 _HUE = "37,99,235"
 _GREY = "128,128,128"

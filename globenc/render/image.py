@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,23 +14,12 @@ from rich.text import Text
 
 from ..methods import get_method
 from ..printing import printable
+from .captions import answer, wrapped
 from .page import render_cell, render_page
-from .view import Result, answer, wrapped
+from .protocols import ImageResult
 
 _COLOURS = "inferno"
 _SIDE = 3.6  # inches of a panel
-
-
-class ImageResult(Result, Protocol):
-    """What a rendering reads of an attribution to an image's patches; `globenc.ImageAttribution` is one."""
-
-    @property
-    def image(self) -> np.ndarray: ...
-    @property
-    def grid(self) -> tuple[int, int]: ...
-    def patches(self) -> np.ndarray: ...
-    def heat_map(self, row: int = 0) -> np.ndarray: ...
-    def special_share(self, row: int = 0) -> float: ...
 
 
 def figure(attribution: ImageResult) -> Figure:

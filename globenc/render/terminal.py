@@ -7,20 +7,13 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from ..printing import printable
+from .captions import answer, circumstances, meaning, truncation
 from .document import document, is_long, short
-from .view import (
-    TextResult,
-    View,
-    answer,
-    circumstances,
-    is_whole,
-    meaning,
-    pieces,
-    printable,
-    truncation,
-    views,
-    visible,
-)
+from .pieces import pieces
+from .protocols import TextResult
+from .token_labels import visible
+from .view import View, is_whole, views
 
 # From grey to blue at one luminance, under black: the same order of emphasis on dark and on light terminals.
 _RAMP = ((166, 171, 180), (145, 170, 205), (120, 167, 228), (92, 162, 248), (64, 156, 255))
