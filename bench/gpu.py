@@ -348,8 +348,8 @@ def layer_steps(case: Case, device: torch.device) -> dict[str, Callable[[], obje
     attended = kernels.attention(q, k, v, real, scaling)
     gram = kernels.gram_weight(weight.double().T.contiguous(), heads, dtype)
     factors = kernels.head_factors(v, gram, real)
-    context, own_context = attended.context.flatten(2), attended.own_context.flatten(2)
-    own = linear(own_context, weight)
+    context, diagonal_context = attended.context.flatten(2), attended.diagonal_context.flatten(2)
+    diagonal = linear(diagonal_context, weight)
     local_map = kernels.LocalMap(q, k, scaling, attended.log_sum_exp, factors, ones, ones, real)
     flash = torch.ops.aten._scaled_dot_product_flash_attention  # gives log-sum-exps too; a GPU's half precision only
     return {
@@ -357,9 +357,9 @@ def layer_steps(case: Case, device: torch.device) -> dict[str, Callable[[], obje
         **({"torch: aten flash": lambda: flash(q, k, v, 0.0, scale=scaling)} if device.type == "cuda" else {}),
         "attention": lambda: kernels.attention(q, k, v, real, scaling),
         "head_factors": lambda: kernels.head_factors(v, gram, real),
-        "own part": lambda: linear(own_context, weight),
+        "own part": lambda: linear(diagonal_context, weight),
         "layer_scales": lambda: kernels.layer_scales(x, (y1, y2), (1e-12, 1e-12), context, (gamma, gamma), bias, real),
-        "stage_norms": lambda: kernels.stage_norms(own, x, (gamma, gamma), ones),
+        "stage_norms": lambda: kernels.stage_norms(diagonal, x, (gamma, gamma), ones),
         "rollout_rows": lambda: kernels.rollout_rows(rows, local_map),
     }
 

@@ -110,10 +110,10 @@ def mixing_ratio(layer: EncoderLayer, stage: str = "N-Enc") -> Tensor:
     Zero where token i has neither (a padded row).
     """
     c = contribution_vectors(layer, stage)
-    own = torch.diagonal(c, dim1=1, dim2=2).transpose(1, 2)  # c_ii, [B, n, d]
-    others = (c.sum(2) - own).norm(dim=-1)
+    diagonal = torch.diagonal(c, dim1=1, dim2=2).transpose(1, 2)  # c_ii, [B, n, d]
+    others = (c.sum(2) - diagonal).norm(dim=-1)
     # one token has no others: the subtraction above is then exactly zero
-    total = others + own.norm(dim=-1)
+    total = others + diagonal.norm(dim=-1)
     return torch.where(total > 0, others / total.where(total > 0, torch.ones_like(total)), torch.zeros_like(total))
 
 

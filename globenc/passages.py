@@ -154,7 +154,7 @@ def divide_words(
     text: str,
     spans: np.ndarray,
     sources: np.ndarray,
-    own_words: np.ndarray | None,
+    tokenizer_words: np.ndarray | None,
     continues: np.ndarray,
     empty: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -170,7 +170,7 @@ def divide_words(
         text: one text, or several one behind the other.
         spans: characters (start, end) of each of n tokens, [n, 2].
         sources: which of the texts each token is of, ascending, [n].
-        own_words: numbers of the words that the tokenizer divides a text into, [n]; None for one that does not.
+        tokenizer_words: numbers of the words that the tokenizer divides a text into, [n]; None for one that does not.
         continues: tokens whose name says that they go on with the word before them, [n] bool.
         empty: tokens whose name has nothing but a blank in it, whatever their span, [n] bool.
 
@@ -204,7 +204,7 @@ def divide_words(
     left, right = kinds[bases[here - 1]], kinds[here]
     joined = (right == _MARK) | (codes[here - 1] == ord(_JOINER)) | continues[tokens[1:]]
     joined |= (left == right) & (right <= _KATAKANA)
-    divided = np.ones(len(here), bool) if own_words is None else np.diff(own_words[tokens]) != 0
+    divided = np.ones(len(here), bool) if tokenizer_words is None else np.diff(tokenizer_words[tokens]) != 0
     for kind in (_KATAKANA, _UNSPACED):
         divided |= (left == kind) | (right == kind)
     begins = divided & ~joined | (blanks[here] > blanks[np.minimum(reach, here)])

@@ -237,8 +237,8 @@ def all_of(layer: Layer, method: str = "N-Enc") -> dict[str, Tensor]:
     lse = attended.log_sum_exp.movedim(4, 2).flatten(1, 2)[:, :n].flatten(2)
     results = {
         "context": attended.context,
-        "own_context": attended.own_context,
-        "own_weight": attended.own_weight.transpose(1, 2),
+        "diagonal_context": attended.diagonal_context,
+        "diagonal_weight": attended.diagonal_weight.transpose(1, 2),
         "log_sum_exp": lse,
         "row_sums": gk.row_sums(local_map),
         "map": gk.contribution_norms(local_map),

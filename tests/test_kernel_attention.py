@@ -39,19 +39,19 @@ def test_attention(layer):
 
     def contexts(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         alpha, value = layer.alpha(dtype), trace.value.to(dtype)
-        own = alpha.diagonal(dim1=2, dim2=3)[..., None] * value
-        return (alpha @ value).transpose(1, 2)[mask], own.transpose(1, 2)
+        diagonal = alpha.diagonal(dim1=2, dim2=3)[..., None] * value
+        return (alpha @ value).transpose(1, 2)[mask], diagonal.transpose(1, 2)
 
-    assert attended.context.dtype == attended.own_context.dtype == dtype
-    (plain, plain_own), (exact, exact_own) = contexts(dtype), contexts(torch.float64)
+    assert attended.context.dtype == attended.diagonal_context.dtype == dtype
+    (plain, plain_diagonal), (exact, exact_diagonal) = contexts(dtype), contexts(torch.float64)
     check(attended.context.cpu()[mask], plain, exact)
-    check(attended.own_context, plain_own, exact_own, layer.step)  # zero at padding, like the equations'
+    check(attended.diagonal_context, plain_diagonal, exact_diagonal, layer.step)  # zero at padding, like the equations'
     rounding = torch.finfo(dtype).eps / 2
-    assert_rows_close(attended.own_context.cpu(), exact_own, TIGHT + rounding)
+    assert_rows_close(attended.diagonal_context.cpu(), exact_diagonal, TIGHT + rounding)
 
-    assert attended.own_weight.dtype == attended.log_sum_exp.dtype == FLOAT32
+    assert attended.diagonal_weight.dtype == attended.log_sum_exp.dtype == FLOAT32
     plain, exact = (layer.alpha(dtype).diagonal(dim1=2, dim2=3) for dtype in (FLOAT32, torch.float64))
-    check(attended.own_weight, plain, exact, layer.step)
+    check(attended.diagonal_weight, plain, exact, layer.step)
 
 
 def test_log_sum_exp(layer):
@@ -80,8 +80,8 @@ def test_a_row_without_any_score(n):
     assert bool(layer.alpha(FLOAT32)[0, 1, 0].isnan().all())
     attended = layer.attended
     assert bool(attended.context[0, 0, 1].isnan().all())
-    assert bool(attended.own_context[0, 0, 1].isnan().all())
-    assert bool(attended.own_weight[0, 1, 0].isnan())
+    assert bool(attended.diagonal_context[0, 0, 1].isnan().all())
+    assert bool(attended.diagonal_weight[0, 1, 0].isnan())
     local_map = layer.kernel_map("N", diagonal=torch.ones(1, n, device=DEVICE))
     assert bool(gk.contribution_norms(local_map)[0, 0, 1:].isnan().all())
 
@@ -91,5 +91,5 @@ def test_zero_values(dtype):
     """Zeros are written, not left as they were found."""
     layer = make_layer((5, 3), heads=2, dtype=dtype, kind="zero-values")
     assert not bool(layer.attended.context.cpu()[layer.mask].any())
-    assert not bool(layer.attended.own_context.any())
+    assert not bool(layer.attended.diagonal_context.any())
     assert not bool(gk.contribution_norms(layer.kernel_map("N")).any())

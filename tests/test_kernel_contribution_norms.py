@@ -103,7 +103,7 @@ def test_bad_activations_are_seen(name, bad, method):
     context = (alpha @ layer.trace.value).transpose(1, 2)
     assert not bool(context.isfinite().all())
     same_finite(layer.attended.context.cpu()[mask], context[mask])
-    same_finite(layer.attended.own_weight, alpha.diagonal(dim1=2, dim2=3))
+    same_finite(layer.attended.diagonal_weight, alpha.diagonal(dim1=2, dim2=3))
 
     expected = off_diagonal(layer.equation_map(method, FLOAT32))
     local_map = layer.kernel_map(method, diagonal=torch.ones(2, 9, device=DEVICE))

@@ -177,10 +177,10 @@ def test_by_kernels_alone(stage):
     )
     through = len(gammas(exact, stage))
     row_scale = (torch.ones_like(scales.gap), scales.scale1, scales.scale2)[through]
-    own = layer.attended.own_context.flatten(2) @ weight.T
+    diagonal_part = layer.attended.diagonal_context.flatten(2) @ weight.T
     residual = None if stage == "N" else layer.given("hidden_states")
     weights = tuple(norm.weight.detach().to(DEVICE) for norm in norms[:through])
-    diagonal = gk.stage_norms(own, residual, weights, row_scale)
+    diagonal = gk.stage_norms(diagonal_part, residual, weights, row_scale)
     local_map = layer.kernel_map(stage, row_scale=row_scale, diagonal=diagonal)
     check(gk.contribution_norms(local_map), layer.equation_map(stage, FLOAT32), layer.equation_map(stage), layer.step)
 

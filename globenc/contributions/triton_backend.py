@@ -159,8 +159,8 @@ class KernelLayer:
     def mixing_ratios(self, stage: Stage) -> Tensor:
         """(8), (14): r_i of a stage, [B, n]; zero at padding."""
         output = self.attention.output
-        diagonal = self.norms(stage, output.own_context, stage.residual)
-        others = self.norms(stage, output.context - output.own_context, residual=False)
+        diagonal = self.norms(stage, output.diagonal_context, stage.residual)
+        others = self.norms(stage, output.context - output.diagonal_context, residual=False)
         return _divide(others, others + diagonal) * self.trace.mask
 
 
@@ -176,7 +176,7 @@ class KernelMap:
         trace, attention, stage, factors = layer.trace, layer.attention, method.stage, None
         output, tokens = attention.output, attention.tokens
         if stage is None:
-            row_scale, diagonal = trace.mask.float(), output.own_weight.mean(1)
+            row_scale, diagonal = trace.mask.float(), output.diagonal_weight.mean(1)
         else:
             heads, dtype = trace.value.shape[1], trace.value.dtype
 
@@ -186,7 +186,7 @@ class KernelMap:
             weight = cached_per_weights(trace, stage, (stage.name, heads, dtype, "gram"), make)
             factors = kernels.head_factors(trace.value, weight, tokens)
             row_scale = layer.row_scale(stage)
-            diagonal = layer.norms(stage, output.own_context, stage.residual, row_scale)
+            diagonal = layer.norms(stage, output.diagonal_context, stage.residual, row_scale)
         self.map = kernels.LocalMap(
             attention.query,
             attention.key,

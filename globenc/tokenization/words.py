@@ -32,8 +32,8 @@ def find_words(texts: list[str], found: list[Tokens], divides: bool) -> None:
         empty[k] = text[placed[k, 0] : placed[k, 1]] != names[k]
     behind = {name for name in distinct if name.startswith("##")}
     continues = np.array([name in behind for name in names], bool)
-    own_words = words[real] if divides else None
-    placed, numbers = divide_words(text, placed, sources, own_words, continues, empty)
+    tokenizer_words = words[real] if divides else None
+    placed, numbers = divide_words(text, placed, sources, tokenizer_words, continues, empty)
     spans, words = np.full(spans.shape, -1, np.int32), np.full(words.shape, -1, np.int32)
     spans[real], words[real] = placed - begins[sources, None], numbers
     for tokens, end in zip(found, np.cumsum(lengths).tolist(), strict=True):

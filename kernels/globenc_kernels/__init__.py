@@ -2,7 +2,7 @@
 
 | step | file |
 |---|---|
-| attention forward, with log-sum-exp and each token's own part | attention.py |
+| attention forward, with log-sum-exp and what each token gives to itself | attention.py |
 | value vectors -> a triangular factor a token | head_factors.py |
 | LayerNorm scales and norms of vectors, O(n d) | layer_norms.py |
 | the local map, its row sums | contribution_norms.py |

@@ -1,7 +1,7 @@
 """Attention forward that keeps what contribution maps need, in the one pass over the scores that the model pays for.
 
 Beside the context it writes every row's log-sum-exp, from which later kernels recompute attention weights tile by
-tile, and each token's own part alpha_ii v_i, the diagonal of the map before the output projection.
+tile, and alpha_ii v_i, what each token gives to itself: the diagonal of the map before the output projection.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class AttentionOutput:
 
     Attributes:
         context: sum_j alpha_ij v_j, [batch, n, heads, head_dim], the dtype of value.
-        own_context: alpha_ii v_i, the same shape and dtype; zero at padding.
-        own_weight: alpha_ii, [batch, heads, n], float32; zero at padding.
+        diagonal_context: alpha_ii v_i, the same shape and dtype; zero at padding.
+        diagonal_weight: alpha_ii, [batch, heads, n], float32; zero at padding.
         log_sum_exp: of a row's scores in two parts, its largest score s before scaling and log2 of the sum of
             2**((score - s) * scaling * log2(e)), so that large scores lose no digits; float32, in
             blocks of 64 queries (layouts.py): [batch, ceil(n / 64), heads, 2, 64]; not defined behind the last query.
     """
 
     context: Tensor
-    own_context: Tensor
-    own_weight: Tensor
+    diagonal_context: Tensor
+    diagonal_weight: Tensor
     log_sum_exp: Tensor
 
 
@@ -75,7 +75,7 @@ def _attention_kernel(
     mask_ptr,  # [batch, n]
     range_ptr,  # [batch, 3]
     context_ptr,  # out, [batch, n, H, D]
-    own_ptr,  # out, [batch, n, H, D]
+    diagonal_ptr,  # out, [batch, n, H, D]
     weight_ptr,  # out, [batch, H, n]
     lse_ptr,  # out, `lse_shape`
     n, window, scale,
@@ -131,17 +131,17 @@ def _attention_kernel(
     top = tl.where(top == float("-inf"), 0.0, top)
     log_total = tl.log2(total)
 
-    k_own = tl.load(k_ptr + safe_q[:, None] * stride_kn + offs_d[None, :], mask=real_d, other=0.0)
-    v_own = tl.load(v_ptr + safe_q[:, None] * stride_vn + offs_d[None, :], mask=real_d, other=0.0)
-    own = tl.sum(q.to(tl.float32) * k_own.to(tl.float32), axis=1)
-    own = tl.where(real_q, tl.exp2((own - top) * scale - log_total), 0.0)
-    v_own = tl.where(real_q[:, None], v_own.to(tl.float32), 0.0)
+    k_diagonal = tl.load(k_ptr + safe_q[:, None] * stride_kn + offs_d[None, :], mask=real_d, other=0.0)
+    v_diagonal = tl.load(v_ptr + safe_q[:, None] * stride_vn + offs_d[None, :], mask=real_d, other=0.0)
+    diagonal = tl.sum(q.to(tl.float32) * k_diagonal.to(tl.float32), axis=1)
+    diagonal = tl.where(real_q, tl.exp2((diagonal - top) * scale - log_total), 0.0)
+    v_diagonal = tl.where(real_q[:, None], v_diagonal.to(tl.float32), 0.0)
 
     inside = (rows_q < n)[:, None] & real_d
     offsets = (text + safe_q[:, None]) * (H * D) + h * D + offs_d[None, :]
     tl.store(context_ptr + offsets, acc / total[:, None], mask=inside)
-    tl.store(own_ptr + offsets, own[:, None] * v_own, mask=inside)
-    tl.store(weight_ptr + (b * H + h) * n + safe_q, own, mask=rows_q < n)
+    tl.store(diagonal_ptr + offsets, diagonal[:, None] * v_diagonal, mask=inside)
+    tl.store(weight_ptr + (b * H + h) * n + safe_q, diagonal, mask=rows_q < n)
     block = b * tl.cdiv(n, BLOCK_TOKENS) + rows_q // BLOCK_TOKENS
     lse_ptr += lse_offset(block, head_offset(h), rows_q, H)
     tl.store(lse_ptr, top, mask=rows_q < n)
@@ -181,17 +181,17 @@ def attention(
     batch, heads, n, head_dim = query.shape
     query, key, value = heads_last(query), heads_last(key), heads_last(value)
     context = value.new_empty(batch, n, heads, head_dim)
-    own_context = torch.empty_like(context)
-    own_weight = value.new_empty(batch, heads, n, dtype=torch.float32)
+    diagonal_context = torch.empty_like(context)
+    diagonal_weight = value.new_empty(batch, heads, n, dtype=torch.float32)
     lse = value.new_empty(lse_shape(batch, n, heads), dtype=torch.float32)
     tiles = attention_tiles(query.dtype, head_dim, query.device)
     launch(
         _attention_kernel,
         (ceil_div(n, tiles.q), heads, batch),
-        query, key, value, tokens.mask, tokens.ranges, context, own_context, own_weight, lse,
+        query, key, value, tokens.mask, tokens.ranges, context, diagonal_context, diagonal_weight, lse,
         n, window or 0, scaling * LOG2_E,
         query.stride(1), key.stride(1), value.stride(1),
         H=heads, D=head_dim, BLOCK_D=power_of_two(head_dim), BLOCK_Q=tiles.q, BLOCK_K=tiles.k,
         WINDOW=window is not None, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
-    return AttentionOutput(context, own_context, own_weight, lse)
+    return AttentionOutput(context, diagonal_context, diagonal_weight, lse)
