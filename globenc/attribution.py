@@ -1,4 +1,4 @@
-"""The result type: which tokens and words of a text an answer came from."""
+"""The result type: which tokens and words of a text a prediction came from."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .answers import in_code
 from .passages import paragraphs, sentences
+from .predictions import in_code
 from .results import TokenScores
 from .text_spans import Passage, Word, find_words
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Attribution(TokenScores):
-    """Which tokens of a text an answer came from. `len` and iteration are over tokens, see `TokenScores`.
+    """Which tokens of a text a prediction came from. `len` and iteration are over tokens, see `TokenScores`.
 
     Attributes:
         text, text_pair: what was attributed; the pair may be None.
@@ -35,12 +35,12 @@ class Attribution(TokenScores):
         log2_scale: the rollout's own value is scores * 2**log2_scale; a float, or [positions].
         layer_scores: rollout up to every layer, [layers, n] or [layers, positions, n]; None unless asked for.
         layer_log2_scale: [layers] or [layers, positions]; None unless asked for.
-        label, probability: the class that the model answers, of a multi-label model its highest label; None for a
+        label, probability: the class that the model predicts, of a multi-label model its highest label; None for a
             model that does not classify texts.
         method, position, row_normalize: as asked for.
         model: the model's name.
         truncated: how many tokens were cut off because the model takes no more.
-        value: the number that a regression model or a reranker answers, as the model gives it; a list where it gives
+        value: the number that a regression model or a reranker predicts, as the model gives it; a list where it gives
             several; None for other models.
         labels: of a multi-label model, (label, probability) of those above 0.5, highest first, which may be none;
             None for other models.
@@ -67,12 +67,12 @@ class Attribution(TokenScores):
     labels: list[tuple[str, float]] | None = None
 
     def __repr__(self) -> str:
-        answer = in_code(self)
+        prediction = in_code(self)
         if self.scores.ndim > 1:
-            return f"Attribution({len(self.tokens)} tokens, {len(self.scores)} positions{answer})"
+            return f"Attribution({len(self.tokens)} tokens, {len(self.scores)} positions{prediction})"
         best = sorted((w for w in self.words() if not w.special), key=lambda w: -w.score)[:3]
         words = ", ".join(f"{w.text} {w.score:.3f}" for w in best)
-        return f"Attribution({len(self.tokens)} tokens{answer}, top words: {words})"
+        return f"Attribution({len(self.tokens)} tokens{prediction}, top words: {words})"
 
     def words(self) -> list[Word]:
         """The tokens merged into words, special tokens standing alone; scores still sum to 1.

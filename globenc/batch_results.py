@@ -65,16 +65,16 @@ def _shared_fields(model: Any, scored: BatchScores, row: int, n: int, options: d
     """The fields that results of texts and of images share; n: tokens without padding."""
     whole = isinstance(options["position"], str) and options["position"] == "all"
     scores, scale, layer_scores, layer_scale = scored.of(row, n, whole)
-    answer = scored.answers[row]
+    prediction = scored.predictions[row]
     return {
         "scores": scores,
         "log2_scale": scale if scale.ndim else float(scale),
         "layer_scores": layer_scores,
         "layer_log2_scale": layer_scale,
-        "label": answer.label,
-        "probability": answer.probability,
-        "value": answer.value,
-        "labels": answer.labels,
+        "label": prediction.label,
+        "probability": prediction.probability,
+        "value": prediction.value,
+        "labels": prediction.labels,
         "method": options["method"],
         "position": options["position"],
         "row_normalize": options["row_normalize"],

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .answers import Answer
 from .encoders import Encoder, accepted_inputs
 from .images import open_image
 from .inputs import patch_tokens
+from .predictions import Prediction
 from .rollouts import Position, check_position
 from .tokenization import Encoding
 
@@ -103,18 +103,18 @@ def free_memory() -> int | None:
 
 @dataclass(frozen=True)
 class BatchScores:
-    """What `globenc.attribute` gives for a batch, as arrays on the CPU, with the model's answers.
+    """What `globenc.attribute` gives for a batch, as arrays on the CPU, with the model's predictions.
 
     Attributes:
         scores, log2_scale, layer_scores, layer_log2_scale: as in `globenc.AttributionOutput`.
-        answers: one for each text.
+        predictions: one for each text.
     """
 
     scores: np.ndarray
     log2_scale: np.ndarray
     layer_scores: np.ndarray | None
     layer_log2_scale: np.ndarray | None
-    answers: list[Answer]
+    predictions: list[Prediction]
 
     def of(self, row: int, n: int, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
         """The four arrays of one text of n tokens, without padding; `whole`: its positions are all of its tokens."""

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, overload
 import torch
 from torch import nn
 
-from .answers import answers_of
 from .attribution import Attribution
 from .batch_results import image_result, text_result
 from .batching import BatchScores, by_length, image_batches, memory_budget, pad
@@ -20,6 +19,7 @@ from .functional import attribute
 from .images import ImageAttribution
 from .loading import ModelSource, load, load_processor
 from .methods import get_method
+from .predictions import predictions_of
 from .rollouts import Position, plain_position
 from .texts import all_encoded, check_encodings, check_positions, check_texts, encode_each, error_of_text
 from .tokenization import Encoding
@@ -267,7 +267,7 @@ class GlobEnc:
         return encode_each(self.tokenizer, self.model, texts, text_pair, limit)
 
     def score(self, encodings: Sequence[Encoding], **options: Any) -> BatchScores:
-        """One padded batch through the model: scores as arrays, answers; options as in `globenc.attribute`."""
+        """One padded batch through the model: scores as arrays, predictions; options as in `globenc.attribute`."""
         return self._run(len(encodings), options, pad(encodings, self.tokenizer, self.model))
 
     def _run(self, count: int, options: dict[str, Any], inputs: dict[str, Any]) -> BatchScores:
@@ -278,7 +278,7 @@ class GlobEnc:
             log2_scale=out.log2_scale.cpu().numpy(),
             layer_scores=None if out.layer_scores is None else out.layer_scores.cpu().numpy(),
             layer_log2_scale=None if out.layer_log2_scale is None else out.layer_log2_scale.cpu().numpy(),
-            answers=answers_of(self.model, out.model_output, count),
+            predictions=predictions_of(self.model, out.model_output, count),
         )
 
     def limit(self, max_length_: int | None = None) -> int | None:

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .answers import by_name, returning_tuples
 from .capture import AttentionTrace, LayerConsumer, LayerEnd, LayerTrace, capture, wrong_norm
 from .contributions.backend import choose_backend
 from .contributions.weight_cache import invalidate
@@ -17,6 +16,7 @@ from .encoders import Encoder
 from .inputs import check_inputs
 from .methods import Method, Stage, get_method, get_stage
 from .model_state import Loan, precise
+from .predictions import by_name, returning_tuples
 from .rollouts import Position
 
 T = TypeVar("T")

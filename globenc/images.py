@@ -1,4 +1,4 @@
-"""The result type for images: which patches an answer came from; and what can be given as an image."""
+"""The result type for images: which patches a prediction came from; and what can be given as an image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .answers import in_code
+from .predictions import in_code
 from .results import TokenScores
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class ImageAttribution(TokenScores):
-    """Which patches of an image an answer came from.
+    """Which patches of an image a prediction came from.
 
     Attributes:
         image: what the model saw, resized and cropped by its processor, [height, width, 3] uint8.
@@ -27,7 +27,7 @@ class ImageAttribution(TokenScores):
         patch: height and width of a patch in pixels of `image`.
         scores: [n], or [positions, n] where several were asked for; each row sums to 1, special tokens included.
         log2_scale, layer_scores, layer_log2_scale, method, position, row_normalize, model: as in `globenc.Attribution`.
-        label, probability: the class that the model answers, of a multi-label model its highest label; None for a
+        label, probability: the class that the model predicts, of a multi-label model its highest label; None for a
             model that does not classify images.
         value, labels: as in `globenc.Attribution`.
     """
@@ -50,8 +50,8 @@ class ImageAttribution(TokenScores):
     labels: list[tuple[str, float]] | None = None
 
     def __repr__(self) -> str:
-        answer = in_code(self)
-        return f"ImageAttribution({self.grid[0]} x {self.grid[1]} patches{answer})"
+        prediction = in_code(self)
+        return f"ImageAttribution({self.grid[0]} x {self.grid[1]} patches{prediction})"
 
     def patches(self) -> np.ndarray:
         """The patches' scores, [rows, columns], or [positions, rows, columns]; without the special tokens' share."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .answers import head_of
 from .encoders import Encoder, accepted_inputs
 from .errors import warn_caller
+from .predictions import head_of
 
 # arguments of `attribute` and its like, which stand beside the model's inputs
 _OPTIONS = ("method", "position", "per_layer", "row_normalize", "backend")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..answers import kind_of
 from ..errors import in_a_line
 from ..explainer import GlobEnc
 from ..extraction.rows import Columns, Example, Reader
 from ..extraction.sources import Input
+from ..predictions import kind_of
 from ..printing import short
 from ..tokenization import Encoding
 

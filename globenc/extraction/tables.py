@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..answers import Answer, class_count, in_words, kind_of
 from ..explainer import GlobEnc
+from ..predictions import Prediction, class_count, in_words, kind_of
 from ..rollouts import Position
 from ..text_spans import find_words
 from ..tokenization import Encoding
@@ -31,7 +31,7 @@ class ScoredText:
     log2_scale: np.ndarray
     layer_scores: np.ndarray | None
     layer_log2_scale: np.ndarray | None
-    answer: Answer
+    prediction: Prediction
 
 
 class TableBuilder:
@@ -50,7 +50,7 @@ class TableBuilder:
         """A row for each of the texts.
 
         Raises:
-            ValueError: the model answers otherwise than its configuration says, or a list holds too many values.
+            ValueError: the model predicts something else than its configuration says, or a list holds too many values.
         """
         encodings = [row.encoding for row in rows]
         lengths = [len(encoding) for encoding in encodings]
@@ -63,7 +63,7 @@ class TableBuilder:
             "scores": _nested([row.scores for row in rows], depth),
             "start": _lists(lengths, pa.array(spans[:, 0], mask=spans[:, 0] < 0)),
             "end": _lists(lengths, pa.array(spans[:, 1], mask=spans[:, 0] < 0)),
-            **self._answers([row.answer for row in rows]),
+            **self._predictions([row.prediction for row in rows]),
             "n_tokens": pa.array(lengths, pa.int32()),
             "truncated": pa.array([encoding.lost for encoding in encodings], pa.int32()),
             "log2_scale": _nested([row.log2_scale for row in rows], depth - 1),
@@ -100,31 +100,31 @@ class TableBuilder:
                 columns["text_pair"] = pa.array([second for _, second in texts], pa.string())
         return columns
 
-    def _answers(self, answers: list[Answer]) -> dict[str, pa.Array]:
-        """The columns of the answers, the same ones in every shard of a model.
+    def _predictions(self, predictions: list[Prediction]) -> dict[str, pa.Array]:
+        """The columns of the predictions, the same ones in every shard of a model.
 
         Raises:
-            ValueError: the model answers otherwise than its configuration says.
+            ValueError: the model predicts something else than its configuration says.
         """
         model = self.explainer.model
         kind, several = kind_of(model), class_count(model) > 1
         promised = (kind, kind == "value" and several)
-        for answer in answers:
-            if answer.kind is not None and (answer.kind, isinstance(answer.value, list)) != promised:
+        for prediction in predictions:
+            if prediction.kind is not None and (prediction.kind, isinstance(prediction.value, list)) != promised:
                 raise ValueError(
-                    f"{type(model).__name__} answers {in_words(answer)!r}, which is not what its configuration says "
-                    f"(problem_type {model.config.problem_type!r}, {class_count(model)} names in id2label): set "
+                    f"{type(model).__name__} answers {in_words(prediction)!r}, which is not what its configuration "
+                    f"says (problem_type {model.config.problem_type!r}, {class_count(model)} names in id2label): set "
                     "problem_type, and id2label to one name for each of its outputs"
                 )
         columns = {
-            "label": pa.array([answer.label for answer in answers], pa.string()),
-            "probability": pa.array([answer.probability for answer in answers], pa.float64()),
+            "label": pa.array([prediction.label for prediction in predictions], pa.string()),
+            "probability": pa.array([prediction.probability for prediction in predictions], pa.float64()),
         }
         if kind == "value":
             type_ = pa.list_(pa.float64()) if several else pa.float64()
-            columns["value"] = pa.array([answer.value for answer in answers], type_)
+            columns["value"] = pa.array([prediction.value for prediction in predictions], type_)
         if kind == "labels":
-            above = [answer.labels for answer in answers]
+            above = [prediction.labels for prediction in predictions]
             for k, (name, type_) in enumerate((("labels", pa.string()), ("label_probabilities", pa.float64()))):
                 cells = [None if pairs is None else [pair[k] for pair in pairs] for pairs in above]
                 columns[name] = pa.array(cells, pa.list_(type_))

@@ -195,7 +195,7 @@ class Worker:
         for k, i in enumerate(batch):
             encoding = shard.encodings[i]
             parts = scored.of(k, len(encoding), whole)
-            rows[i] = ScoredText(shard.examples[i], encoding, *parts, scored.answers[k])
+            rows[i] = ScoredText(shard.examples[i], encoding, *parts, scored.predictions[k])
         return rows
 
     def _reject(self, shard: Shard, example: Example, reason: str) -> None:

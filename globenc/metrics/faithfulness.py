@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..answers import by_name, kind_of, logits_of, returning_tuples
 from ..batching import by_length
 from ..encoders import Encoder
 from ..inputs import check_inputs
 from ..model_state import Loan
+from ..predictions import by_name, kind_of, logits_of, returning_tuples
 from .gradients import classes_of
 
 AOPC_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..answers import by_name, kind_of, logits_of, returning_tuples
 from ..encoders import Encoder
 from ..inputs import check_inputs
 from ..model_state import Loan
+from ..predictions import by_name, kind_of, logits_of, returning_tuples
 from ..rollouts import multiply
 
 OUTPUTS = ("logit", "probability")
@@ -107,10 +107,10 @@ def saliency_and_logits(
                     f"output must be 'logit' for {type(eager).__name__}: it answers with a number, which has no "
                     "probability"
                 )
-            answers = logits
+            predictions = logits
             if output == "probability":
-                answers = logits.sigmoid() if kind == "labels" else logits.softmax(-1)
-            chosen = answers.gather(1, classes_of(label, logits)[:, None])
+                predictions = logits.sigmoid() if kind == "labels" else logits.softmax(-1)
+            chosen = predictions.gather(1, classes_of(label, logits)[:, None])
             return torch.autograd.grad(chosen.sum(), entered[0])[0], logits.detach()
 
     gradient, logits = loan.run(run)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from ..answers import in_words
 from ..methods import get_method
+from ..predictions import in_words
 from ..printing import printable
 from .protocols import Result, TextResult, text_of
 from .view import View, is_whole, position_names
@@ -27,10 +27,10 @@ def wrapped(line: str, inches: float) -> str:
     return "\n".join(textwrap.wrap(line, max(20, int(inches * _LETTERS_PER_INCH)))) or line
 
 
-def answer(attribution: Result) -> str | None:
-    """What the model answers: a class, labels, or a number; None where it does none of these."""
-    said = in_words(attribution)
-    return None if said is None else printable(said)
+def prediction(attribution: Result) -> str | None:
+    """What the model predicts: a class, labels, or a number; None where it predicts nothing."""
+    predicted = in_words(attribution)
+    return None if predicted is None else printable(predicted)
 
 
 def circumstances(attribution: TextResult) -> str:

@@ -12,7 +12,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from .captions import answer, model_name, truncation, wrapped
+from .captions import model_name, prediction, truncation, wrapped
 from .protocols import TextResult
 from .token_labels import token_labels
 from .view import MOST_TOKENS, View, heat_scale, is_whole, position_names, shown_tokens, special_tokens, views
@@ -105,7 +105,7 @@ def save(drawn: Figure, path: str | Path) -> None:
 
 
 def _title(attribution: TextResult, positions: int, drawn: int) -> list[str]:
-    parts = [part for part in (answer(attribution), attribution.method, model_name(attribution)) if part]
+    parts = [part for part in (prediction(attribution), attribution.method, model_name(attribution)) if part]
     lines = [" · ".join(parts)]
     if 0 < drawn < positions:
         lines.append(f"layers of the first {drawn} of {positions} positions")

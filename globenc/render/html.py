@@ -14,7 +14,7 @@ import numpy as np
 
 from ..printing import printable
 from ..text_spans import Passage, Word
-from .captions import answer, circumstances, meaning, truncation
+from .captions import circumstances, meaning, prediction, truncation
 from .document import FULL_COLOURS, document, is_long, short
 from .page import render_cell, render_page
 from .pieces import Piece, pieces
@@ -41,13 +41,13 @@ class Mark(NamedTuple):
 
 def fragment(attribution: TextResult) -> str:
     """The attribution for a notebook's output cell: the coloured text, the rest behind a click."""
-    return render_cell("text_cell.html", answer=answer(attribution), **_parts(attribution, views(attribution)))
+    return render_cell("text_cell.html", prediction=prediction(attribution), **_parts(attribution, views(attribution)))
 
 
 def page(attribution: TextResult) -> str:
     """The attribution as one HTML file: no other file, no script, light or dark as the reader's system is."""
     shown = views(attribution)
-    title = answer(attribution) or f"Attribution to {shown[0].position}"
+    title = prediction(attribution) or f"Attribution to {shown[0].position}"
     return render_page("text.html", title=title, **_parts(attribution, shown))
 
 

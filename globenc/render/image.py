@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..methods import get_method
 from ..printing import printable
-from .captions import answer, wrapped
+from .captions import prediction, wrapped
 from .page import render_cell, render_page
 from .protocols import ImageResult
 
@@ -71,8 +71,8 @@ def _position(attribution: ImageResult, k: int) -> int | None:
 
 
 def title(attribution: ImageResult) -> str:
-    """What the model answers, else the model."""
-    return answer(attribution) or printable(attribution.model)
+    """What the model predicts, else the model."""
+    return prediction(attribution) or printable(attribution.model)
 
 
 def position_name(attribution: ImageResult, k: int) -> str:
@@ -116,10 +116,10 @@ def _png(attribution: ImageResult) -> str:
 
 
 def show(attribution: ImageResult, console: Console, top: int) -> None:
-    """Print the answer and the `top` highest patches."""
-    said = answer(attribution)
-    if said is not None:
-        console.print(Text(said, "bold"))
+    """Print the prediction and the `top` highest patches."""
+    predicted = prediction(attribution)
+    if predicted is not None:
+        console.print(Text(predicted, "bold"))
     count = 1 if attribution.scores.ndim == 1 else len(attribution.scores)
     for k in range(count):
         table = Table(box=None, pad_edge=False, header_style="dim")

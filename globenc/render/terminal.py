@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..printing import printable
-from .captions import answer, circumstances, meaning, truncation
+from .captions import circumstances, meaning, prediction, truncation
 from .document import document, is_long, short
 from .pieces import pieces
 from .protocols import TextResult
@@ -27,11 +27,11 @@ _UNREAD_CHARACTERS = 200
 
 
 def show(attribution: TextResult, console: Console, top: int = 15) -> None:
-    """Print the answer, the text coloured by score, the `top` highest words, and the layers where asked for."""
+    """Print the prediction, the text coloured by score, the `top` highest words, and the layers where asked for."""
     shown = views(attribution)
-    said = answer(attribution)
-    if said is not None:
-        console.print(Text(said, "bold"))
+    predicted = prediction(attribution)
+    if predicted is not None:
+        console.print(Text(predicted, "bold"))
     for view in shown:
         if attribution.scores.ndim > 1:
             console.print()

@@ -17,8 +17,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 import globenc
 from globenc import compare_methods, evaluate
-from globenc.answers import Answer, answers_of, head_of, in_words, kind_of
 from globenc.metrics import aopc, saliency
+from globenc.predictions import Prediction, head_of, in_words, kind_of, predictions_of
 from globenc.render.html import page
 from globenc.render.terminal import show
 
@@ -235,8 +235,8 @@ def test_scores_of_tokens_are_no_answer_of_an_electra_discriminator(wordpiece):
 
 def test_answers_of_a_stranger_model():
     model = SimpleNamespace(config=SimpleNamespace(), base_model=None)
-    assert answers_of(model, SimpleNamespace(logits=None), 2) == [Answer(), Answer()]
-    assert in_words(Answer()) is None
+    assert predictions_of(model, SimpleNamespace(logits=None), 2) == [Prediction(), Prediction()]
+    assert in_words(Prediction()) is None
 
 
 # --- models that return tuples ---

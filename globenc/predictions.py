@@ -1,4 +1,4 @@
-"""A model's answer about a whole text or image: one class, independent labels, or a number."""
+"""A model's prediction for a whole text or image: one class, independent labels, or a number."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Kind = Literal["class", "labels", "value"]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An answer; all None where a model gives none, as a token classifier or a bare encoder.
+class Prediction:
+    """A prediction; all None where a model makes none, as a token classifier or a bare encoder.
 
     Attributes:
         label, probability: the class, of a multi-label model its highest label; None for a number.
@@ -39,7 +39,7 @@ class Answer:
 
     @property
     def kind(self) -> Kind | None:
-        """What kind of answer it is."""
+        """What kind of prediction it is."""
         if self.value is not None:
             return "value"
         if self.labels is not None:
@@ -60,7 +60,7 @@ def head_of(model: Any) -> str | None:
 
 
 def classifies(model: Any) -> bool:
-    """Whether a model is made to answer about whole texts or images, as far as its class tells."""
+    """Whether a model is made to predict something of whole texts or images, as far as its class tells."""
     head = head_of(model)
     if head is None:
         # a head of the user's own over an encoder, which its logits must show
@@ -69,7 +69,7 @@ def classifies(model: Any) -> bool:
 
 
 def kind_of(model: Any, outputs: int | None = None) -> Kind | None:
-    """The kind of a model's answers; None for other heads.
+    """The kind of a model's predictions; None for other heads.
 
     Args:
         model: any transformers model.
@@ -85,30 +85,30 @@ def kind_of(model: Any, outputs: int | None = None) -> Kind | None:
     return "value" if problem == "regression" or outputs == 1 else "class"
 
 
-def answers_of(model: Any, output: Any, count: int) -> list[Answer]:
-    """The answers to the `count` texts or images of a batch.
+def predictions_of(model: Any, output: Any, count: int) -> list[Prediction]:
+    """The predictions for the `count` texts or images of a batch.
 
     Raises:
         FloatingPointError: the logits are not finite.
     """
     logits = logits_of(model, output)
     if logits is None or not _one_for_each(model, logits, count):
-        return [Answer()] * count
+        return [Prediction()] * count
     rows = logits.detach().double().reshape(count, -1)  # a head of the user's own may squeeze [batch, 1]
     if not bool(torch.isfinite(rows).all()):
         raise FloatingPointError("the model's logits are not finite: its classification head holds NaN or infinity")
     kind = kind_of(model, rows.shape[1])
     if kind == "value":
-        return [Answer(value=row[0] if len(row) == 1 else row) for row in rows.tolist()]
+        return [Prediction(value=row[0] if len(row) == 1 else row) for row in rows.tolist()]
     names = _names(model)
     probabilities = rows.sigmoid() if kind == "labels" else rows.softmax(-1)
-    found = []
+    predictions = []
     for row in probabilities.tolist():
         order = sorted(range(len(row)), key=row.__getitem__, reverse=True)
         ranked = [(names.get(k) or f"LABEL_{k}", row[k]) for k in order]
         above = [pair for pair in ranked if pair[1] > THRESHOLD] if kind == "labels" else None
-        found.append(Answer(*ranked[0], labels=above))
-    return found
+        predictions.append(Prediction(*ranked[0], labels=above))
+    return predictions
 
 
 def logits_of(model: Any, output: Any) -> Tensor | None:
@@ -154,25 +154,29 @@ def class_count(model: Any) -> int:
     return max(_names(model), default=-1) + 1
 
 
-def in_words(answer: Any) -> str | None:
-    """An answer, or what has the attributes of one, for a reader: "positive 98.2%"; None where there is none."""
-    if answer.value is not None:
-        values = answer.value if isinstance(answer.value, list) else [answer.value]
+def in_words(prediction: Any) -> str | None:
+    """A prediction, or what has the attributes of one, for a reader: "positive 98.2%"; None where there is none."""
+    if prediction.value is not None:
+        values = prediction.value if isinstance(prediction.value, list) else [prediction.value]
         return f"value{'s' if len(values) > 1 else ''} {', '.join(_number(value) for value in values)}"
-    if answer.labels:
-        return ", ".join(f"{label} {probability:.1%}" for label, probability in answer.labels)
-    if answer.label is None or answer.probability is None:
+    if prediction.labels:
+        return ", ".join(f"{label} {probability:.1%}" for label, probability in prediction.labels)
+    if prediction.label is None or prediction.probability is None:
         return None
-    said = f"{answer.label} {answer.probability:.1%}"
-    return said if answer.labels is None else f"no label above {THRESHOLD:.0%}, highest: {said}"
+    text = f"{prediction.label} {prediction.probability:.1%}"
+    return text if prediction.labels is None else f"no label above {THRESHOLD:.0%}, highest: {text}"
 
 
-def in_code(answer: Any) -> str:
+def in_code(prediction: Any) -> str:
     """The same for a `repr`: ", label='positive', probability=0.982"; nothing where there is none."""
-    if answer.value is not None:
-        return f", value={answer.value!r}"
-    above = "" if answer.labels is None else f", labels={[label for label, _ in answer.labels]}"
-    return above if answer.label is None else f"{above}, label={answer.label!r}, probability={answer.probability:.3f}"
+    if prediction.value is not None:
+        return f", value={prediction.value!r}"
+    above = "" if prediction.labels is None else f", labels={[label for label, _ in prediction.labels]}"
+    return (
+        above
+        if prediction.label is None
+        else f"{above}, label={prediction.label!r}, probability={prediction.probability:.3f}"
+    )
 
 
 def _number(value: float) -> str:
