@@ -172,11 +172,9 @@ def in_code(prediction: Any) -> str:
     if prediction.value is not None:
         return f", value={prediction.value!r}"
     above = "" if prediction.labels is None else f", labels={[label for label, _ in prediction.labels]}"
-    return (
-        above
-        if prediction.label is None
-        else f"{above}, label={prediction.label!r}, probability={prediction.probability:.3f}"
-    )
+    if prediction.label is None:
+        return above
+    return f"{above}, label={prediction.label!r}, probability={prediction.probability:.3f}"
 
 
 def _number(value: float) -> str:

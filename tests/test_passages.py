@@ -144,7 +144,7 @@ def test_long_texts_are_documents(long_one, explainer):
     )
     assert sum(stretch.score for stretch in found.strip) == pytest.approx(1, abs=0.01)
     deepest = max(found.strip, key=lambda stretch: stretch.relative)
-    assert deepest.place.startswith("Here it is")
+    assert deepest.text.startswith("Here it is")
     assert len(found.strip) <= 250
     folded = [group for group in found.groups if group.folded]
     assert sum(len(group.blocks) for group in folded) > 90
@@ -191,7 +191,7 @@ def test_what_was_cut_off_a_long_text_is_none_of_its_passages(long_one, side):
     assert all(text[p.start : p.end] == p.text for p in [*a.sentences(), *a.paragraphs()])
     found = document(a, views(a)[0])
     cut = [stretch for stretch in found.strip if not stretch.read]
-    assert [stretch.place for stretch in cut] == [f"{len(more) + 1:,} characters were cut off"]
+    assert [stretch.text for stretch in cut] == [f"{len(more) + 1:,} characters were cut off"]
     assert found.strip[0 if front else -1] is cut[0]
     unread = [piece for group in found.groups for block in group.blocks for piece in block.pieces if not piece.read]
     assert [piece.text for piece in unread] == [f"{more} " if front else f" {more}"]

@@ -24,10 +24,11 @@ _SHORT = 240  # characters of a sentence in a list
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of the strip; `relative` is its colour, 0 to 1, `length` its characters; not `read` where it was cut."""
+    """A part of the strip: how its `text` begins, its colour as `relative`, 0 to 1, and how many characters it has;
+    not `read` where the text was cut."""
 
     anchor: str
-    place: str
+    text: str
     score: float
     relative: float
     length: int
@@ -74,25 +75,24 @@ def document(attribution: TextResult, view: View) -> Document:
     """A long text, and its pair, divided for one position."""
     prefix = f"g{zlib.crc32(f'{view.position} {attribution.text}'.encode()):x}-"
     paragraphs, scores = attribution.paragraphs(), _per_token(attribution, view)
-    blocks, places = [], []
+    blocks, passages = [], []
     for segment in (0, 1):
         inside = [passage for passage in paragraphs if passage.segment == segment]
         if inside:
-            found = _blocks(attribution, view, segment, inside, scores[segment], f"{prefix}{segment}-")
-            blocks += found
-            places += inside
+            blocks += _blocks(attribution, view, segment, inside, scores[segment], f"{prefix}{segment}-")
+            passages += inside
     sentences = sorted(attribution.sentences(), key=lambda s: -_sum(scores[s.segment], s.start, s.end))[:_TOP_SENTENCES]
     best = []
     for sentence in sentences:
-        k = next(k for k, p in enumerate(places) if p.segment == sentence.segment and sentence.start < p.end)
+        k = next(k for k, p in enumerate(passages) if p.segment == sentence.segment and sentence.start < p.end)
         score = _sum(scores[sentence.segment], sentence.start, sentence.end)
         best.append((replace(sentence, score=score), blocks[k].anchor))
     ranked = sorted(range(len(blocks)), key=lambda k: -blocks[k].score)
     shown = {blocks[k].anchor for k in ranked[:_OPEN]} | {anchor for _, anchor in best}
     word_scores = sorted((word.score for word in view.words if not word.special), reverse=True)
     scale = float(word_scores[min(FULL_COLOURS, len(word_scores)) - 1]) if word_scores else 1.0
-    top = [(replace(places[k], score=blocks[k].score), blocks[k].anchor) for k in ranked[:_TOP_PARAGRAPHS]]
-    strip = _with_unread(attribution, _strip(blocks, places, scores), prefix)
+    top = [(replace(passages[k], score=blocks[k].score), blocks[k].anchor) for k in ranked[:_TOP_PARAGRAPHS]]
+    strip = _with_unread(attribution, _strip(blocks, passages, scores), prefix)
     return Document(strip, best, top, _groups(blocks, shown), scale or 1.0)
 
 
@@ -103,8 +103,8 @@ def short(text: str) -> str:
 
 
 def _per_token(attribution: TextResult, view: View) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """For the text and the pair: where tokens stand, and the sum of the scores before each."""
-    found = {}
+    """For the text and the pair: the last characters of its tokens, and the sum of the scores before each."""
+    sums = {}
     for segment in (0, 1):
         chosen = [
             (span[1] - 1, score)  # where it ends: some tokens begin with the space before them
@@ -113,8 +113,8 @@ def _per_token(attribution: TextResult, view: View) -> dict[int, tuple[np.ndarra
         ]
         chosen.sort(key=lambda pair: pair[0])
         total = np.cumsum([0.0, *(float(score) for _, score in chosen)])
-        found[segment] = np.array([start for start, _ in chosen]), total
-    return found
+        sums[segment] = np.array([start for start, _ in chosen]), total
+    return sums
 
 
 def _sum(tokens: tuple[np.ndarray, np.ndarray], start: int, end: int) -> float:
@@ -134,12 +134,12 @@ def _blocks(
 ) -> list[Block]:
     """The pieces of a text, each with the paragraph that it begins in."""
     inside: list[list[Piece]] = [[] for _ in paragraphs]
-    k = place = 0
+    k = end = 0
     for piece in pieces(attribution, view.words, segment):
-        start, place = place, place + len(piece.text)
+        start, end = end, end + len(piece.text)
         while k + 1 < len(paragraphs) and start >= paragraphs[k + 1].start:
             k += 1
-        if piece.text.strip() or (inside[k] and place < paragraphs[k].end):
+        if piece.text.strip() or (inside[k] and end < paragraphs[k].end):
             inside[k].append(piece)
     return [
         Block(f"{prefix}{k}", _sum(scores, passage.start, passage.end), chosen)
@@ -166,18 +166,18 @@ def _groups(blocks: list[Block], shown: set[str]) -> list[Group]:
 
 
 def _strip(
-    blocks: list[Block], places: list[Passage], scores: dict[int, tuple[np.ndarray, np.ndarray]]
+    blocks: list[Block], passages: list[Passage], scores: dict[int, tuple[np.ndarray, np.ndarray]]
 ) -> list[Stretch]:
     """The text in stretches of like length, each with its score and its density for a colour."""
-    whole = sum(passage.end - passage.start for passage in places)
+    whole = sum(passage.end - passage.start for passage in passages)
     size = max(40, -(-whole // _STRETCHES))
-    found: list[tuple[str, str, float, int]] = []
-    for block, passage in zip(blocks, places, strict=True):
-        parts = max(1, round((passage.end - passage.start) / size))
-        edges = np.linspace(passage.start, passage.end, parts + 1).astype(int).tolist()
+    parts: list[tuple[str, str, float, int]] = []
+    for block, passage in zip(blocks, passages, strict=True):
+        count = max(1, round((passage.end - passage.start) / size))
+        edges = np.linspace(passage.start, passage.end, count + 1).astype(int).tolist()
         for start, end in pairwise(edges):
             score = _sum(scores[passage.segment], start, end)
-            found.append(
+            parts.append(
                 (
                     block.anchor,
                     short(passage.text[start - passage.start : end - passage.start])[:60],
@@ -185,17 +185,17 @@ def _strip(
                     end - start,
                 )
             )
-    density = np.array([score / max(1, length) for _, _, score, length in found])
+    density = np.array([score / max(1, length) for _, _, score, length in parts])
     low, high = np.quantile(density, [0.02, 0.98]) if len(density) else (0.0, 1.0)
     relative = np.clip((density - low) / (high - low if high > low else 1.0), 0.0, 1.0)
     return [
-        Stretch(anchor, place, score, share, length)
-        for (anchor, place, score, length), share in zip(found, relative.tolist(), strict=True)
+        Stretch(anchor, text, score, share, length)
+        for (anchor, text, score, length), share in zip(parts, relative.tolist(), strict=True)
     ]
 
 
 def _with_unread(attribution: TextResult, strip: list[Stretch], prefix: str) -> list[Stretch]:
-    """The strip with what was cut off at its place; that is no longer than half of the text that was read."""
+    """The strip with what was cut off in front or behind, no longer than half of the text that was read."""
     room = sum(stretch.length for stretch in strip) // 2
     for segment, start, end in attribution.unread():
         inside = [k for k, stretch in enumerate(strip) if stretch.anchor.startswith(f"{prefix}{segment}-")]

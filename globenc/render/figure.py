@@ -129,10 +129,10 @@ def _bars(axes: Any, attribution: TextResult, view: View, tokens: np.ndarray) ->
     axes.set_xlim(-0.6, len(tokens) - 0.4)
     top = view.token_scale() * _HEADROOM
     axes.set_ylim(0, top)
-    for place in np.flatnonzero(shares > top):
-        axes.plot([place - 0.5, place + 0.5], [0.86 * top, 0.9 * top], color="white", linewidth=3, clip_on=False)
+    for column in np.flatnonzero(shares > top):
+        axes.plot([column - 0.5, column + 0.5], [0.86 * top, 0.9 * top], color="white", linewidth=3, clip_on=False)
         axes.annotate(
-            f"{shares[place]:.3g}", (place, 0.82 * top), rotation=90, ha="center", va="top", fontsize=8, color="white"
+            f"{shares[column]:.3g}", (column, 0.82 * top), rotation=90, ha="center", va="top", fontsize=8, color="white"
         )
     axes.set_ylabel("share")
     axes.spines[["top", "right"]].set_visible(False)
@@ -191,15 +191,15 @@ def _heat_map(axes: Any, shares: np.ndarray, top: float, origin: str = "upper") 
 
 def _label_tokens(axes: Any, labels: list[str], tokens: np.ndarray) -> None:
     step = -(-len(tokens) // MOST_TOKENS)
-    places = range(0, len(tokens), step)
-    axes.set_xticks(places, [_short(labels[tokens[place]]) for place in places], rotation=90, fontsize=8)
+    ticks = range(0, len(tokens), step)
+    axes.set_xticks(ticks, [_short(labels[tokens[tick]]) for tick in ticks], rotation=90, fontsize=8)
     _fonts(axes.get_xticklabels())
 
 
 def _label_rows(axes: Any, labels: list[str]) -> None:
     step = -(-len(labels) // MOST_TOKENS)
-    places = range(0, len(labels), step)
-    axes.set_yticks(places, [_short(labels[place]) for place in places], fontsize=8)
+    ticks = range(0, len(labels), step)
+    axes.set_yticks(ticks, [_short(labels[tick]) for tick in ticks], fontsize=8)
     _fonts(axes.get_yticklabels())
 
 

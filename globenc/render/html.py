@@ -69,8 +69,8 @@ def _coloured(attribution: TextResult, view: View) -> dict[str, Any]:
     runs: list[list[Word]] = [[], []]
     for word in view.words:
         # a special token stands with the text in front of it; [CLS] with the first
-        seen = bool(runs[1]) or word.segment == 1
-        runs[1 if seen else 0].append(word)
+        second = bool(runs[1]) or word.segment == 1
+        runs[1 if second else 0].append(word)
     paragraphs = []
     for segment, run in enumerate(runs if attribution.text_pair is not None else runs[:1]):
         first = next((k for k, word in enumerate(run) if not word.special), len(run))
@@ -95,7 +95,7 @@ def _long_text(attribution: TextResult, view: View) -> dict[str, Any]:
         "stretches": [
             {
                 "anchor": stretch.anchor,
-                "title": f"{stretch.place}: {view.percent(stretch.score)}" if stretch.read else stretch.place,
+                "title": f"{stretch.text}: {view.percent(stretch.score)}" if stretch.read else stretch.text,
                 "read": stretch.read,
                 "style": f"flex:{stretch.length} 0 0"
                 + (f";{_colour(stretch.relative, _CELL_ALPHA)}" if stretch.read else ""),

@@ -26,12 +26,12 @@ def token_labels(attribution: TextResult) -> list[str]:
         if segment is None:
             labels.append(printable(token))
             continue
-        found = "" if span is None else text_of(attribution, segment)[slice(*span)].strip()
-        if not found:
-            found = names[k]
+        label = "" if span is None else text_of(attribution, segment)[slice(*span)].strip()
+        if not label:
+            label = names[k]
         elif token.startswith("##"):
-            found = f"##{found}"
-        labels.append(visible(found))
+            label = f"##{label}"
+        labels.append(visible(label))
     return labels
 
 
@@ -44,15 +44,15 @@ def token_texts(tokens: Sequence[str]) -> list[str]:
         # the bytes of one character may be several tokens
         for count in range(1, 5):
             joined = pieces[k : k + count]
-            found = None if None in joined else _decoded(b"".join(piece or b"" for piece in joined))
-            if found is not None:
+            text = None if None in joined else _decoded(b"".join(piece or b"" for piece in joined))
+            if text is not None:
                 break
         else:
-            count, found = 1, tokens[k].removesuffix("</w>").replace("▁", " ")
-            if len(found) > 2:
-                found = found.removesuffix("@@")
+            count, text = 1, tokens[k].removesuffix("</w>").replace("▁", " ")
+            if len(text) > 2:
+                text = text.removesuffix("@@")
         count = min(count, len(tokens) - k)
-        texts += [found.strip() or found] * count
+        texts += [text.strip() or text] * count
         k += count
     return texts
 
@@ -62,8 +62,8 @@ def _token_bytes(token: str) -> bytes | None:
     byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
     if byte is not None:
         return bytes([int(byte[1], 16)])
-    found = [_BYTE_OF.get(character) for character in token]
-    return None if token.isascii() or None in found else bytes(byte for byte in found if byte is not None)
+    data = [_BYTE_OF.get(character) for character in token]
+    return None if token.isascii() or None in data else bytes(byte for byte in data if byte is not None)
 
 
 def _decoded(data: bytes) -> str | None:

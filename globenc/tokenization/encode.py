@@ -117,42 +117,42 @@ def _tokens_in_python(tokenizer: Any, readings: list[list[Reading]], limit: int 
     columns = [ids_of(tokenizer, [reading.text for reading in column]) for column in zip(*readings, strict=True)]
     overhead = tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
     mark, verbatim = word_mark(tokenizer), is_verbatim(tokenizer)
-    found = []
+    tokenized = []
     for pair, whole in zip(readings, zip(*columns, strict=True), strict=True):
         ids, pieces = list(whole), [pieces_of(tokenizer, r.text, row) for r, row in zip(pair, whole, strict=True)]
         full = overhead + sum(map(len, ids)) + sum(reading.beyond for reading in pair)
         if limit is not None and full > limit:
             _check_room(tokenizer, limit, len(columns))
             left = tokenizer.truncation_side == "left"
-            kept = _longest_first([len(row) for row in ids], limit - overhead)
+            lengths = _longest_first([len(row) for row in ids], limit - overhead)
             ids, pieces = (
-                [row[len(row) - n :] if left else row[:n] for row, n in zip(rows, kept, strict=True)]
+                [row[len(row) - n :] if left else row[:n] for row, n in zip(rows, lengths, strict=True)]
                 for rows in (ids, pieces)
             )
         made = tokenizer.prepare_for_model(*ids, return_attention_mask=False, verbose=False)
-        # where each text goes is seen by building the input of numbers that stand for it
+        # where each text goes is known by building the input of numbers that stand for it
         layout = tokenizer.build_inputs_with_special_tokens(*([-2 - k] * len(row) for k, row in enumerate(ids)))
         segments = np.array([max(-1, -2 - i) for i in layout[: len(made["input_ids"])]], dtype=np.int8)
         names = tokenizer.convert_ids_to_tokens(made["input_ids"])
-        spans, words, placed = np.full((len(names), 2), -1), np.full(len(names), -1, np.int32), True
+        spans, words, has_spans = np.full((len(names), 2), -1), np.full(len(names), -1, np.int32), True
         for k, reading in enumerate(pair):
             here = np.flatnonzero(segments == k)
             words[here] = words_by_names(pieces[k], mark)
             known = verbatim_spans(reading.text, pieces[k]) if verbatim else None
-            placed = placed and known is not None
+            has_spans = has_spans and known is not None
             spans[here] = -1 if known is None else known
-        found.append(
+        tokenized.append(
             Tokens(
                 ids=made["input_ids"],
                 types=made.get("token_type_ids"),
                 names=names,
                 segments=segments,
-                spans=spans if placed else None,
+                spans=spans if has_spans else None,
                 words=words,
                 lost=full - len(names),
             )
         )
-    return found
+    return tokenized
 
 
 def _check_room(tokenizer: Any, limit: int | None, texts: int) -> None:
@@ -162,7 +162,7 @@ def _check_room(tokenizer: Any, limit: int | None, texts: int) -> None:
 
 
 def _longest_first(lengths: list[int], room: int) -> list[int]:
-    """How many tokens of a text or pair are kept, by the rule of transformers' tokenizers in Python."""
+    """How many tokens of a text or pair remain, by the rule of transformers' tokenizers in Python."""
     if len(lengths) == 1:
         return [room]
     first, second = lengths
@@ -173,14 +173,14 @@ def _longest_first(lengths: list[int], room: int) -> list[int]:
     return [first - uneven - half, second - rest] if first > second else [first - half, second - uneven - rest]
 
 
-def _encodings(tokenizer: Any, readings: list[list[Reading]], found: list[Tokens], divides: bool) -> list[Encoding]:
-    """The tokens with their words and their places in the texts; `divides`: the tokenizer's own words are words."""
-    known = [k for k, tokens in enumerate(found) if tokens.spans is not None]
+def _encodings(tokenizer: Any, readings: list[list[Reading]], tokenized: list[Tokens], divides: bool) -> list[Encoding]:
+    """The tokens with their words and their offsets in the texts; `divides`: the tokenizer's own words are words."""
+    known = [k for k, tokens in enumerate(tokenized) if tokens.spans is not None]
     if known:
         texts = [reading.text for k in known for reading in readings[k]]
-        find_words(texts, [found[k] for k in known], divides)
+        find_words(texts, [tokenized[k] for k in known], divides)
     encodings, unk = [], tokenizer.unk_token_id
-    for tokens, pair in zip(found, readings, strict=True):
+    for tokens, pair in zip(tokenized, readings, strict=True):
         ids, spans = np.array(tokens.ids, dtype=np.int32), tokens.spans
         real = tokens.segments >= 0
         for k, reading in enumerate(pair):

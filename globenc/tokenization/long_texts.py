@@ -71,8 +71,8 @@ class _Pieces:
                 break
         chosen.sort()
         parts = [self.text[begin:end] for begin, end in chosen]
-        places = np.array([np.cumsum([0, *map(len, parts[:-1])]), [begin for begin, _ in chosen]])
-        return Reading("".join(parts), places, self.total - tokens)
+        both = np.array([np.cumsum([0, *map(len, parts[:-1])]), [begin for begin, _ in chosen]])
+        return Reading("".join(parts), both, self.total - tokens)
 
 
 def _cuts(text: str, piece: int) -> tuple[list[int], list[bool]]:
@@ -80,13 +80,13 @@ def _cuts(text: str, piece: int) -> tuple[list[int], list[bool]]:
     begins, torn = [0], [False]
     while len(text) - begins[-1] > piece:
         low, high = begins[-1] + piece // 2, begins[-1] + piece
-        found = next((k for k in (text.rfind(blank, low, high) for blank in " \n") if k >= 0), -1)
-        if found < 0:
-            found = max((blank.start() for blank in _BLANK.finditer(text, low, high)), default=-1)
-        torn.append(found < 0)
-        while found > low and text[found - 1] == text[found]:
-            found -= 1
-        begins.append(high if found < 0 else found)
+        cut = next((k for k in (text.rfind(blank, low, high) for blank in " \n") if k >= 0), -1)
+        if cut < 0:
+            cut = max((blank.start() for blank in _BLANK.finditer(text, low, high)), default=-1)
+        torn.append(cut < 0)
+        while cut > low and text[cut - 1] == text[cut]:
+            cut -= 1
+        begins.append(high if cut < 0 else cut)
     return begins, torn
 
 
