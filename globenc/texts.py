@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from .errors import blames_text, named
+from .errors import blames_text, named, warn_caller
 from .printing import short
 from .rollouts import Position, check_position
 from .tokenization import Encoding, encode
@@ -113,8 +112,7 @@ def all_encoded(encodings: Sequence[Encoding | BaseException]) -> list[Encoding]
 
 
 def check_encodings(encodings: Sequence[Encoding], texts: Sequence[str], limit: int | None, single: bool) -> None:
-    """Warns of texts without a known word and of those that were cut; to be called by `GlobEnc.__call__`, whose caller
-    the warnings name.
+    """Warns of texts without a known word and of those that were cut.
 
     Raises:
         ValueError: a text has no token.
@@ -125,7 +123,7 @@ def check_encodings(encodings: Sequence[Encoding], texts: Sequence[str], limit: 
             raise ValueError(f"{where} has no token: the tokenizer finds nothing in {text[:80]!r}")
         if encoding.unknown:
             where = "the text" if single else f"text {i}"
-            warnings.warn(f"the tokenizer knows no word of {where}: is it this model's?", stacklevel=4)
+            warn_caller(f"the tokenizer knows no word of {where}: is it this model's?")
     _warn_truncated(encodings, limit, single)
 
 
@@ -148,7 +146,7 @@ def _warn_truncated(encodings: Sequence[Encoding], limit: int | None, single: bo
         for i, lost, full in cut[:5]
     )
     more = f"; and {len(cut) - 5} more" if len(cut) > 5 else ""
-    warnings.warn(f"longer than the {limit} tokens that fit, so they were cut: {shown}{more}", stacklevel=5)
+    warn_caller(f"longer than the {limit} tokens that fit, so they were cut: {shown}{more}")
 
 
 def error_of_text(

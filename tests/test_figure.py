@@ -124,6 +124,7 @@ def test_plot_warns_once_of_missing_glyphs(tmp_path):
     assert [str(w.message) for w in caught] == [
         "a.png has boxes in place of 2 of the characters: no installed font has them"
     ]
+    assert caught[0].filename == __file__
 
 
 def test_plot_leaves_pyplot_alone(tmp_path):

@@ -118,8 +118,9 @@ def test_a_folder_without_tokenizer(tmp_path):
 
 
 def test_a_text_of_unknown_words_warns(explainer):
-    with pytest.warns(UserWarning, match="knows no word of the text"):
+    with pytest.warns(UserWarning, match="knows no word of the text") as caught:
         explainer("\u4e00\u4e01")
+    assert caught[0].filename == __file__
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
 
+from ..errors import warn_caller
 from .manifest import MANIFEST, DamagedManifestError, read_manifest
 from .passed_columns import widened, widest
 from .shard_info import PROVENANCE_KEY, ShardInfo
@@ -86,10 +86,7 @@ def load_extract(folder: str | Path, columns: Sequence[str] | None = None, *, in
         left_out[shard_path(path, index)] = OTHER_INPUT
     if left_out:
         first = min(left_out)
-        warnings.warn(
-            f"{shown}: {len(left_out)} of its shards are left out, the first: {first.name} {left_out[first]}",
-            stacklevel=2,
-        )
+        warn_caller(f"{shown}: {len(left_out)} of its shards are left out, the first: {first.name} {left_out[first]}")
     if not tables:
         raise ValueError(f"{shown} has no finished shard yet")
     if len({passed_types(table.schema) for table in tables.values()}) > 1:  # of an unfinished run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from ..errors import refuses_target
+from ..errors import refuses_target, warn_caller
 from ..explainer import GlobEnc
 from ..loading import ModelSource, stored_dtype
 from ..methods import get_method
@@ -235,9 +234,8 @@ def _extract(
         counted = store.finish(plan.end_row)
         for source, version in zip(sources, versions, strict=True):
             if source.on_disk() != version:
-                warnings.warn(
-                    f"input {source.name!r} was changed or replaced during the run: the output is of what was opened",
-                    stacklevel=4,
+                warn_caller(
+                    f"input {source.name!r} was changed or replaced during the run: the output is of what was opened"
                 )
         return ExtractSummary(store.folder, **counted, resumed=resumed, seconds=time.monotonic() - start)
 

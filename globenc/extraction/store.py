@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from pyarrow import parquet
 
+from ..errors import warn_caller
 from .checksum import json_bytes, parquet_hash
 from .folder_checks import LOCK, REJECTS, half_written, refuse_other_folder, refuse_strange_shards, refuse_wrong_kinds
 from .manifest import MANIFEST, DamagedManifestError, OtherVersionError, difference, now, read_manifest
@@ -159,10 +159,9 @@ class Store:
             first = min(wrong)
             reason = str(wrong[first]).replace("missing or damaged", "damaged")  # it is there
             numbers = _numbers_of(wrong.values())
-            warnings.warn(
+            warn_caller(
                 f"output {str(self.folder)!r}: {numbers}, removed, and what is missing is made again; "
-                f"{'' if len(wrong) == 1 else 'the first: '}{first.name} {reason}",
-                stacklevel=5,  # where `extract` is called
+                f"{'' if len(wrong) == 1 else 'the first: '}{first.name} {reason}"
             )
             self._remove(wrong)  # before a manifest without hashes, which knows less of what is wrong
         whole = held is not None and held["complete"] and held["shard_hashes"] == _in_a_row(self._hashes)

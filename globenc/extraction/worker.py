@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
 from ..batching import BatchScores
-from ..errors import blames_text, in_a_line, out_of_memory
+from ..errors import blames_text, in_a_line, out_of_memory, warn_caller
 from ..explainer import GlobEnc
 from ..rollouts import check_position
 from ..tokenization import Encoding
@@ -185,7 +184,7 @@ class Worker:
             return pending
         tokens = len(batch) * max(lengths[i] for i in batch)
         self.budget = max(1, min(self.budget, tokens) // 2)
-        warnings.warn(f"out of memory: going on with batches of {self.budget:,} tokens", stacklevel=4)
+        warn_caller(f"out of memory: going on with batches of {self.budget:,} tokens")
         rest = sorted(i for batch in [batch, *pending] for i in batch)
         return [[rest[k] for k in chosen] for chosen in self.explainer.batches([lengths[i] for i in rest], self.budget)]
 

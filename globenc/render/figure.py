@@ -12,6 +12,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
+from ..errors import warn_caller
 from .captions import model_name, prediction, truncation, wrapped
 from .protocols import TextResult
 from .token_labels import token_labels
@@ -98,9 +99,8 @@ def save(drawn: Figure, path: str | Path) -> None:
         if str(warning.message) not in missing:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if missing:
-        warnings.warn(
-            f"{Path(path).name} has boxes in place of {len(missing)} of the characters: no installed font has them",
-            stacklevel=3,
+        warn_caller(
+            f"{Path(path).name} has boxes in place of {len(missing)} of the characters: no installed font has them"
         )
 
 

@@ -90,9 +90,10 @@ def test_an_input_that_another_takes_the_place_of_is_read_to_its_end(loaded, tmp
     written(new, [text[::-1] for text in LONG])
     with (
         at_a_shard(lambda: new.replace(path) if act == "replaced" else path.unlink()),
-        pytest.warns(UserWarning, match=r"in.jsonl' was changed or replaced during the run"),
+        pytest.warns(UserWarning, match=r"in.jsonl' was changed or replaced during the run") as caught,
     ):
         run(path, folder, loaded)
+    assert caught[0].filename == run.__code__.co_filename
     assert_same(folder, tmp_path / "whole")
 
 

@@ -152,10 +152,15 @@ def test_a_shard_of_another_run_is_told_and_made_again(
     }[kind]
     with pytest.raises(OSError, match=f"part-00002.parquet' is {reason}.*: run the same command again to mend it"):
         globenc.load_extract(out)
-    with pytest.warns(UserWarning, match=f"1 of its shards are left out, the first: part-00002.parquet is {reason}"):
+    left_out = f"1 of its shards are left out, the first: part-00002.parquet is {reason}"
+    with pytest.warns(UserWarning, match=left_out) as caught:
         assert globenc.load_extract(out, incomplete=True).num_rows == 19
-    with pytest.warns(UserWarning, match=f"1 shard is not of this run, .*again; part-00002.parquet is {reason}"):
+    assert caught[0].filename == __file__
+    with pytest.warns(
+        UserWarning, match=f"1 shard is not of this run, .*again; part-00002.parquet is {reason}"
+    ) as caught:
         assert run(corpus, out, loaded).resumed == 23
+    assert caught[0].filename == run.__code__.co_filename
     assert_same(out, finished)
 
 

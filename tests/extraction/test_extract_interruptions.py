@@ -60,8 +60,9 @@ def test_out_of_memory_halves_the_budget(loaded, corpus, finished, tmp_path, mon
         return score(self, encodings, **options)
 
     monkeypatch.setattr(globenc.GlobEnc, "score", small)
-    with pytest.warns(UserWarning, match="out of memory: going on with batches of"):
+    with pytest.warns(UserWarning, match="out of memory: going on with batches of") as caught:
         run(corpus, tmp_path / "out", loaded, batch_tokens=200)
+    assert caught[0].filename == run.__code__.co_filename
     assert 25 < max(size for size in sizes if size <= 50) <= 50
     assert sum(size > 50 for size in sizes) <= 3  # not tried again in every shard
     actual, expected = globenc.load_extract(tmp_path / "out"), globenc.load_extract(finished)
