@@ -237,6 +237,6 @@ def _has_text(characters: str) -> bool:
 
 
 def _plain(passage: Passage) -> dict[str, Any]:
-    """A passage without its text, which its place tells."""
+    """A passage without its text, which its offsets tell."""
     score = passage.score if isinstance(passage.score, float) else passage.score.tolist()
     return {"score": score, "start": passage.start, "end": passage.end, "segment": passage.segment}

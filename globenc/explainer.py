@@ -202,9 +202,9 @@ class GlobEnc:
 
         Raises:
             OSError: an image's file cannot be read.
-            TypeError: a text is not a string; it is named by its place.
+            TypeError: a text is not a string; it is named by its index.
             ValueError: an empty text, no text, a token beyond the model's embeddings, a position outside a text, an
-                unknown method or position. Of several texts the one at fault is named by its place.
+                unknown method or position. Of several texts the one at fault is named by its index.
             FloatingPointError: the model's activations are not finite.
         """
         for name, number in (("max_length", max_length), ("batch_tokens", batch_tokens)):

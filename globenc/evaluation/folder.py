@@ -88,7 +88,7 @@ class OutputFolder:
         with contextlib.suppress(Timeout, FileNotFoundError):
             lock.acquire(timeout=0)
             held = lock._context.lock_file_fd
-            # a run that ends removes the file: who opened it before that would hold a lock that nobody else sees
+            # a run that ends removes the file: who opened it before that would hold a lock that no other run sees
             if held is not None and os.path.samestat(os.fstat(held), os.stat(self._hidden / _LOCK)):
                 return
         lock.release()
@@ -126,7 +126,7 @@ class OutputFolder:
                 self.folder.rmdir()
 
     def _settle(self) -> None:
-        """Move what is complete to its place, and drop what is not."""
+        """Move a complete set of files into the folder, and drop an incomplete one."""
         new, moving = self._hidden / _NEW, self._hidden / _MOVING
         if new.exists():
             for name in (*_FILES, *_FIGURES):

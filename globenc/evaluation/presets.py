@@ -1,4 +1,4 @@
-"""The paper's experiments by name: its checkpoints and data from the Hugging Face hub, its numbers beside ours.
+"""The paper's experiments by name: its checkpoints and data from the Hugging Face hub, with its published numbers.
 
 Sources: the checkpoints that the authors published (huggingface.co/TehranNLP-org), GLUE and HateXplain.
 """

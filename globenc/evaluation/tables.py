@@ -63,12 +63,12 @@ def layer_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[
     made = []
     for kind, title in (("rollout", "Rollout up to a layer"), ("layer", "A layer alone")):
         published = ((results.get("published") or {}).get("layers") or {}).get(kind) or {}
-        ours = {name: numbers for name, numbers in results["correlation"][kind].items() if name in published}
-        if not ours:
+        measured = {name: numbers for name, numbers in results["correlation"][kind].items() if name in published}
+        if not measured:
             continue
-        layers = list(dict.fromkeys(layer for name in ours for layer in published[name]))
+        layers = list(dict.fromkeys(layer for name in measured for layer in published[name]))
         rows = []
-        for name, numbers in ours.items():
+        for name, numbers in measured.items():
             cells: dict[str, Any] = {str(layer): n for layer, n in enumerate(numbers, 1)}
             cells["max"] = max(numbers, key=lambda n: _number(n["mean"]))
             rows.append([name, *(mean_and_std(cells[layer]) if layer in cells else "" for layer in layers)])

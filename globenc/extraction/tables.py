@@ -152,7 +152,7 @@ class TableBuilder:
 
 def shard_bytes(table: pa.Table) -> bytes:
     """A shard's file: a table, and in its schema what the shard says about itself."""
-    # a dictionary and statistics of whole texts help nobody, and hold three copies of a long one
+    # a dictionary and statistics of whole texts do not help, and hold three copies of a long one
     paths = [
         path for field in table.schema if field.name not in TEXT_COLUMNS for path in _leaves(field.name, field.type)
     ]

@@ -20,7 +20,7 @@ from .shard_info import PROVENANCE_KEY, REJECTS_KEY, SHARD_KEY, ShardInfo
 from .tables import ScoredText, TableBuilder, shard_bytes
 
 PATIENCE = 16  # texts that fail in a row until the model is tried with a plain one
-PROBES = ("a", "1", "\u7684")
+PLAIN_TEXTS = ("a", "1", "\u7684")
 LEAN = 1 << 16  # characters behind which a long text is dropped when nothing reads it any more
 
 
@@ -81,12 +81,12 @@ class Worker:
     def _check_encoder(self, encodings: Sequence[Encoding | BaseException], limit: int | None) -> None:
         """Raise an error that every text has as it is, where a plain one has it too: it is no text's."""
         errors = [encoding for encoding in encodings if isinstance(encoding, BaseException)]
-        if errors and len(errors) == len(encodings) and not any(self._probes(limit)):
+        if errors and len(errors) == len(encodings) and not any(self._plain_texts(limit)):
             raise errors[0]
 
-    def _probes(self, limit: int | None) -> Iterator[Encoding]:
+    def _plain_texts(self, limit: int | None) -> Iterator[Encoding]:
         """Plain texts, which may be none of the corpus's, if they can be encoded."""
-        for text in PROBES:
+        for text in PLAIN_TEXTS:
             pairs = None if self.settings.options.pair_column is None else [text]
             (encoding,) = self.explainer.encode_each([text], pairs, limit)
             if isinstance(encoding, Encoding):
@@ -162,7 +162,7 @@ class Worker:
             Exception: it fails for what is the machine's fault.
         """
         position = self.settings.options.position if isinstance(self.settings.options.position, str) else 0
-        for encoding in self._probes(self.explainer.limit(self.settings.options.max_length)):
+        for encoding in self._plain_texts(self.explainer.limit(self.settings.options.max_length)):
             try:
                 self.explainer.score([encoding], **{**self.settings.options.model_options, "position": position})
             except Exception as error:
