@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
 import pytest
 import transformers
 from helpers import CORPUS, FAMILIES, save_letter_model, tiny_model
+from programs import Programs, forking_programs
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 import globenc
@@ -132,6 +133,13 @@ def saved_model(tmp_path_factory) -> Path:
 def model_folder(saved_model, tmp_path) -> Path:
     """A copy of `saved_model` that a test may change."""
     return Path(shutil.copytree(saved_model, tmp_path / "model"))
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory) -> Iterator[Programs]:
+    """Starts programs that have imported everything already."""
+    with forking_programs(tmp_path_factory.mktemp("programs")) as programs:
+        yield programs
 
 
 @pytest.fixture

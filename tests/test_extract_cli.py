@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import LETTERS, save_letter_model
+from programs import GLOBENC, Program
 from typer.testing import CliRunner
 
 import globenc
@@ -62,7 +63,7 @@ def shards(folder: Path) -> int:
     return len(list(folder.glob("data/*.parquet")))
 
 
-def wait_for(process: subprocess.Popen, folder: Path, count: int) -> None:
+def wait_for(process: subprocess.Popen | Program, folder: Path, count: int) -> None:
     """Until there are so many shards, and the run goes on."""
     deadline = time.monotonic() + 60
     while shards(folder) < count and process.poll() is None and time.monotonic() < deadline:
@@ -139,9 +140,9 @@ def test_plain_progress_lines(capsys, monkeypatch):
 
 @posix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["INT", "TERM"])
-def test_interrupted_then_resumed(whole, corpus, model, tmp_path, number, code):
+def test_interrupted_then_resumed(programs, whole, corpus, model, tmp_path, number, code):
     folder = tmp_path / "out"
-    process = start(arguments(corpus, folder, model))
+    process = programs.start(GLOBENC, *arguments(corpus, folder, model))
     wait_for(process, folder, 3)
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
@@ -152,24 +153,24 @@ def test_interrupted_then_resumed(whole, corpus, model, tmp_path, number, code):
     if number == signal.SIGINT:
         assert f"{rows} rows of the input are done in '{folder}'; the same command goes on from there" in errors
     assert not list(folder.glob("data/.*"))
-    process = start(arguments(corpus, folder, model))
+    process = programs.start(GLOBENC, *arguments(corpus, folder, model))
     _, errors = process.communicate(timeout=60)
     assert f"599 of 600 rows ({rows} done before)" in errors
     assert_same(folder, whole)
 
 
 @posix
-def test_killed_twice_then_resumed(whole, corpus, model, tmp_path):
+def test_killed_twice_then_resumed(programs, whole, corpus, model, tmp_path):
     folder = tmp_path / "out"
     for count in (2, 9):
-        process = start(arguments(corpus, folder, model))
+        process = programs.start(GLOBENC, *arguments(corpus, folder, model))
         wait_for(process, folder, count)
         process.kill()
         process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
         with pytest.raises(ValueError, match="is incomplete"):
             globenc.load_extract(folder)
-    process = start(arguments(corpus, folder, model))
+    process = programs.start(GLOBENC, *arguments(corpus, folder, model))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert_same(folder, whole)
