@@ -14,6 +14,7 @@ import matplotlib.image
 import numpy as np
 import pyarrow as pa
 import pytest
+from programs import Program, Programs
 from pyarrow import parquet
 from scipy import stats
 
@@ -26,8 +27,8 @@ SST2 = ROOT.parent / "shared" / "data" / "sst2" / "validation.jsonl"
 posix = pytest.mark.skipif(os.name != "posix", reason="the page's commands are for a POSIX shell")
 
 
-def followed(page: str, folder: Path) -> list[str]:
-    """What every block of code prints, run in order in a folder, but for installing."""
+def followed(page: str, folder: Path, programs: Programs) -> list[str]:
+    """What every block of code prints, each a program of its own, run in order in a folder, but for installing."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     blocks = re.findall(
         r"^```(python|bash)\n(.*?)^```$", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE
@@ -36,16 +37,20 @@ def followed(page: str, folder: Path) -> list[str]:
     for language, code in blocks:
         if code.startswith("pip install"):
             continue
-        command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euc", code]
-        done = subprocess.run(command, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        printed.append(done.stdout + done.stderr)
+        if language == "python":
+            done: Program | subprocess.Popen = programs.start(code, folder=folder)
+        else:
+            options = {"cwd": folder, "env": {**os.environ, "PATH": path}, "text": True}
+            done = subprocess.Popen(["bash", "-euc", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+        output, errors = done.communicate(timeout=300)
+        assert done.returncode == 0, errors
+        printed.append(output + errors)
     return printed
 
 
 @posix
-def test_evaluation(tmp_path):
-    texts, command, library = followed("evaluation.md", tmp_path)
+def test_evaluation(programs, tmp_path):
+    texts, command, library = followed("evaluation.md", tmp_path, programs)
     assert texts == ""
     for name in ("Spearman correlation", "Faithfulness", "Plausibility", "wrote evaluation/report.html"):
         assert name in command
@@ -59,8 +64,8 @@ def test_evaluation(tmp_path):
 
 
 @posix
-def test_corpora(tmp_path):
-    corpus, extract, query, library, picture = followed("corpora.md", tmp_path)
+def test_corpora(programs, tmp_path):
+    corpus, extract, query, library, picture = followed("corpora.md", tmp_path, programs)
     assert (corpus, picture) == ("", "")
     assert "wrote attributions: 23 of 24 rows" in extract
     assert "1 rows were rejected" in extract

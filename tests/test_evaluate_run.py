@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import re
 import shutil
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -52,7 +54,14 @@ def letters(tmp_path_factory) -> str:
 
 
 def examples(found) -> list[dict]:
-    return parquet.read_table(found.output / "examples.parquet").to_pylist()
+    path = found.output / "examples.parquet"
+    return _rows(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _rows(path: Path, written: int) -> list[dict]:
+    """The rows of a file, which tests ask for hundreds of times, as it was written at a time."""
+    return parquet.read_table(path).to_pylist()
 
 
 def of_text(found, **fields) -> list[float]:
