@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 GLOBENC = "from globenc.cli import main; main()"  # as `python -m globenc`
+# CUDA is asked for without being initialized, which no fork survives
+FORKS = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 _SERVER = """
 import json, multiprocessing, os, sys
 import globenc, globenc.extraction.run, globenc.evaluation.run
 
-globenc.GlobEnc.from_pretrained()("a film")  # imports the rest
+globenc.GlobEnc.from_pretrained(globenc.ModelSource(device="cpu"))("a film")  # imports the rest
 context = multiprocessing.get_context("fork")
 answers = os.fdopen(os.dup(1), "w")
 
@@ -85,9 +87,10 @@ class Programs:
 @contextlib.contextmanager
 def forking_programs(folder: Path) -> Iterator[Programs]:
     """Programs that print into files of a folder; with one thread each: with another number last bits differ."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}  # as users' are
     with subprocess.Popen(
         [sys.executable, "-c", _SERVER],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        env={**environment, **FORKS},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         bufsize=0,  # nothing is read before it is asked for, so that `select` sees what is there

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import LETTERS
+from programs import GLOBENC
 
 import globenc
 
@@ -120,11 +121,12 @@ def test_refuses_what_cannot_be(cluster, corpus, model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_cluster_at_the_address(corpus, model, tmp_path):
+def test_no_cluster_at_the_address(programs, corpus, tmp_path):
     arguments = ["extract", str(corpus), "-o", str(tmp_path / "out"), "--engine", "ray", "--ray-address", "127.0.0.1:1"]
-    done = subprocess.run([sys.executable, "-m", "globenc", *arguments], capture_output=True, text=True, timeout=120)
+    done = programs.start(GLOBENC, *arguments)
+    _, errors = done.communicate(timeout=120)
     assert done.returncode == 1
-    assert done.stderr.startswith("globenc: error: ray_address '127.0.0.1:1' is no Ray cluster that answers")
+    assert errors.startswith("globenc: error: ray_address '127.0.0.1:1' is no Ray cluster that answers")
     assert not (tmp_path / "out").exists()
 
 
