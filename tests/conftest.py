@@ -24,6 +24,24 @@ import globenc
 from globenc.encoders.table import FAMILIES as FAMILIES_KNOWN
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
+LONGEST = ("test_extract_ray.py", "test_docs.py", "test_triton_backend.py", "test_extract_cli.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests run in one process, so that what they share is made once; but the slow ones, which are few."""
+    if config.option.dist != "load" or config.option.markexpr != "not slow":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # the order is that of the collection
+    return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first: at the end, one process waits for the other."""
+    order = {name: k for k, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
