@@ -24,24 +24,28 @@ import globenc
 from globenc.encoders.table import FAMILIES as FAMILIES_KNOWN
 
 torch.set_num_threads(1)  # tiny tensors: a second thread only waits
-LONGEST = ("test_extract_ray.py", "test_docs.py", "test_triton_backend.py", "test_extract_cli.py")
+LONGEST = ("test_extract_ray", "test_kernel_", "test_triton_backend", "test_docs", "test_extract_cli")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A file's tests run in one process, so that what they share is made once; but the slow ones, which are few."""
+    """A file's tests run in one process, so that what they share is made once, and so do those of all kernels, which
+    share their layers. Not the slow tests, which are few and long."""
     if config.option.dist != "load" or config.option.markexpr != "not slow":
         return None
     from xdist.scheduler import LoadFileScheduling
 
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return "kernels" if "test_kernel_" in nodeid else super()._split_scope(nodeid)
+
     config.option.loadscopereorder = False  # the order is that of the collection
-    return LoadFileScheduling(config, log)
+    return ByFile(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest come first: at the end, one process waits for the other."""
-    order = {name: k for k, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
+    items.sort(key=lambda item: next((k for k, name in enumerate(LONGEST) if item.path.name.startswith(name)), 99))
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
