@@ -51,7 +51,7 @@ def class_from_code(reference: str, name: str, revision: str | None) -> type:
 
 def auto_classes() -> list[Any]:
     """Every `AutoModel...` class; there is no public list of them."""
-    return [auto for auto in vars(modeling_auto).values() if getattr(auto, "_model_mapping", None)]
+    return [auto for auto in vars(modeling_auto).values() if getattr(auto, "_model_mapping", None) is not None]
 
 
 def classes_for(auto: Any, config: PreTrainedConfig) -> tuple[type[PreTrainedModel], ...]:
