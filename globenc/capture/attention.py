@@ -51,12 +51,12 @@ def _capturing_attention(
         return _attention(inputs, attention_mask, dropout).transpose(1, 2).contiguous(), None
     result = recorder.computed_attention(inputs)
     if result is None:
-        result = _torch_attention(inputs, attention_mask, dropout)
+        result = torch_attention(inputs, attention_mask, dropout)
     recorder.attended(result)
     return result.context, None
 
 
-def _torch_attention(inputs: ScoredAttention, mask: Tensor | None, dropout: float) -> AttentionResult:
+def torch_attention(inputs: ScoredAttention, mask: Tensor | None, dropout: float) -> AttentionResult:
     """torch's attention, with the log-sum-exp of the scores where it tells."""
     if inputs.query.device.type == "cpu" and inputs.window is None and inputs.bias is None:
         context, log_sum_exp = _flash_attention(inputs, mask)

@@ -1,0 +1,214 @@
+"""The frozen network of a batch of texts: one recorded forward pass, and others that replay its pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..capture import AttentionResult, ScoredAttention
+from ..capture.attention import torch_attention
+from ..contributions.attention_weights import RecomputedWeights
+from ..encoders import Encoder
+from ..model_state import Loan, active_recorder, precise
+from .operations import HeldAttention, Line
+from .operations import product as weighted_sum
+from .pieces import ACTIVATION_MODULES, RECORDERS, Piece, chord, nothing
+
+Answer = Callable[[Any], Tensor]
+"""A model's output -> a number for each text, [B], or several, [B, labels]."""
+
+
+class FrozenNetwork:
+    """A model with attention weights, norms' denominators and slopes of activations as they are for these texts.
+
+    It is an affine function of the embeddings e that enter the first layer. `record` runs the model and notes every
+    piece; once each activation's line has its slope, `pull` gives what derivatives are, and `replay` runs the frozen
+    network on other embeddings.
+
+    Attributes:
+        pieces: of every call that can be a piece, in the order of calls; None where it does not depend on e.
+        states: e and every layer's output, [B, n, d] each.
+        unit: the number 1 of every text, [B], by which derivatives are the constants' share; None where that is not
+            asked for.
+    """
+
+    def __init__(self, encoder: Encoder, inputs: dict[str, Any], mask: Tensor, constants: bool):
+        self.encoder, self.inputs, self.mask = encoder, inputs, mask
+        self.padded = not bool(mask.all())
+        self.unit: Tensor | None = None
+        if constants:
+            self.unit = torch.ones(len(mask), dtype=torch.float64, device=mask.device, requires_grad=True)
+        self.pieces: list[Piece | None] = []
+        self.states: list[Tensor] = []
+        self.contexts: list[Tensor] = []
+        self._replayed: int | None = None  # how many pieces a replay has passed; None while recording
+        self._embeddings: Tensor | None = None  # of a replay
+        self._layers = 0  # that a replay has entered
+
+    @property
+    def lines(self) -> list[Line]:
+        """The lines of the activations, in the order of calls."""
+        return [piece.line for piece in self.pieces if piece is not None and piece.line is not None]
+
+    def record(self, answer: Answer) -> tuple[Any, Tensor]:
+        """Run the model; its output, and `answer` of it, which carries the graph that `pull` reads."""
+        with torch.inference_mode(False), torch.enable_grad():
+            output, value = self._run(answer)
+        self._skip_unreached(value)
+        return output, value
+
+    def replay(self, embeddings: Tensor, answer: Answer) -> Tensor:
+        """`answer` of the frozen network's output for other embeddings [B, n, d]."""
+        self._replayed, self._embeddings, self._layers = 0, embeddings, 0
+        try:
+            with torch.no_grad():
+                return self._run(answer)[1]
+        finally:
+            self._replayed = self._embeddings = None
+
+    def _run(self, answer: Answer) -> tuple[Any, Tensor]:
+        model, layers = self.encoder.model, self.encoder.layers
+        modules, loan = list(model.modules()), Loan()
+
+        def run() -> tuple[Any, Tensor]:
+            loan.evaluation_mode(modules)
+            loan.no_parameter_gradients(model)
+            if layers[0].custom_attention is None:
+                loan.attention(modules)
+            for layer in {id(layer.module): layer.module for layer in layers}.values():
+                loan.hook(layer.register_forward_pre_hook, self._enter_layer, with_kwargs=True)
+                loan.hook(layer.register_forward_hook, self._leave_layer)
+            activations = [module for module in modules if isinstance(module, ACTIVATION_MODULES)]
+            mode = _Pieces(self)
+            for module in activations:
+                loan.hook(module.register_forward_pre_hook, mode.enter_activation)
+                loan.hook(module.register_forward_hook, mode.leave_activation)
+            loan.recorder(self)
+            with precise(self.mask.device), mode:
+                output = model(**self.inputs)
+                return output, answer(output)
+
+        return loan.run(run)
+
+    def _enter_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        if active_recorder() is not self:
+            return None
+        states = args[0] if args else kwargs["hidden_states"]
+        if self._replayed is not None:
+            self._layers += 1
+            if self._layers > 1:
+                return None
+            states = self._embeddings
+        elif self.states:
+            return None
+        else:
+            states = states.detach().requires_grad_()
+            self.states.append(states)
+        return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+    def _leave_layer(self, module: nn.Module, args: tuple, output: Any) -> None:
+        if active_recorder() is self and self._replayed is None:
+            self.states.append(output[0] if isinstance(output, tuple) else output)
+
+    def computed_attention(self, inputs: ScoredAttention) -> AttentionResult | None:
+        """As `capture.Recorder`: attention with its weights held."""
+        if self._replayed is not None:
+            piece = self.next_piece("attention")
+            with torch._C.DisableTorchFunction():
+                return None if piece is None else AttentionResult(piece.replay(inputs.value), inputs)
+        place = len(self.pieces)
+        self.pieces.append(None)
+        if not inputs.value.requires_grad:
+            return None
+        with torch._C.DisableTorchFunction():
+            fixed = replace(inputs, query=inputs.query.detach(), key=inputs.key.detach(), value=inputs.value.detach())
+            with torch.no_grad():
+                context, fixed = torch_attention(fixed, self.mask[:, None, None] if self.padded else None, 0.0)
+            weights = RecomputedWeights(fixed, self.mask if self.padded else None)
+            result = HeldAttention.apply(inputs.value, context, weights)
+        self.pieces[place] = Piece("attention", lambda value: weighted_sum(weights, value))
+        return AttentionResult(result, inputs)
+
+    def attended(self, result: AttentionResult) -> None:
+        """As `capture.Recorder`."""
+        if self._replayed is None:
+            self.contexts.append(result.context)
+
+    def next_piece(self, function: object) -> Piece | None:
+        """The piece of the call that a replay has come to."""
+        at = self._replayed or 0
+        piece = self.pieces[at] if at < len(self.pieces) else None
+        if at >= len(self.pieces) or (piece is not None and piece.function is not function):
+            raise RuntimeError("the model computes something else when it runs again on the same texts")
+        self._replayed = at + 1
+        return piece
+
+    def _skip_unreached(self, value: Tensor) -> None:
+        """Leave linear maps that the answer does not reach, those of queries and keys, out of replays."""
+        reached, nodes = set(), [value.grad_fn]
+        while nodes:
+            node = nodes.pop()
+            if node is not None and node not in reached:
+                reached.add(node)
+                nodes.extend(parent for parent, _ in node.next_functions)
+        for piece in self.pieces:
+            if piece is not None and piece.node is not None:
+                if piece.node not in reached:
+                    piece.replay = nothing
+                piece.node = None
+
+
+class _Pieces(TorchFunctionMode):
+    """Sees every torch function that the model calls."""
+
+    def __init__(self, network: FrozenNetwork):
+        super().__init__()
+        self.network = network
+        self.inside = 0  # of activation modules, each of which is one piece
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        record = None if self.inside else RECORDERS.get(function)
+        if record is None:
+            return function(*args, **kwargs)
+        network = self.network
+        if network._replayed is not None:
+            piece = network.next_piece(function)
+            return function(*args, **kwargs) if piece is None else piece.replay(*args, **kwargs)
+        place = len(network.pieces)
+        network.pieces.append(None)
+        if not _depends(args) and not _depends(kwargs.values()):
+            return function(*args, **kwargs)
+        output, network.pieces[place] = record(network.unit, function, *args, **kwargs)
+        return output
+
+    def enter_activation(self, module: nn.Module, args: tuple) -> None:
+        if active_recorder() is self.network:
+            self.inside += 1
+
+    def leave_activation(self, module: nn.Module, args: tuple, output: Any) -> Any:
+        network = self.network
+        if active_recorder() is not network:
+            return None
+        self.inside -= 1
+        if self.inside:
+            return None
+        if network._replayed is not None:
+            piece = network.next_piece(type(module))
+            with torch._C.DisableTorchFunction():
+                return None if piece is None else piece.replay(args[0])
+        place = len(network.pieces)
+        network.pieces.append(None)
+        if not args[0].requires_grad:
+            return None
+        output, network.pieces[place] = chord(network.unit, type(module), args[0], module.forward, output.detach())
+        return output
+
+
+def _depends(arguments: Any) -> bool:
+    return any(isinstance(part, Tensor) and part.requires_grad for part in arguments)

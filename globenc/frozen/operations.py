@@ -1,0 +1,209 @@
+"""Operations of the frozen network: the model's own values, and the derivatives of the straight pieces that replace
+what is no straight line.
+
+A piece keeps the output that the model computed and answers the backward pass by its frozen form: attention with its
+weights held, a norm with its denominator held, an activation by the slope of a chord. The frozen network is an affine
+function of the embeddings e; `unit` makes it a linear one of (e, unit): every constant (a bias, what a chord cuts off)
+counts as multiplied with the number 1 of its text, so that the derivative by `unit` is the constants' share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+
+class AttentionWeights(Protocol):
+    """Attention weights in blocks; see `contributions.attention_weights`."""
+
+    def blocks(self, whole_rows: bool) -> Iterator[tuple[slice, slice | Tensor, Tensor]]:
+        """(queries, keys, alpha [H, B, keys, queries])."""
+
+
+def per_text(products: Tensor, texts: int) -> Tensor:
+    """Numbers of a batch summed for each text, [B]; texts come first, or second where a model puts tokens first."""
+    if products.ndim > 1 and products.shape[0] != texts and products.shape[1] == texts:
+        products = products.transpose(0, 1)
+    return products.reshape(texts, -1).sum(1)
+
+
+class HeldLinear(Function):
+    """x W^T + b."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, unit: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight, ctx.bias, ctx.texts = weight, bias, None if unit is None else len(unit)
+        output = torch.nn.functional.linear(x, weight, bias)
+        return output if x.is_contiguous() else output.clone()  # a view, which could not be divided in place
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        constants = None
+        if ctx.texts is not None and ctx.bias is not None:
+            constants = per_text(gradient @ ctx.bias, ctx.texts)
+        return gradient @ ctx.weight, constants, None, None
+
+
+class HeldNorm(Function):
+    """(x - mean(x)) / s * gamma + beta with s held; without the mean for an RMSNorm."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        unit: Tensor | None,
+        output: Tensor,
+        inverse: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        centred: bool,
+    ) -> Tensor:
+        ctx.inverse, ctx.weight, ctx.bias, ctx.centred = inverse, weight, bias, centred
+        ctx.texts = None if unit is None else len(unit)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        constants = None
+        if ctx.texts is not None and ctx.bias is not None:
+            constants = per_text(gradient @ ctx.bias, ctx.texts)
+        scaled = gradient * ctx.inverse if ctx.weight is None else gradient * ctx.weight * ctx.inverse
+        if ctx.centred:
+            scaled = scaled - scaled.mean(-1, keepdim=True)
+        return scaled, constants, None, None, None, None, None
+
+
+class Chord(Function):
+    """An activation as the straight line through the model's point (h, phi(h)) with a slope, which `slope()` tells."""
+
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, unit: Tensor | None, output: Tensor, line: Line) -> Tensor:
+        ctx.line, ctx.texts = line, None if unit is None else len(unit)
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        line, constants = ctx.line, None
+        pulled = gradient * line.slope
+        if ctx.texts is not None:
+            constants = per_text((gradient * line.output).sum(-1) - (pulled * line.h).sum(-1), ctx.texts)
+        return pulled, constants, None, None
+
+
+class Line:
+    """The straight line that stands for an activation phi: through the model's point (h, phi(h)), with a slope.
+
+    Attributes:
+        h, output: the model's point, any shape.
+        compute: phi.
+        slope: of the line, the same shape; None until a reference has set it.
+    """
+
+    def __init__(self, h: Tensor, output: Tensor, compute: Callable[[Tensor], Tensor]):
+        self.h, self.output, self.compute = h, output, compute
+        self.slope: Tensor | None = None
+
+    def from_point(self, start: Tensor) -> Tensor:
+        """Make the line the chord from (start, phi(start)), or the tangent where that is shorter than rounding allows;
+        its value at `start`."""
+        value = self.compute(start)
+        run = self.h - start
+        short = run.abs() < _shortest(run.dtype)
+        self.slope = (self.output - value).div_(run)
+        if bool(short.any()):
+            h, half = self.h[short], _shortest(run.dtype) / 2
+            self.slope[short] = (self.compute(h + half) - self.compute(h - half)) / (2 * half)
+            value = value.expand(self.h.shape).clone()
+            value[short] = self.output[short] - self.slope[short] * run[short]
+        return value
+
+    def replay(self, h: Tensor) -> Tensor:
+        """The line's value at other points; the first of them make it their chord where it has no slope yet."""
+        if self.slope is None:
+            return self.from_point(h)
+        return self.output + self.slope * (h - self.h)
+
+
+def _shortest(dtype: torch.dtype) -> float:
+    """The length below which rounding spoils a chord's slope more than a tangent's curvature does."""
+    return {torch.float64: 1e-5, torch.float32: 1e-2}.get(dtype, 0.1)
+
+
+class WithConstant(Function):
+    """A sum of which one part c is a constant, c * unit."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, unit: Tensor, constant: Tensor) -> Tensor:
+        ctx.constant, ctx.texts = constant, len(unit)
+        return output.clone()  # models add in place to what they have just added
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return gradient, per_text(gradient * ctx.constant, ctx.texts), None
+
+
+class HeldAttention(Function):
+    """sum_j alpha_ij v_j with alpha held: values [B, H, n, d_h] to the context [B, n, H, d_h]."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, context: Tensor, weights: AttentionWeights) -> Tensor:
+        ctx.weights, ctx.keys = weights, value.shape[2]
+        return context.view_as(context)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return _Transposed.apply(gradient, ctx.weights), None, None
+
+
+class _Transposed(Function):
+    """sum_i alpha_ij g_i: from [B, n, H, d_h] to [B, H, n, d_h]; several labels' at once side by side."""
+
+    @staticmethod
+    def forward(gradient: Tensor, weights: AttentionWeights) -> Tensor:
+        return transposed_product(weights, gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        """Nothing is differentiated twice."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, gradient: Tensor, weights: AttentionWeights) -> tuple[Tensor, int]:
+        labels, size = info.batch_size, gradient.shape[-1]
+        side_by_side = gradient.movedim(in_dims[0], -2).flatten(-2)  # [B, n, H, labels * d_h]
+        pulled = transposed_product(weights, side_by_side)
+        return pulled.unflatten(-1, (labels, size)).movedim(-2, 0), 0
+
+
+def transposed_product(weights: AttentionWeights, gradient: Tensor) -> Tensor:
+    """sum_i alpha_ij g_i, [B, H, n, d]: what context vectors' gradients [B, n, H, d] are of the value vectors.
+
+    alpha is made anew in blocks: nothing of size n x n is held.
+    """
+    gradient = gradient.permute(2, 0, 1, 3)
+    heads, batch, n, d = gradient.shape
+    result = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
+    for rows, keys, alpha in weights.blocks(whole_rows=False):
+        part = torch.bmm(alpha.flatten(0, 1).to(gradient.dtype), gradient[:, :, rows].reshape(heads * batch, -1, d))
+        part = part.view(heads, batch, -1, d)
+        if isinstance(keys, slice):
+            result[:, :, keys] += part
+        else:
+            result.index_add_(2, keys, part)
+    return result.transpose(0, 1)
+
+
+def product(weights: AttentionWeights, value: Tensor) -> Tensor:
+    """sum_j alpha_ij v_j, the context [B, n, H, d_h] of other value vectors [B, H, n, d_h] under the same weights."""
+    value = value.transpose(0, 1)
+    heads, batch, n, d = value.shape
+    result = torch.zeros_like(value, memory_format=torch.contiguous_format)
+    for rows, keys, alpha in weights.blocks(whole_rows=False):
+        part = torch.bmm(
+            alpha.flatten(0, 1).to(value.dtype).transpose(1, 2), value[:, :, keys].reshape(heads * batch, -1, d)
+        )
+        result[:, :, rows] += part.view(heads, batch, -1, d)
+    return result.permute(1, 2, 0, 3)

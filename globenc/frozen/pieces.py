@@ -1,0 +1,259 @@
+"""How each torch function that is no straight line is held, and how it is replayed on other inputs.
+
+A piece is made of a call in the recorded pass: its output, as the model computes it, with the derivative of its frozen
+form, and `replay`, which gives the frozen form's value for other inputs. Functions that are not listed are taken as
+they are: sums, products with constants and changes of shape are straight lines, and anything else shows in the scores'
+sum, which is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import activations
+
+from .operations import Chord, HeldLinear, HeldNorm, Line, WithConstant
+
+Recorder = Callable[..., tuple[Any, "Piece | None"]]
+"""(unit, the function called, its arguments) -> its output and the piece, or None where it is a straight line."""
+
+ACTIVATION_MODULES = tuple(
+    kind
+    for kind in vars(activations).values()
+    if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == activations.__name__
+)
+"""transformers' activations: one piece each, whatever they are computed from."""
+
+
+@dataclass(eq=False)
+class Piece:
+    """A piece of a recorded pass.
+
+    Attributes:
+        function: what the model called.
+        replay: (arguments of the call) -> its output in the frozen network.
+        node: of a linear map, its node in the recorded graph.
+        line: of an activation.
+    """
+
+    function: object
+    replay: Callable[..., Any]
+    node: Any = None
+    line: Line | None = None
+
+
+def linear(
+    unit: Tensor | None, function: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, Piece]:
+    """W x + b; a replay leaves out those that do not reach the answer (queries and keys, whose weights are held)."""
+    output = HeldLinear.apply(input, unit, weight, bias)
+    return output, Piece(function, function, node=output.grad_fn)
+
+
+def nothing(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Zeros in the shape of a linear map's output."""
+    return input.new_zeros(*input.shape[:-1], weight.shape[0])
+
+
+def layer_norm(
+    unit: Tensor | None,
+    function: Any,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> tuple[Tensor, Piece]:
+    """LayerNorm with its denominator held."""
+    with torch.no_grad():
+        output, _, inverse = torch.native_layer_norm(input, list(normalized_shape), weight, bias, eps)
+    inverse = inverse.to(input.dtype)
+
+    def replay(input: Tensor, *_: Any, **__: Any) -> Tensor:
+        scaled = (input - input.mean(-1, keepdim=True)) * inverse
+        scaled = scaled if weight is None else scaled * weight
+        return scaled if bias is None else scaled + bias
+
+    return HeldNorm.apply(input, unit, output, inverse, weight, bias, True), Piece(function, replay)
+
+
+def rms_norm(
+    unit: Tensor | None,
+    function: Any,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> tuple[Tensor, Piece]:
+    """RMSNorm with its denominator held."""
+    with torch.no_grad():
+        output = function(input, normalized_shape, weight, eps)
+        floor = torch.finfo(input.dtype).eps if eps is None else eps
+        inverse = torch.rsqrt(input.square().mean(-1, keepdim=True) + floor)
+
+    def replay(input: Tensor, *_: Any, **__: Any) -> Tensor:
+        return input * inverse if weight is None else input * inverse * weight
+
+    return HeldNorm.apply(input, unit, output, inverse, weight, None, False), Piece(function, replay)
+
+
+def activation(unit: Tensor | None, function: Any, input: Tensor, *options: Any, **named: Any) -> tuple[Tensor, Piece]:
+    """phi(h) by the chord of a reference."""
+    named.pop("inplace", None)
+    return chord(unit, function, input, lambda h: function(h, *options, **named))
+
+
+def chord(
+    unit: Tensor | None, function: object, h: Tensor, compute: Callable[[Tensor], Tensor], output: Tensor | None = None
+) -> tuple[Tensor, Piece]:
+    """The same for any function of single numbers."""
+    h_now = h.detach()
+    line = Line(h_now, compute(h_now) if output is None else output, compute)
+    return Chord.apply(h, unit, line.output, line), Piece(function, lambda h, *_, **__: line.replay(h), line=line)
+
+
+def held(unit: Tensor | None, function: Any, *arguments: Any, **named: Any) -> tuple[Any, Piece]:
+    """A value that is held: attention weights, a denominator."""
+    with torch.no_grad():
+        output = function(*arguments, **named)
+    return output, Piece(function, lambda *_, **__: output)
+
+
+def product(unit: Tensor | None, function: Any, input: Any, other: Any, **named: Any) -> tuple[Tensor, Piece | None]:
+    """A gate: of two factors that depend on the text, the activation's output is held."""
+    if not (_depends(input) and _depends(other)) or not (_activated(input) or _activated(other)):
+        return function(input, other, **named), None
+    first = _activated(input)
+    gate = (input if first else other).detach()
+
+    def replay(input: Tensor, other: Tensor, **named: Any) -> Tensor:
+        return function(gate, other, **named) if first else function(input, gate, **named)
+
+    return function(gate, other, **named) if first else function(input, gate, **named), Piece(function, replay)
+
+
+def quotient(unit: Tensor | None, function: Any, input: Any, other: Any, **named: Any) -> tuple[Tensor, Piece | None]:
+    """A quotient with its denominator held."""
+    if not _depends(other):
+        return function(input, other, **named), None
+    denominator = other.detach()
+    return function(input, denominator, **named), Piece(
+        function, lambda input, other, **named: function(input, denominator, **named)
+    )
+
+
+def normalized(
+    unit: Tensor | None, function: Any, input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, **_: Any
+) -> tuple[Tensor, Piece]:
+    """x / ||x|| with the length held."""
+    length = input.detach().norm(p, dim, keepdim=True).clamp_min(eps)
+    return input / length, Piece(function, lambda input, *_, **__: input / length)
+
+
+def cosine(
+    unit: Tensor | None, function: Any, x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8
+) -> tuple[Tensor, Piece]:
+    """<x1, x2> / (||x1|| ||x2||) with both lengths held."""
+    lengths = x1.detach().norm(dim=dim).clamp_min(eps) * x2.detach().norm(dim=dim).clamp_min(eps)
+
+    def replay(x1: Tensor, x2: Tensor, *_: Any, **__: Any) -> Tensor:
+        return (x1 * x2).sum(dim) / lengths
+
+    return replay(x1, x2), Piece(function, replay)
+
+
+def log_softmax(unit: Tensor | None, function: Any, input: Tensor, dim: Any = None, *_: Any, **named: Any) -> Any:
+    """x - log sum exp(x) with the sum held."""
+    total = torch.logsumexp(input.detach(), -1 if dim is None else dim, keepdim=True)
+    return input - total, Piece(function, lambda input, *_, **__: input - total)
+
+
+def largest(unit: Tensor | None, function: Any, input: Tensor, dim: Any = None, keepdim: bool = False) -> Any:
+    """The largest numbers along a dimension, with their positions held."""
+    if not isinstance(dim, int):
+        return function(input, dim, keepdim) if dim is not None else function(input), None
+    values, indices = torch.max(input.detach(), dim, keepdim=True)
+    pairs = function in (torch.max, Tensor.max)
+
+    def replay(input: Tensor, *_: Any, **__: Any) -> Any:
+        taken = input.gather(dim, indices)
+        taken = taken if keepdim else taken.squeeze(dim)
+        return torch.return_types.max((taken, indices if keepdim else indices.squeeze(dim))) if pairs else taken
+
+    return replay(input), Piece(function, replay)
+
+
+def total(unit: Tensor | None, function: Any, input: Any, other: Any, **named: Any) -> tuple[Tensor, Piece | None]:
+    """A sum or a difference of which one part is a constant, where the constants' share is asked for."""
+    output = function(input, other, **named)
+    if unit is None or (_depends(input) and _depends(other)):
+        return output, None
+    with torch.no_grad():
+        zero = torch.zeros_like(input) if _depends(input) else input
+        other_zero = torch.zeros_like(other) if _depends(other) else other
+        constant = function(zero, other_zero, **named).expand(output.shape)
+    return WithConstant.apply(output, unit, constant), None
+
+
+def _depends(part: Any) -> bool:
+    return isinstance(part, Tensor) and part.requires_grad
+
+
+def _activated(part: Tensor) -> bool:
+    """Whether a tensor is an activation's output, or that times or plus constants."""
+    node = part.grad_fn
+    while type(node).__name__ in ("AddBackward0", "MulBackward0", "WithConstantBackward"):
+        (node,) = [parent for parent, _ in node.next_functions if parent is not None][:1] or [None]
+    return type(node).__name__ == "ChordBackward"
+
+
+def cast(unit: Tensor | None, function: Any, input: Tensor, *arguments: Any, **named: Any) -> tuple[Any, Piece | None]:
+    """A float64 model stays in float64 where a family's norms would round to float32."""
+    output = function(input, *arguments, **named)
+    if input.dtype != torch.float64 or output.dtype != torch.float32:
+        return output, None
+    return input, Piece(function, lambda input, *_, **__: input)
+
+
+_ACTIVATIONS = (
+    "celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "prelu", "relu",
+    "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh", "erf", "exp",
+)  # fmt: skip
+_HELD = ("rsqrt", "sqrt", "reciprocal", "softmax", "norm", "std", "var", "logsumexp")
+_BY_NAME: dict[str, Recorder] = {
+    **dict.fromkeys(_ACTIVATIONS, activation),
+    **dict.fromkeys(_HELD, held),
+    "linear": linear,
+    "layer_norm": layer_norm,
+    "rms_norm": rms_norm,
+    "mul": product,
+    "multiply": product,
+    "div": quotient,
+    "true_divide": quotient,
+    "divide": quotient,
+    "normalize": normalized,
+    "cosine_similarity": cosine,
+    "log_softmax": log_softmax,
+    "max": largest,
+    "amax": largest,
+    "add": total,
+    "sub": total,
+    "float": cast,
+    "to": cast,
+    "type": cast,
+}
+
+RECORDERS: dict[Any, Recorder] = {
+    getattr(owner, name): recorder
+    for name, recorder in _BY_NAME.items()
+    for owner in (F, torch, Tensor, torch.special, torch.linalg)
+    if hasattr(owner, name)
+}
+RECORDERS |= {torch.linalg.vector_norm: held, Tensor.__rdiv__: held}
+"""By function, how it is recorded."""
