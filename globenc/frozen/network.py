@@ -19,6 +19,8 @@ from .operations import HeldAttention, Line
 from .operations import product as weighted_sum
 from .pieces import ACTIVATION_MODULES, RECORDERS, Piece, chord, nothing
 
+FEW = 4  # tokens are few that are less than one of so many
+
 Answer = Callable[[Any], Tensor]
 """A model's output -> a number for each text, [B], or several, [B, labels]."""
 
@@ -46,6 +48,7 @@ class FrozenNetwork:
         self.pieces: list[Piece | None] = []
         self.states: list[Tensor] = []
         self.contexts: list[Tensor] = []
+        self.layer_ends: list[int] = []  # how many pieces there were
         self._replayed: int | None = None  # how many pieces a replay has passed; None while recording
         self._embeddings: Tensor | None = None  # of a replay
         self._layers = 0  # that a replay has entered
@@ -60,6 +63,7 @@ class FrozenNetwork:
         with torch.inference_mode(False), torch.enable_grad():
             output, value = self._run(answer)
         self._skip_unreached(value)
+        self._few_rows(value)
         return output, value
 
     def replay(self, embeddings: Tensor, answer: Answer) -> Tensor:
@@ -114,6 +118,7 @@ class FrozenNetwork:
     def _leave_layer(self, module: nn.Module, args: tuple, output: Any) -> None:
         if active_recorder() is self and self._replayed is None:
             self.states.append(output[0] if isinstance(output, tuple) else output)
+            self.layer_ends.append(len(self.pieces))
 
     def computed_attention(self, inputs: ScoredAttention) -> AttentionResult | None:
         """As `capture.Recorder`: attention with its weights held."""
@@ -161,6 +166,27 @@ class FrozenNetwork:
                 if piece.node not in reached:
                     piece.replay = nothing
                 piece.node = None
+
+
+    def _few_rows(self, value: Tensor) -> None:
+        """Where the answer reads few tokens of the last layer, leave its other tokens out behind the attention."""
+        top = self.states[-1]
+        if self.encoder.family.custom_attention is not None or top.shape[:2] != self.mask.shape:
+            return
+        # weights of several labels that are no multiples of each other's opposites
+        weights = torch.linspace(1, 2, value[0].numel(), dtype=value.dtype, device=value.device).view(value[0].shape)
+        (gradient,) = torch.autograd.grad((value * weights).sum(), top, retain_graph=True, allow_unused=True)
+        if gradient is None:
+            return
+        rows = (gradient != 0).any(-1).flatten().nonzero()[:, 0]
+        if len(rows) * FEW > self.mask.numel():
+            return
+        for at in range(self.layer_ends[-1] - 1, -1, -1):
+            piece = self.pieces[at]
+            if piece is not None and piece.function == "attention":
+                return
+            if piece is not None and piece.rows is not None and piece.tokens == self.mask.shape:
+                piece.rows.append(rows)
 
 
 class _Pieces(TorchFunctionMode):

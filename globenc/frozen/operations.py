@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+UNITS_AT_ONCE = 1 << 16  # of activations on a CPU: the second-level cache
+
 
 class AttentionWeights(Protocol):
     """Attention weights in blocks; see `contributions.attention_weights`."""
@@ -32,11 +34,17 @@ def per_text(products: Tensor, texts: int) -> Tensor:
 
 
 class HeldLinear(Function):
-    """x W^T + b."""
+    """x W^T + b.
+
+    `rows`: a list, with the tokens that the answer reaches, [count] of the flattened ones, where they are known to be
+    few; the derivatives of the others are zero.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, unit: Tensor | None, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight, ctx.bias, ctx.texts = weight, bias, None if unit is None else len(unit)
+    def forward(
+        ctx: Any, x: Tensor, unit: Tensor | None, weight: Tensor, bias: Tensor | None, rows: list[Tensor]
+    ) -> Tensor:
+        ctx.weight, ctx.bias, ctx.rows, ctx.texts = weight, bias, rows, None if unit is None else len(unit)
         output = torch.nn.functional.linear(x, weight, bias)
         return output if x.is_contiguous() else output.clone()  # a view, which could not be divided in place
 
@@ -45,7 +53,16 @@ class HeldLinear(Function):
         constants = None
         if ctx.texts is not None and ctx.bias is not None:
             constants = per_text(gradient @ ctx.bias, ctx.texts)
-        return gradient @ ctx.weight, constants, None, None
+        if not ctx.rows:
+            return gradient @ ctx.weight, constants, None, None, None
+        return on_rows(gradient, ctx.rows[0], lambda part: part @ ctx.weight), constants, None, None, None
+
+
+def on_rows(x: Tensor, rows: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """compute(x) at some tokens of [B, n, d], given by their place among all, and zero at the others."""
+    flat = x.flatten(0, 1)
+    part = compute(flat.index_select(0, rows))
+    return part.new_zeros(len(flat), part.shape[-1]).index_copy(0, rows, part).view(*x.shape[:2], -1)
 
 
 class HeldNorm(Function):
@@ -78,7 +95,7 @@ class HeldNorm(Function):
 
 
 class Chord(Function):
-    """An activation as the straight line through the model's point (h, phi(h)) with a slope, which `slope()` tells."""
+    """An activation as the straight line that `line` is once its slope is known."""
 
     @staticmethod
     def forward(ctx: Any, h: Tensor, unit: Tensor | None, output: Tensor, line: Line) -> Tensor:
@@ -88,7 +105,7 @@ class Chord(Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         line, constants = ctx.line, None
-        pulled = gradient * line.slope
+        pulled = gradient if line.slope is None else gradient * line.slope
         if ctx.texts is not None:
             constants = per_text((gradient * line.output).sum(-1) - (pulled * line.h).sum(-1), ctx.texts)
         return pulled, constants, None, None
@@ -100,31 +117,36 @@ class Line:
     Attributes:
         h, output: the model's point, any shape.
         compute: phi.
-        slope: of the line, the same shape; None until a reference has set it.
+        slope: of the line, the same shape; None until it has one.
     """
 
     def __init__(self, h: Tensor, output: Tensor, compute: Callable[[Tensor], Tensor]):
         self.h, self.output, self.compute = h, output, compute
         self.slope: Tensor | None = None
 
-    def from_point(self, start: Tensor) -> Tensor:
-        """Make the line the chord from (start, phi(start)), or the tangent where that is shorter than rounding allows;
-        its value at `start`."""
-        value = self.compute(start)
-        run = self.h - start
-        short = run.abs() < _shortest(run.dtype)
-        self.slope = (self.output - value).div_(run)
-        if bool(short.any()):
-            h, half = self.h[short], _shortest(run.dtype) / 2
-            self.slope[short] = (self.compute(h + half) - self.compute(h - half)) / (2 * half)
-            value = value.expand(self.h.shape).clone()
-            value[short] = self.output[short] - self.slope[short] * run[short]
+    def chord_from(self, start: Tensor) -> Tensor:
+        """Make the line the chord from (start, phi(start)), [..., units] or [units]; its value at `start`.
+
+        Where that is shorter than rounding allows, the chord is lengthened to that, close to the tangent.
+        """
+        shortest = _shortest(self.h.dtype)
+        slope, value = torch.empty_like(self.h), torch.empty_like(self.h)
+        h, output, slopes, values = (t.reshape(-1, t.shape[-1]) for t in (self.h, self.output, slope, value))
+        starts = start.expand(self.h.shape).reshape(h.shape)
+        size = max(1, UNITS_AT_ONCE // h.shape[1]) if h.device.type == "cpu" else len(h)
+        for first in range(0, len(h), size):
+            rows = slice(first, first + size)
+            run = h[rows] - starts[rows]
+            longer = run.abs().clamp_min_(shortest).copysign_(run)
+            torch.div(output[rows] - self.compute(h[rows] - longer), longer, out=slopes[rows])
+            torch.addcmul(output[rows], slopes[rows], run, value=-1, out=values[rows])
+        self.slope = slope
         return value
 
     def replay(self, h: Tensor) -> Tensor:
-        """The line's value at other points; the first of them make it their chord where it has no slope yet."""
+        """The line's value at other points; the first of them are its chord's start where it has no slope yet."""
         if self.slope is None:
-            return self.from_point(h)
+            return self.chord_from(h)
         return self.output + self.slope * (h - self.h)
 
 

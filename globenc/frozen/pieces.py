@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import activations
 
-from .operations import Chord, HeldLinear, HeldNorm, Line, WithConstant
+from .operations import Chord, HeldLinear, HeldNorm, Line, WithConstant, on_rows
 
 Recorder = Callable[..., tuple[Any, "Piece | None"]]
 """(unit, the function called, its arguments) -> its output and the piece, or None where it is a straight line."""
@@ -38,12 +38,16 @@ class Piece:
         function: what the model called.
         replay: (arguments of the call) -> its output in the frozen network.
         node: of a linear map, its node in the recorded graph.
+        rows: of a linear map; see `HeldLinear`.
+        tokens: of a linear map, [B, n] of its input.
         line: of an activation.
     """
 
     function: object
     replay: Callable[..., Any]
     node: Any = None
+    rows: list[Tensor] | None = None
+    tokens: torch.Size | None = None
     line: Line | None = None
 
 
@@ -51,8 +55,15 @@ def linear(
     unit: Tensor | None, function: Any, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> tuple[Tensor, Piece]:
     """W x + b; a replay leaves out those that do not reach the answer (queries and keys, whose weights are held)."""
-    output = HeldLinear.apply(input, unit, weight, bias)
-    return output, Piece(function, function, node=output.grad_fn)
+    rows: list[Tensor] = []
+    output = HeldLinear.apply(input, unit, weight, bias, rows)
+
+    def replay(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not rows:
+            return function(input, weight, bias)
+        return on_rows(input, rows[0], lambda part: function(part, weight, bias))
+
+    return output, Piece(function, replay, node=output.grad_fn, rows=rows, tokens=input.shape[:-1])
 
 
 def nothing(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
