@@ -104,11 +104,8 @@ class Chord(Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        line, constants = ctx.line, None
-        pulled = gradient if line.slope is None else gradient * line.slope
-        if ctx.texts is not None:
-            constants = per_text((gradient * line.output).sum(-1) - (pulled * line.h).sum(-1), ctx.texts)
-        return pulled, constants, None, None
+        pulled, constants = ctx.line.pull(gradient, ctx.texts is not None)
+        return pulled, None if constants is None else per_text(constants, ctx.texts), None, None
 
 
 class Line:
@@ -123,6 +120,11 @@ class Line:
     def __init__(self, h: Tensor, output: Tensor, compute: Callable[[Tensor], Tensor]):
         self.h, self.output, self.compute = h, output, compute
         self.slope: Tensor | None = None
+        self.through_origin = False
+
+    def from_origin(self) -> None:
+        """Make the line the chord from the origin, for an activation that is 0 at 0: its slope is phi(h) / h."""
+        self.through_origin = True
 
     def chord_from(self, start: Tensor) -> Tensor:
         """Make the line the chord from (start, phi(start)), [..., units] or [units]; its value at `start`.
@@ -131,11 +133,9 @@ class Line:
         """
         shortest = _shortest(self.h.dtype)
         slope, value = torch.empty_like(self.h), torch.empty_like(self.h)
-        h, output, slopes, values = (t.reshape(-1, t.shape[-1]) for t in (self.h, self.output, slope, value))
-        starts = start.expand(self.h.shape).reshape(h.shape)
-        size = max(1, UNITS_AT_ONCE // h.shape[1]) if h.device.type == "cpu" else len(h)
-        for first in range(0, len(h), size):
-            rows = slice(first, first + size)
+        h, output, slopes, values = _rows_of(self.h, self.output, slope, value)
+        (starts,) = _rows_of(start.expand(self.h.shape))
+        for rows in _parts(h):
             run = h[rows] - starts[rows]
             longer = run.abs().clamp_min_(shortest).copysign_(run)
             torch.div(output[rows] - self.compute(h[rows] - longer), longer, out=slopes[rows])
@@ -143,11 +143,51 @@ class Line:
         self.slope = slope
         return value
 
+    def pull(self, gradient: Tensor, with_constants: bool) -> tuple[Tensor, Tensor | None]:
+        """The derivative by h, and what the line's constant is multiplied with, summed over units [...]."""
+        if self.through_origin:
+            return self._pull_through_origin(gradient), None
+        if self.slope is None:
+            return gradient, None
+        if torch._C._functorch.is_batchedtensor(gradient):
+            pulled = gradient * self.slope
+            return pulled, ((gradient * self.output - pulled * self.h).sum(-1) if with_constants else None)
+        pulled, constants = self.slope, None
+        if with_constants:
+            constants = gradient.new_empty(gradient.shape[:-1])
+            sums = constants.view(-1)
+        gradients, h, output, pulls = _rows_of(gradient, self.h, self.output, pulled)
+        for rows in _parts(h):
+            pulls[rows].mul_(gradients[rows])
+            if with_constants:
+                torch.sum(gradients[rows] * output[rows] - pulls[rows] * h[rows], -1, out=sums[rows])
+        self.slope = None
+        return pulled, constants
+
+    def _pull_through_origin(self, gradient: Tensor) -> Tensor:
+        if torch._C._functorch.is_batchedtensor(gradient):
+            return gradient * (self.output / self.h).nan_to_num_(0.5)
+        pulled = torch.empty_like(gradient)
+        gradients, h, output, pulls = _rows_of(gradient, self.h, self.output, pulled)
+        for rows in _parts(h):
+            torch.div(output[rows], h[rows], out=pulls[rows]).nan_to_num_(0.5).mul_(gradients[rows])
+        return pulled
+
     def replay(self, h: Tensor) -> Tensor:
         """The line's value at other points; the first of them are its chord's start where it has no slope yet."""
         if self.slope is None:
             return self.chord_from(h)
         return self.output + self.slope * (h - self.h)
+
+
+def _rows_of(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors)
+
+
+def _parts(rows: Tensor) -> Iterator[slice]:
+    """Slices of rows that fit into a CPU's cache, or all of them."""
+    size = max(1, UNITS_AT_ONCE // rows.shape[1]) if rows.device.type == "cpu" else len(rows)
+    return (slice(first, first + size) for first in range(0, len(rows), size))
 
 
 def _shortest(dtype: torch.dtype) -> float:
@@ -207,15 +247,19 @@ def transposed_product(weights: AttentionWeights, gradient: Tensor) -> Tensor:
     """
     gradient = gradient.permute(2, 0, 1, 3)
     heads, batch, n, d = gradient.shape
-    result = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
+    result: Tensor | None = None
     for rows, keys, alpha in weights.blocks(whole_rows=False):
         part = torch.bmm(alpha.flatten(0, 1).to(gradient.dtype), gradient[:, :, rows].reshape(heads * batch, -1, d))
         part = part.view(heads, batch, -1, d)
+        if part.shape == gradient.shape:
+            result = part if result is None else result.add_(part)
+            continue
+        result = gradient.new_zeros(gradient.shape) if result is None else result
         if isinstance(keys, slice):
             result[:, :, keys] += part
         else:
             result.index_add_(2, keys, part)
-    return result.transpose(0, 1)
+    return torch.zeros_like(gradient).transpose(0, 1) if result is None else result.transpose(0, 1)
 
 
 def product(weights: AttentionWeights, value: Tensor) -> Tensor:
