@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .explainer import GlobEnc as GlobEnc
     from .extraction.reading import load_extract as load_extract
     from .extraction.run import extract as extract
+    from .frozen.scores import ClassScores as ClassScores
+    from .frozen.scores import class_scores as class_scores
     from .functional import AttributionOutput as AttributionOutput
     from .functional import MethodsOutput as MethodsOutput
     from .functional import attribute as attribute
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Attribution": "attribution",
     "AttributionOutput": "functional",
+    "ClassScores": "frozen.scores",
     "EncoderFamily": "encoders",
     "Evaluation": "evaluation.run",
     "GlobEnc": "explainer",
@@ -50,6 +53,7 @@ _LAZY = {
     "Passage": "text_spans",
     "Word": "text_spans",
     "attribute": "functional",
+    "class_scores": "frozen.scores",
     "compare_methods": "functional",
     "completeness_gap": "layer_maps",
     "contribution_maps": "layer_maps",

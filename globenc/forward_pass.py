@@ -84,26 +84,30 @@ class ForwardPass:
     def run(self, consumer: LayerConsumer) -> Any:
         """Show every layer to `consumer`, which calls `check` on each, and return the model's output."""
         self.norms_ran_first, self.mismatches, self.stale_cache_flags = [], [], []
-        model, prepare = self.encoder.model, self.encoder.family.prepare
-        consumer = _InFullPrecision(consumer, self.mask.device)
+        model, consumer = self.encoder.model, _InFullPrecision(consumer, self.mask.device)
 
         def captured() -> Any:
             with returning_tuples(model):
                 return capture(self.encoder, self.inputs, self.mask, consumer, self.backend.attention)
 
+        return self.prepared(captured)
+
+    def prepared(self, body: Callable[[], T]) -> T:
+        """body(), while the model is changed as its forward pass over so many tokens would change it."""
+        model, prepare = self.encoder.model, self.encoder.family.prepare
         if prepare is None:
-            return captured()
+            return body()
         loan, base_model = Loan(), model.base_model
 
-        def prepared() -> Any:
+        def changed() -> T:
             loan.one_at_a_time(base_model)
             change = prepare(base_model, self.mask.shape[1])
             if change is not None:
                 loan.change(*change)
             self.encoder = Encoder.of(model)
-            return captured()
+            return body()
 
-        return loan.run(prepared)
+        return loan.run(changed)
 
     def check(self, trace: AttentionTrace) -> None:
         """Note what `with_fresh_weights` and `check_residuals` read when all layers are done, so that a GPU need not be

@@ -100,12 +100,12 @@ def predictions_of(model: Any, output: Any, count: int) -> list[Prediction]:
     kind = kind_of(model, rows.shape[1])
     if kind == "value":
         return [Prediction(value=row[0] if len(row) == 1 else row) for row in rows.tolist()]
-    names = _names(model)
+    names = label_names(model, rows.shape[1])
     probabilities = rows.sigmoid() if kind == "labels" else rows.softmax(-1)
     predictions = []
     for row in probabilities.tolist():
         order = sorted(range(len(row)), key=row.__getitem__, reverse=True)
-        ranked = [(names.get(k) or f"LABEL_{k}", row[k]) for k in order]
+        ranked = [(names[k], row[k]) for k in order]
         above = [pair for pair in ranked if pair[1] > THRESHOLD] if kind == "labels" else None
         predictions.append(Prediction(*ranked[0], labels=above))
     return predictions
@@ -179,6 +179,12 @@ def in_code(prediction: Any) -> str:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e12 else f"{value:.4g}"
+
+
+def label_names(model: Any, count: int) -> list[str]:
+    """The names of a model's labels 0..count - 1, as its configuration gives them."""
+    names = _names(model)
+    return [names.get(k) or f"LABEL_{k}" for k in range(count)]
 
 
 def _names(model: Any) -> dict[int, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ class FrozenNetwork:
     Attributes:
         pieces: of every call that can be a piece, in the order of calls; None where it does not depend on e.
         states: e and every layer's output, [B, n, d] each.
+        contexts: what every layer's output projection reads, [B, n, H * d_h] each.
         unit: the number 1 of every text, [B], by which derivatives are the constants' share; None where that is not
             asked for.
     """
@@ -62,9 +63,35 @@ class FrozenNetwork:
         """Run the model; its output, and `answer` of it, which carries the graph that `pull` reads."""
         with torch.inference_mode(False), torch.enable_grad():
             output, value = self._run(answer)
-        self._skip_unreached(value)
-        self._few_rows(value)
+        if value.grad_fn is not None:
+            self._skip_unreached(value)
+            self._few_rows(value)
         return output, value
+
+    def record_lines(self) -> list[Line]:
+        """Run the model for what its activations read alone."""
+        with torch.inference_mode(False), torch.enable_grad():
+            self._run(lambda output: output)
+        return self.lines
+
+    def pull(self, value: Tensor, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """The frozen network's derivatives of `value` [B] by tensors of the recorded pass, in their shapes, and by
+        `unit`; of [B, labels] each label's, with a dimension for labels in front."""
+        wanted = [*tensors, *([] if self.unit is None else [self.unit])]
+
+        def gradients(direction: Tensor) -> tuple[Tensor, ...]:
+            found = torch.autograd.grad(value, wanted, direction, retain_graph=value.ndim > 1, allow_unused=True)
+            return tuple(
+                torch.zeros_like(tensor) if one is None else one for tensor, one in zip(wanted, found, strict=True)
+            )
+
+        with precise(self.mask.device), torch.inference_mode(False):
+            if value.ndim == 1:
+                pulled = gradients(torch.ones_like(value))
+            else:
+                labels = torch.eye(value.shape[1], dtype=value.dtype, device=value.device)
+                pulled = torch.vmap(gradients)(labels[:, None].expand(-1, *value.shape))
+        return list(pulled[: len(tensors)]), None if self.unit is None else pulled[-1]
 
     def replay(self, embeddings: Tensor, answer: Answer) -> Tensor:
         """`answer` of the frozen network's output for other embeddings [B, n, d]."""
@@ -87,6 +114,8 @@ class FrozenNetwork:
             for layer in {id(layer.module): layer.module for layer in layers}.values():
                 loan.hook(layer.register_forward_pre_hook, self._enter_layer, with_kwargs=True)
                 loan.hook(layer.register_forward_hook, self._leave_layer)
+            for projection in {id(layer.output_projection): layer.output_projection for layer in layers}.values():
+                loan.hook(projection.register_forward_pre_hook, self._enter_output_projection)
             activations = [module for module in modules if isinstance(module, ACTIVATION_MODULES)]
             mode = _Pieces(self)
             for module in activations:
@@ -120,6 +149,10 @@ class FrozenNetwork:
             self.states.append(output[0] if isinstance(output, tuple) else output)
             self.layer_ends.append(len(self.pieces))
 
+    def _enter_output_projection(self, module: nn.Module, args: tuple) -> None:
+        if active_recorder() is self and self._replayed is None:
+            self.contexts.append(args[0])
+
     def computed_attention(self, inputs: ScoredAttention) -> AttentionResult | None:
         """As `capture.Recorder`: attention with its weights held."""
         if self._replayed is not None:
@@ -141,8 +174,6 @@ class FrozenNetwork:
 
     def attended(self, result: AttentionResult) -> None:
         """As `capture.Recorder`."""
-        if self._replayed is None:
-            self.contexts.append(result.context)
 
     def next_piece(self, function: object) -> Piece | None:
         """The piece of the call that a replay has come to."""
@@ -166,7 +197,6 @@ class FrozenNetwork:
                 if piece.node not in reached:
                     piece.replay = nothing
                 piece.node = None
-
 
     def _few_rows(self, value: Tensor) -> None:
         """Where the answer reads few tokens of the last layer, leave its other tokens out behind the attention."""

@@ -34,35 +34,41 @@ def per_text(products: Tensor, texts: int) -> Tensor:
 
 
 class HeldLinear(Function):
-    """x W^T + b.
+    """x W^T + b of tokens [count, d], which were of shape `shape` before.
 
-    `rows`: a list, with the tokens that the answer reaches, [count] of the flattened ones, where they are known to be
-    few; the derivatives of the others are zero.
+    `rows`: a list, with the places of the tokens that the answer reaches, where they are known to be few; the
+    derivatives of the others are zero.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, unit: Tensor | None, weight: Tensor, bias: Tensor | None, rows: list[Tensor]
+        ctx: Any,
+        x: Tensor,
+        unit: Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
+        shape: torch.Size,
+        rows: list[Tensor],
     ) -> Tensor:
-        ctx.weight, ctx.bias, ctx.rows, ctx.texts = weight, bias, rows, None if unit is None else len(unit)
-        output = torch.nn.functional.linear(x, weight, bias)
-        return output if x.is_contiguous() else output.clone()  # a view, which could not be divided in place
+        ctx.weight, ctx.bias, ctx.shape, ctx.rows = weight, bias, shape, rows
+        ctx.texts = None if unit is None else len(unit)
+        return torch.nn.functional.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         constants = None
         if ctx.texts is not None and ctx.bias is not None:
-            constants = per_text(gradient @ ctx.bias, ctx.texts)
-        if not ctx.rows:
-            return gradient @ ctx.weight, constants, None, None, None
-        return on_rows(gradient, ctx.rows[0], lambda part: part @ ctx.weight), constants, None, None, None
+            constants = per_text((gradient @ ctx.bias).view(ctx.shape), ctx.texts)
+        pulled = on_rows(gradient, ctx.rows, lambda part: part @ ctx.weight)
+        return pulled, constants, None, None, None, None
 
 
-def on_rows(x: Tensor, rows: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    """compute(x) at some tokens of [B, n, d], given by their place among all, and zero at the others."""
-    flat = x.flatten(0, 1)
-    part = compute(flat.index_select(0, rows))
-    return part.new_zeros(len(flat), part.shape[-1]).index_copy(0, rows, part).view(*x.shape[:2], -1)
+def on_rows(x: Tensor, rows: list[Tensor], compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """compute(x) of tokens [count, d]; only at some and zero at the others where `rows` holds their places."""
+    if not rows:
+        return compute(x)
+    part = compute(x.index_select(0, rows[0]))
+    return part.new_zeros(len(x), part.shape[-1]).index_copy(0, rows[0], part)
 
 
 class HeldNorm(Function):
@@ -246,7 +252,7 @@ def transposed_product(weights: AttentionWeights, gradient: Tensor) -> Tensor:
     alpha is made anew in blocks: nothing of size n x n is held.
     """
     gradient = gradient.permute(2, 0, 1, 3)
-    heads, batch, n, d = gradient.shape
+    heads, batch, _, d = gradient.shape
     result: Tensor | None = None
     for rows, keys, alpha in weights.blocks(whole_rows=False):
         part = torch.bmm(alpha.flatten(0, 1).to(gradient.dtype), gradient[:, :, rows].reshape(heads * batch, -1, d))
@@ -265,7 +271,7 @@ def transposed_product(weights: AttentionWeights, gradient: Tensor) -> Tensor:
 def product(weights: AttentionWeights, value: Tensor) -> Tensor:
     """sum_j alpha_ij v_j, the context [B, n, H, d_h] of other value vectors [B, H, n, d_h] under the same weights."""
     value = value.transpose(0, 1)
-    heads, batch, n, d = value.shape
+    heads, batch, _, d = value.shape
     result = torch.zeros_like(value, memory_format=torch.contiguous_format)
     for rows, keys, alpha in weights.blocks(whole_rows=False):
         part = torch.bmm(

@@ -56,14 +56,15 @@ def linear(
 ) -> tuple[Tensor, Piece]:
     """W x + b; a replay leaves out those that do not reach the answer (queries and keys, whose weights are held)."""
     rows: list[Tensor] = []
-    output = HeldLinear.apply(input, unit, weight, bias, rows)
+    shape = input.shape[:-1]
+    # tokens side by side: models divide in place what a linear map has put out, which no view of a Function's bears
+    flat: Any = HeldLinear.apply(input.reshape(-1, input.shape[-1]), unit, weight, bias, shape, rows)
 
     def replay(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        if not rows:
-            return function(input, weight, bias)
-        return on_rows(input, rows[0], lambda part: function(part, weight, bias))
+        compute = lambda tokens: function(tokens, weight, bias)  # noqa: E731
+        return on_rows(input.reshape(-1, input.shape[-1]), rows, compute).view(*shape, -1)
 
-    return output, Piece(function, replay, node=output.grad_fn, rows=rows, tokens=input.shape[:-1])
+    return flat.view(*shape, -1), Piece(function, replay, node=flat.grad_fn, rows=rows, tokens=shape)
 
 
 def nothing(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -83,7 +84,7 @@ def layer_norm(
 ) -> tuple[Tensor, Piece]:
     """LayerNorm with its denominator held."""
     with torch.no_grad():
-        output, _, inverse = torch.native_layer_norm(input, list(normalized_shape), weight, bias, eps)
+        output, _mean, inverse = torch.native_layer_norm(input, list(normalized_shape), weight, bias, eps)
     inverse = inverse.to(input.dtype)
 
     def replay(input: Tensor, *_: Any, **__: Any) -> Tensor:
@@ -189,7 +190,7 @@ def largest(unit: Tensor | None, function: Any, input: Tensor, dim: Any = None, 
     """The largest numbers along a dimension, with their positions held."""
     if not isinstance(dim, int):
         return function(input, dim, keepdim) if dim is not None else function(input), None
-    values, indices = torch.max(input.detach(), dim, keepdim=True)
+    _, indices = torch.max(input.detach(), dim, keepdim=True)
     pairs = function in (torch.max, Tensor.max)
 
     def replay(input: Tensor, *_: Any, **__: Any) -> Any:
@@ -218,9 +219,9 @@ def _depends(part: Any) -> bool:
 
 def _activated(part: Tensor) -> bool:
     """Whether a tensor is an activation's output, or that times or plus constants."""
-    node = part.grad_fn
+    node: Any = part.grad_fn
     while type(node).__name__ in ("AddBackward0", "MulBackward0", "WithConstantBackward"):
-        (node,) = [parent for parent, _ in node.next_functions if parent is not None][:1] or [None]
+        node = next((parent for parent, _ in node.next_functions if parent is not None), None)
     return type(node).__name__ == "ChordBackward"
 
 
