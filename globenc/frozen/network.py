@@ -17,7 +17,7 @@ from ..encoders import Encoder
 from ..model_state import Loan, active_recorder, precise
 from .operations import HeldAttention, Line
 from .operations import product as weighted_sum
-from .pieces import ACTIVATION_MODULES, RECORDERS, Piece, chord, nothing
+from .pieces import ACTIVATION_MODULES, RECORDERS, Piece, cast, chord, nothing, unchanged
 
 FEW = 4  # tokens are few that are less than one of so many
 
@@ -118,6 +118,9 @@ class FrozenNetwork:
                 loan.hook(projection.register_forward_pre_hook, self._enter_output_projection)
             activations = [module for module in modules if isinstance(module, ACTIVATION_MODULES)]
             mode = _Pieces(self)
+            for norm in [module for module in modules if "Norm" in type(module).__name__]:
+                loan.hook(norm.register_forward_pre_hook, mode.enter_norm)
+                loan.hook(norm.register_forward_hook, mode.leave_norm)
             for module in activations:
                 loan.hook(module.register_forward_pre_hook, mode.enter_activation)
                 loan.hook(module.register_forward_hook, mode.leave_activation)
@@ -195,7 +198,7 @@ class FrozenNetwork:
         for piece in self.pieces:
             if piece is not None and piece.node is not None:
                 if piece.node not in reached:
-                    piece.replay = nothing
+                    piece.replay = unchanged(piece) if piece.line else nothing
                 piece.node = None
 
     def _few_rows(self, value: Tensor) -> None:
@@ -226,11 +229,12 @@ class _Pieces(TorchFunctionMode):
         super().__init__()
         self.network = network
         self.inside = 0  # of activation modules, each of which is one piece
+        self.norms = 0  # that are computed
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         record = None if self.inside else RECORDERS.get(function)
-        if record is None:
+        if record is None or (record is cast and not self.norms):
             return function(*args, **kwargs)
         network = self.network
         if network._replayed is not None:
@@ -242,6 +246,12 @@ class _Pieces(TorchFunctionMode):
             return function(*args, **kwargs)
         output, network.pieces[place] = record(network.unit, function, *args, **kwargs)
         return output
+
+    def enter_norm(self, module: nn.Module, args: tuple) -> None:
+        self.norms += active_recorder() is self.network
+
+    def leave_norm(self, module: nn.Module, args: tuple, output: Any) -> None:
+        self.norms -= active_recorder() is self.network
 
     def enter_activation(self, module: nn.Module, args: tuple) -> None:
         if active_recorder() is self.network:

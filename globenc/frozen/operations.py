@@ -121,12 +121,15 @@ class Line:
         h, output: the model's point, any shape.
         compute: phi.
         slope: of the line, the same shape; None until it has one.
+        through_origin: the line passes through 0, and its slope is made when it is used.
+        used: whether the answer reaches it.
     """
 
     def __init__(self, h: Tensor, output: Tensor, compute: Callable[[Tensor], Tensor]):
         self.h, self.output, self.compute = h, output, compute
         self.slope: Tensor | None = None
         self.through_origin = False
+        self.used = True
 
     def from_origin(self) -> None:
         """Make the line the chord from the origin, for an activation that is 0 at 0: its slope is phi(h) / h."""

@@ -37,7 +37,7 @@ class Piece:
     Attributes:
         function: what the model called.
         replay: (arguments of the call) -> its output in the frozen network.
-        node: of a linear map, its node in the recorded graph.
+        node: of a linear map or an activation, its node in the recorded graph.
         rows: of a linear map; see `HeldLinear`.
         tokens: of a linear map, [B, n] of its input.
         line: of an activation.
@@ -127,7 +127,15 @@ def chord(
     """The same for any function of single numbers."""
     h_now = h.detach()
     line = Line(h_now, compute(h_now) if output is None else output, compute)
-    return Chord.apply(h, unit, line.output, line), Piece(function, lambda h, *_, **__: line.replay(h), line=line)
+    result: Any = Chord.apply(h, unit, line.output, line)
+    return result, Piece(function, lambda h, *_, **__: line.replay(h), node=result.grad_fn, line=line)
+
+
+def unchanged(piece: Piece) -> Callable[..., Tensor]:
+    """The replay of an activation that the answer does not reach, since it is held as a gate: its output as it is."""
+    assert piece.line is not None
+    output, piece.line.used = piece.line.output, False
+    return lambda *_, **__: output
 
 
 def held(unit: Tensor | None, function: Any, *arguments: Any, **named: Any) -> tuple[Any, Piece]:

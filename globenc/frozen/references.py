@@ -51,7 +51,8 @@ def set_constant_reference(network: FrozenNetwork, starts: Sequence[Tensor]) -> 
             "these texts (with chunk_size_feed_forward, for instance); use reference='zero'"
         )
     for line, start in zip(lines, starts, strict=True):
-        line.chord_from(start)
+        if line.used:
+            line.chord_from(start)
     for line in network.lines[len(starts) :]:  # of the caller's own answer
         _from_origin(line)
 
