@@ -1,13 +1,14 @@
 """Class scores as they are defined: every token's part of every vector, n x n x d, sent through the frozen network.
 
 The decomposition is that of DecompX (Modarressi et al., ACL 2023) without its redistribution of biases: attention
-weights and the denominators of norms are held (the AH and LN rules of Ali et al., ICML 2022), an activation is a straight
-line through two points (the Rescale rule of DeepLIFT, Shrikumar et al., ICML 2017; from the origin, DecompX's linear
-activation and the identity rule of AttnLRP, Achtibat et al., ICML 2024), and constants have a part of their own.
+weights and the denominators of norms are held (the AH and LN rules of Ali et al., ICML 2022), an activation is a
+straight line through two points (the Rescale rule of DeepLIFT, Shrikumar et al., ICML 2017; from the origin, DecompX's
+linear activation and the identity rule of AttnLRP, Achtibat et al., ICML 2024), and constants have a part of their own.
 
 Written for one text, in letters of docs/class_scores.md, for any dtype. Everything else is tested against it.
 
-Parts are [n, n + 1, d]: parts[i, k] is what token k has put into the vector at position i, parts[i, n] what no token has.
+Parts are [n, n + 1, d]: parts[i, k] is what token k has put into the vector at position i, parts[i, n] the
+constants' part.
 """
 
 from __future__ import annotations
@@ -42,8 +43,7 @@ def linear(parts: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def attention(parts: Tensor, alpha: Tensor) -> Tensor:
     """Parts of sum_j alpha^h_ij v^h_j from those of the values, heads side by side, with alpha [H, n, n] held."""
-    heads, n, _ = alpha.shape
-    values = parts.unflatten(-1, (heads, -1))  # [n, n + 1, H, d_h]
+    values = parts.unflatten(-1, (len(alpha), -1))  # [n, n + 1, H, d_h]
     return torch.einsum("hij,jkhd->ikhd", alpha, values).flatten(-2)
 
 

@@ -121,7 +121,9 @@ def modernbert_scores(
 MODELS = {
     "bert": ({}, bert_scores, bert_layer, lambda model: model.bert.encoder.layer),
     "modernbert": ({}, modernbert_scores, modernbert_layer, lambda model: model.model.layers),
-    "modernbert-mean": ({"classifier_pooling": "mean"}, modernbert_scores, modernbert_layer, lambda model: model.model.layers),
+    "modernbert-mean": (
+        {"classifier_pooling": "mean"}, modernbert_scores, modernbert_layer, lambda model: model.model.layers,
+    ),
 }  # fmt: skip
 
 

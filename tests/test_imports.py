@@ -16,7 +16,7 @@ PACKAGE, KERNELS = ROOT / "globenc", ROOT / "kernels" / "globenc_kernels"
 
 # A module may import those above it in this list of lists, never those on its own line or below.
 LAYERS = [
-    ["_version", "methods", "equations", "passages", "model_state", "predictions", "printing"],
+    ["_version", "methods", "equations", "class_score_equations", "passages", "model_state", "predictions", "printing"],
     ["errors", "text_spans"],
     ["encoders"],
     ["capture", "inputs"],

@@ -61,16 +61,16 @@ class FrozenNetwork:
 
     def record(self, answer: Answer) -> tuple[Any, Tensor]:
         """Run the model; its output, and `answer` of it, which carries the graph that `pull` reads."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             output, value = self._run(answer)
-        if value.grad_fn is not None:
-            self._skip_unreached(value)
-            self._few_rows(value)
+            if value.grad_fn is not None:
+                self._skip_unreached(value)
+                self._few_rows(value)
         return output, value
 
     def record_lines(self) -> list[Line]:
         """Run the model for what its activations read alone."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             self._run(lambda output: output)
         return self.lines
 
@@ -85,7 +85,7 @@ class FrozenNetwork:
                 torch.zeros_like(tensor) if one is None else one for tensor, one in zip(wanted, found, strict=True)
             )
 
-        with precise(self.mask.device), torch.inference_mode(False):
+        with precise(self.mask.device):
             if value.ndim == 1:
                 pulled = gradients(torch.ones_like(value))
             else:

@@ -143,7 +143,7 @@ def class_scores(
         return _scores(forward_pass, network, output, asked, value, remainder, maps, per_layer)
 
     def prepared() -> ClassScores:
-        with returning_tuples(forward_pass.encoder.model):
+        with torch.inference_mode(False), returning_tuples(forward_pass.encoder.model):
             return forward_pass.prepared(compute)
 
     result = forward_pass.with_fresh_weights(prepared)
@@ -168,10 +168,13 @@ def _scores(
 
     def times(gradient: Tensor, state: Tensor) -> Tensor:
         # of several labels the gradient has one more dimension in front
-        products = (gradient.to(dtype) * state.detach().to(dtype)).sum(-1)[..., : mask.shape[1]] * mask
+        products = (gradient.to(dtype) * state.detach().to(dtype)).sum(-1)[..., : mask.shape[1]]
         return products if products.ndim == 2 else products.transpose(0, 1)
 
     by_layer = [times(gradient, state) for gradient, state in zip(gradients, states, strict=False)]
+    padding = ~mask if value.ndim == 1 else ~mask[:, None]
+    _check_padding(by_layer[0], padding)
+    by_layer = [scores.masked_fill(padding, 0) for scores in by_layer]
     if constants is not None:
         remainder = constants if value.ndim == 1 else constants.transpose(0, 1)
     assert remainder is not None  # of the zero reference, where there are no constants
@@ -236,6 +239,17 @@ def _check_value(value: Tensor) -> None:
         raise FloatingPointError(
             "what is explained is not finite: the model's activations or weights hold NaN or infinity (a float16 model "
             "overflows easily: load it with dtype=torch.float32 or torch.bfloat16)"
+        )
+
+
+def _check_padding(scores: Tensor, padding: Tensor) -> None:
+    """Raises ValueError where what is explained was read from padding."""
+    of_padding = (scores * padding).abs().amax(-1)
+    texts = of_padding if of_padding.ndim == 1 else of_padding.amax(1)
+    if bool((texts > 1e-3 * scores.flatten(1).abs().amax(1)).any()):
+        raise ValueError(
+            f"what is explained is read from padding (text {int(texts.argmax())} of the batch): the model's head reads "
+            "the first column, so pad on the right"
         )
 
 
