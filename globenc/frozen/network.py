@@ -56,8 +56,8 @@ class FrozenNetwork:
 
     @property
     def lines(self) -> list[Line]:
-        """The lines of the activations, in the order of calls."""
-        return [piece.line for piece in self.pieces if piece is not None and piece.line is not None]
+        """The lines of the activations, in the order of calls; those of the layers come before those of the head."""
+        return _lines(self.pieces)
 
     def record(self, answer: Answer) -> tuple[Any, Tensor]:
         """Run the model; its output, and `answer` of it, which carries the graph that `pull` reads."""
@@ -68,11 +68,11 @@ class FrozenNetwork:
                 self._few_rows(value)
         return output, value
 
-    def record_lines(self) -> list[Line]:
-        """Run the model for what its activations read alone."""
+    def record_layer_lines(self) -> list[Line]:
+        """Run the model for what its layers' activations read."""
         with torch.enable_grad():
             self._run(lambda output: output)
-        return self.lines
+        return _lines(self.pieces[: self.layer_ends[-1]])
 
     def pull(self, value: Tensor, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
         """The frozen network's derivatives of `value` [B] by tensors of the recorded pass, in their shapes, and by
@@ -274,6 +274,10 @@ class _Pieces(TorchFunctionMode):
             return None
         output, network.pieces[place] = chord(network.unit, type(module), args[0], module.forward, output.detach())
         return output
+
+
+def _lines(pieces: Sequence[Piece | None]) -> list[Line]:
+    return [piece.line for piece in pieces if piece is not None and piece.line is not None]
 
 
 def _depends(arguments: Any) -> bool:

@@ -38,7 +38,7 @@ def _from_origin(line: Line) -> None:
 
 
 def set_constant_reference(network: FrozenNetwork, starts: Sequence[Tensor]) -> None:
-    """Chords from constants, one vector [units] for each activation.
+    """Chords from constants, one vector [units] for each activation of the layers, and from the origin in the head.
 
     Raises:
         ValueError: the constants are of another network.
@@ -53,7 +53,8 @@ def set_constant_reference(network: FrozenNetwork, starts: Sequence[Tensor]) -> 
     for line, start in zip(lines, starts, strict=True):
         if line.used:
             line.chord_from(start)
-    for line in network.lines[len(starts) :]:  # of the caller's own answer
+    # of the head, where a text of mask tokens can be as far out on a tanh as any, and of the caller's own answer
+    for line in network.lines[len(starts) :]:
         _from_origin(line)
 
 

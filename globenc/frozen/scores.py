@@ -95,7 +95,7 @@ def class_scores(
             to a tensor [batch]. Lengths in cosines and normalisations are held as norms are.
         reference: from where the slope of an activation is taken, phi(h) being reached from phi(h_ref): "zero", h_ref
             of empty input through this text's attention and norms (a second pass without queries and keys); "model",
-            of a text of mask tokens, read once for a model and kept; "origin", h_ref = 0.
+            of a text of mask tokens, read once for a model and kept, and 0 in the head; "origin", h_ref = 0.
         maps: also token-to-token evidence in every layer, n x n numbers a layer.
         per_layer: also the scores of the hidden states between layers.
         backend: as in `globenc.attribute`.
@@ -191,7 +191,7 @@ def _scores(
 
 
 def _model_reference(forward_pass: ForwardPass, mask_token_id: int | None) -> list[Tensor]:
-    """What every activation reads in a text of mask tokens, once for a model and its weights."""
+    """What every activation of the layers reads in a text of mask tokens, once for a model and its weights."""
     model = forward_pass.encoder.model
     token = _mask_token(forward_pass, mask_token_id)
     starts = cached_points(model, token)
@@ -199,7 +199,7 @@ def _model_reference(forward_pass: ForwardPass, mask_token_id: int | None) -> li
         ids = torch.full((1, MASK_TOKENS), token, device=forward_pass.mask.device)
         inputs = by_name(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
         network = FrozenNetwork(forward_pass.encoder, inputs, torch.ones_like(ids, dtype=torch.bool), constants=False)
-        starts = [line.h.reshape(-1, line.h.shape[-1]).mean(0) for line in network.record_lines()]
+        starts = [line.h.reshape(-1, line.h.shape[-1]).mean(0) for line in network.record_layer_lines()]
         cache_points(model, token, starts)
     return starts
 
