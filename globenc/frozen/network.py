@@ -19,6 +19,7 @@ from .operations import HeldAttention, Line
 from .operations import product as weighted_sum
 from .pieces import ACTIVATION_MODULES, RECORDERS, Piece, cast, chord, nothing, unchanged
 
+TOKENS_AT_ONCE = 1 << 14  # of all labels that are pulled back together
 FEW = 4  # tokens are few that are less than one of so many
 
 Answer = Callable[[Any], Tensor]
@@ -90,7 +91,8 @@ class FrozenNetwork:
                 pulled = gradients(torch.ones_like(value))
             else:
                 labels = torch.eye(value.shape[1], dtype=value.dtype, device=value.device)
-                pulled = torch.vmap(gradients)(labels[:, None].expand(-1, *value.shape))
+                at_once = max(1, TOKENS_AT_ONCE // self.mask.numel())
+                pulled = torch.vmap(gradients, chunk_size=at_once)(labels[:, None].expand(-1, *value.shape))
         return list(pulled[: len(tensors)]), None if self.unit is None else pulled[-1]
 
     def replay(self, embeddings: Tensor, answer: Answer) -> Tensor:
