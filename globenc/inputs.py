@@ -16,8 +16,9 @@ from .predictions import head_of
 
 # arguments of `attribute` and its like, which stand beside the model's inputs
 _OPTIONS = (
-    "method", "position", "per_layer", "row_normalize", "backend", "label", "answer", "reference", "maps", "mask_token_id",
-)  # fmt: skip
+    *("method", "position", "per_layer", "row_normalize", "backend"),
+    *("label", "answer", "reference", "maps", "mask_token_id"),
+)
 
 
 def check_inputs(encoder: Encoder, inputs: dict[str, Any]) -> Tensor:
