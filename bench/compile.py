@@ -58,6 +58,7 @@ VARIANTS = {
     "contribution_norms": ["", "window", "weights"],
     "row_sums": ["", "weights"],
     "rollout_rows": ["targets=1", "targets=16", "targets=32", "targets=1 window", "targets=1 weights"],
+    "transposed_product": ["", "window"],
     "layer_scales": ["", "bias"],
     "stage_norms": ["norms=0", "norms=2 residual scale"],
 }
@@ -139,6 +140,9 @@ def call(case: Case) -> None:
     window = 64 if "window" in case.variant else None
     if case.kernel == "attention":
         kernels.attention(states(), states(), states(), tokens, 0.125, window)
+    elif case.kernel == "transposed_product":
+        lse, gradient = tensor(*lse_shape(BATCH, N, heads)), states().transpose(1, 2)
+        kernels.transposed_product(states(), states(), lse, gradient, tokens, 0.125, window)
     elif case.kernel in ("gram", "cholesky"):
         part_dtype = torch.float64 if dtype == torch.float32 else dtype
         parts = tensor(PARTS[dtype], heads, heads, head_dim, head_dim, dtype=part_dtype)
@@ -185,7 +189,9 @@ def launch_of(case: Case, tiles: Tiles | None = None) -> Launch:
         "multiprocessors": lambda device: MULTIPROCESSORS[case.target],
     }
     if tiles is not None:
-        stand_ins |= dict.fromkeys(("attention_tiles", "gram_tiles", "map_tiles"), lambda *given: tiles)
+        stand_ins |= dict.fromkeys(
+            ("attention_tiles", "transposed_tiles", "gram_tiles", "map_tiles"), lambda *given: tiles
+        )
     with contextlib.ExitStack() as stack:
         for info in pkgutil.iter_modules(kernels.__path__):
             module = importlib.import_module(f"globenc_kernels.{info.name}")

@@ -7,6 +7,7 @@
 | LayerNorm scales and norms of vectors, O(n d) | layer_norms.py |
 | the local map, its row sums | contribution_norms.py |
 | target rows through the local map | rollout.py |
+| gradients through attention with its weights held | transposed_product.py |
 
 layouts.py says how the log-sum-exps and factors that they hand on lie in memory, tiles.py how much one program takes.
 
@@ -29,6 +30,7 @@ if importlib.util.find_spec("triton") is not None:
     from .head_factors import GramWeight, HeadFactors, gram_weight, head_factors
     from .layer_norms import LayerScales, layer_scales, stage_norms
     from .rollout import rollout_rows
+    from .transposed_product import transposed_product
 
     __all__ += [
         "AttentionOutput",
@@ -45,4 +47,5 @@ if importlib.util.find_spec("triton") is not None:
         "rollout_rows",
         "row_sums",
         "stage_norms",
+        "transposed_product",
     ]

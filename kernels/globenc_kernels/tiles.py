@@ -35,6 +35,13 @@ def attention_tiles(dtype: torch.dtype, head_dim: int, device: torch.device) -> 
     return Tiles(128, 64, 8, 2) if head_dim <= 64 else Tiles(64, 64, 4, 2)
 
 
+def transposed_tiles(dtype: torch.dtype, head_dim: int, device: torch.device) -> Tiles:
+    """Queries x keys of the transposed product."""
+    if dtype == torch.float32:
+        return Tiles(32, 64, 8, 2) if head_dim <= 64 else Tiles(32, 32, 8, 2)
+    return Tiles(64, 64, 4, 2)  # two programs a multiprocessor
+
+
 def gram_tiles(dtype: torch.dtype, head_dim: int, device: torch.device) -> Tiles:
     """Tokens x value components of the Gram matrices."""
     if dtype == torch.float32:
