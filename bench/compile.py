@@ -189,9 +189,8 @@ def launch_of(case: Case, tiles: Tiles | None = None) -> Launch:
         "multiprocessors": lambda device: MULTIPROCESSORS[case.target],
     }
     if tiles is not None:
-        stand_ins |= dict.fromkeys(
-            ("attention_tiles", "transposed_tiles", "gram_tiles", "map_tiles"), lambda *given: tiles
-        )
+        tables = ("attention_tiles", "transposed_tiles", "gram_tiles", "map_tiles")
+        stand_ins |= dict.fromkeys(tables, lambda *given: tiles)
     with contextlib.ExitStack() as stack:
         for info in pkgutil.iter_modules(kernels.__path__):
             module = importlib.import_module(f"globenc_kernels.{info.name}")

@@ -18,6 +18,19 @@ from .torch_backend import TorchBackend
 BACKENDS = ("auto", "reference", "torch", "triton")
 
 
+class HeldWeights(Protocol):
+    """A layer's attention weights alpha, [B, H, n, n], held for class scores; nothing of that size is stored."""
+
+    def product(self, value: Tensor) -> Tensor:
+        """sum_j alpha_ij v_j, the context [B, n, H, d_h] of other value vectors [B, H, n, d_h]."""
+
+    def transposed_product(self, gradient: Tensor) -> Tensor:
+        """sum_i alpha_ij g_i, [B, H, n, d] for [B, n, H, d]: what a context's gradients are of the value vectors.
+
+        The gradients of several labels stand side by side: d is labels * d_h. They are zero at padding.
+        """
+
+
 class Backend(Protocol):
     """Computes the method's numbers from what a layer computed."""
 
@@ -33,6 +46,10 @@ class Backend(Protocol):
         self, modules: LayerModules, hidden_states: Tensor, inputs: ScoredAttention
     ) -> AttentionResult | None:
         """The layer's attention from its residual x [B, n, d] and its inputs; None leaves it to torch."""
+
+    def held_weights(self, attention: ScoredAttention, mask: Tensor | None) -> HeldWeights:
+        """The attention weights of what `attention` here, or torch's, has computed; `mask`: real tokens [B, n], None
+        where all are."""
 
     def layer_map(self, trace: AttentionTrace, method: Method) -> LayerMap:
         """The layer's local map, [B, n, n]."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from torch import Tensor
 
 from .. import equations
@@ -21,6 +24,10 @@ class ReferenceBackend:
     def attention(self, modules: LayerModules, hidden_states: Tensor, inputs: ScoredAttention) -> None:
         """Left to torch."""
 
+    def held_weights(self, attention: ScoredAttention, mask: Tensor | None) -> ReferenceHeldWeights:
+        """As `Backend.held_weights`."""
+        return ReferenceHeldWeights(attention, mask)
+
     def layer_map(self, trace: AttentionTrace, method: Method) -> LayerMap:
         """As `Backend.layer_map`."""
         return StoredLayer(by_rows(trace, lambda part: equations.local_map(equation_layer(part), method.name)))
@@ -38,6 +45,41 @@ class ReferenceBackend:
         return residual_mismatch(trace)
 
 
+class ReferenceHeldWeights:
+    """As `HeldWeights`, by the equations: alpha as a whole matrix, made anew for every product."""
+
+    def __init__(self, attention: ScoredAttention, mask: Tensor | None):
+        # not the value vectors: they would stay in memory for nothing
+        self.attention = replace(attention, value=attention.value[:, :, :0])
+        self.mask = attention.query.new_ones(attention.query.shape[::2], dtype=torch.bool) if mask is None else mask
+
+    def _alpha(self) -> Tensor:
+        return scored_weights(self.attention, self.mask, working_dtype(self.attention.query))
+
+    def product(self, value: Tensor) -> Tensor:
+        """As `HeldWeights.product`."""
+        alpha = self._alpha()
+        return torch.einsum("bhij,bhjd->bihd", alpha, value.to(alpha.dtype)).to(value.dtype)
+
+    def transposed_product(self, gradient: Tensor) -> Tensor:
+        """As `HeldWeights.transposed_product`."""
+        alpha = self._alpha()
+        return torch.einsum("bhij,bihd->bhjd", alpha, gradient.to(alpha.dtype)).to(gradient.dtype)
+
+
+def scored_weights(attention: ScoredAttention, mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Attention weights by the equations, [B, H, n, n]."""
+    return equations.attention_weights(
+        attention.query.to(dtype),
+        attention.key.to(dtype),
+        attention.scaling,
+        mask.to(attention.query.device),
+        attention.window,
+        None if attention.bias is None else attention.bias.to(dtype),
+        None if attention.global_tokens is None else attention.global_tokens.where,
+    )
+
+
 def equation_layer(trace: AttentionTrace) -> equations.EncoderLayer:
     """A captured layer in the letters of `equations.py`."""
     dtype, modules = working_dtype(trace.value), trace.modules
@@ -46,15 +88,7 @@ def equation_layer(trace: AttentionTrace) -> equations.EncoderLayer:
     if isinstance(attention, GivenWeights):
         alpha = attention.weights.to(dtype)
     else:
-        alpha = equations.attention_weights(
-            attention.query.to(dtype),
-            attention.key.to(dtype),
-            attention.scaling,
-            trace.mask,
-            attention.window,
-            None if attention.bias is None else attention.bias.to(dtype),
-            None if attention.global_tokens is None else attention.global_tokens.where,
-        )
+        alpha = scored_weights(attention, trace.mask, dtype)
     gammas = [norm_weight(norm, value) for norm in modules.norms]
     scales = [norm_scale(norm, y) for norm, y in zip(modules.norms, trace.norm_inputs, strict=True)]
     return equations.EncoderLayer(

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..capture import AttentionTrace, GivenWeights, ScoredAttention
 from ..encoders import LayerModules
 from ..methods import STAGES, Method, Stage
-from .attention_weights import attention_weights
+from .attention_weights import RecomputedWeights, attention_weights
 from .completeness import residual_mismatch
 from .head_factors import HeadFactors, HeadVectors, MixingFactors
 from .layer_map import (
@@ -41,6 +41,10 @@ class TorchBackend:
     def attention(self, modules: LayerModules, hidden_states: Tensor, inputs: ScoredAttention) -> None:
         """Left to torch."""
 
+    def held_weights(self, attention: ScoredAttention, mask: Tensor | None) -> TorchHeldWeights:
+        """As `Backend.held_weights`."""
+        return TorchHeldWeights(attention, mask)
+
     def layer_map(self, trace: AttentionTrace, method: Method) -> LayerMap:
         """As `Backend.layer_map`. Of attention weights that the model gave, the map is made at once: it holds one
         number a pair, not one for each head."""
@@ -63,6 +67,42 @@ class TorchBackend:
     def residual_mismatch(self, trace: AttentionTrace) -> Tensor:
         """As `Backend.residual_mismatch`."""
         return residual_mismatch(trace)
+
+
+class TorchHeldWeights:
+    """As `HeldWeights`: alpha is made anew in blocks, from queries and keys."""
+
+    def __init__(self, attention: ScoredAttention, mask: Tensor | None):
+        self.weights = RecomputedWeights(attention, None if mask is None else mask.to(attention.query.device))
+
+    def product(self, value: Tensor) -> Tensor:
+        """As `HeldWeights.product`."""
+        dtype, value = value.dtype, value.transpose(0, 1).to(self.weights.dtype)
+        heads, batch, _, d = value.shape
+        result = torch.zeros_like(value, memory_format=torch.contiguous_format)
+        for rows, keys, alpha in self.weights.blocks(whole_rows=False):
+            part = torch.bmm(alpha.flatten(0, 1).transpose(1, 2), value[:, :, keys].reshape(heads * batch, -1, d))
+            result[:, :, rows] += part.view(heads, batch, -1, d)
+        return result.permute(1, 2, 0, 3).to(dtype)
+
+    def transposed_product(self, gradient: Tensor) -> Tensor:
+        """As `HeldWeights.transposed_product`."""
+        dtype, gradient = gradient.dtype, gradient.permute(2, 0, 1, 3).to(self.weights.dtype)
+        heads, batch, _, d = gradient.shape
+        result: Tensor | None = None
+        for rows, keys, alpha in self.weights.blocks(whole_rows=False):
+            part = torch.bmm(alpha.flatten(0, 1), gradient[:, :, rows].reshape(heads * batch, -1, d))
+            part = part.view(heads, batch, -1, d)
+            if part.shape == gradient.shape:
+                result = part if result is None else result.add_(part)
+                continue
+            result = gradient.new_zeros(gradient.shape) if result is None else result
+            if isinstance(keys, slice):
+                result[:, :, keys] += part
+            else:
+                result.index_add_(2, keys, part)
+        assert result is not None  # every text has a token
+        return result.transpose(0, 1).to(dtype)
 
 
 class TorchLayer(ByBlocks):

@@ -21,7 +21,7 @@ from .completeness import rounding
 from .head_factors import stage_product
 from .layer_map import LayerMap
 from .layer_norms import norm_weight
-from .torch_backend import TorchBackend
+from .torch_backend import TorchBackend, TorchHeldWeights
 from .weight_cache import cached_per_weights
 
 
@@ -66,6 +66,12 @@ class TritonBackend:
         output = kernels.attention(query, key, value, tokens, inputs.scaling, inputs.window)
         return AttentionResult(output.context, KernelAttention(**vars(inputs), output=output, tokens=tokens))
 
+    def held_weights(self, attention: ScoredAttention, mask: Tensor | None) -> KernelHeldWeights | TorchHeldWeights:
+        """As `Backend.held_weights`; PyTorch's where torch's attention ran."""
+        if isinstance(attention, KernelAttention):
+            return KernelHeldWeights(attention)
+        return self.torch.held_weights(attention, mask)
+
     def layer_map(self, trace: AttentionTrace, method: Method) -> LayerMap:
         """As `Backend.layer_map`."""
         layer = self._kernel_layer(trace)
@@ -98,6 +104,27 @@ class TritonBackend:
         if trace not in self._scales:
             self._scales[trace] = _layer_scales(trace, attention.tokens)
         return KernelLayer(trace, attention, self._scales[trace])
+
+
+class KernelHeldWeights:
+    """As `HeldWeights`: alpha is made anew from queries, keys and log-sum-exps, tile by tile.
+
+    The product of other value vectors is the forward pass's own attention, so that it has the same rounding.
+    """
+
+    def __init__(self, attention: KernelAttention):
+        self.query, self.key, self.log_sum_exp = attention.query, attention.key, attention.output.log_sum_exp
+        self.tokens, self.scaling, self.window = attention.tokens, attention.scaling, attention.window
+
+    def product(self, value: Tensor) -> Tensor:
+        """As `HeldWeights.product`."""
+        return kernels.attention(self.query, self.key, value, self.tokens, self.scaling, self.window).context
+
+    def transposed_product(self, gradient: Tensor) -> Tensor:
+        """As `HeldWeights.transposed_product`."""
+        return kernels.transposed_product(
+            self.query, self.key, self.log_sum_exp, gradient, self.tokens, self.scaling, self.window
+        )
 
 
 def _unsupported_reason(modules: LayerModules, hidden_states: Tensor, inputs: ScoredAttention) -> str | None:

@@ -12,11 +12,10 @@ from torch.overrides import TorchFunctionMode
 
 from ..capture import AttentionResult, ScoredAttention
 from ..capture.attention import torch_attention
-from ..contributions.attention_weights import RecomputedWeights
+from ..contributions.backend import Backend
 from ..encoders import Encoder
 from ..model_state import Loan, active_recorder, precise
 from .operations import HeldAttention, Line
-from .operations import product as weighted_sum
 from .pieces import ACTIVATION_MODULES, RECORDERS, Piece, cast, chord, nothing, unchanged
 
 TOKENS_AT_ONCE = 1 << 14  # of all labels that are pulled back together
@@ -33,6 +32,13 @@ class FrozenNetwork:
     piece; once each activation's line has its slope, `pull` gives what derivatives are, and `replay` runs the frozen
     network on other embeddings.
 
+    Args:
+        encoder: the model.
+        inputs: of its forward pass.
+        mask: the real tokens, [B, n].
+        constants: whether derivatives by the constants are asked for.
+        backend: computes attention, and the products of its weights.
+
     Attributes:
         pieces: of every call that can be a piece, in the order of calls; None where it does not depend on e.
         states: e and every layer's output, [B, n, d] each.
@@ -41,8 +47,8 @@ class FrozenNetwork:
             asked for.
     """
 
-    def __init__(self, encoder: Encoder, inputs: dict[str, Any], mask: Tensor, constants: bool):
-        self.encoder, self.inputs, self.mask = encoder, inputs, mask
+    def __init__(self, encoder: Encoder, inputs: dict[str, Any], mask: Tensor, constants: bool, backend: Backend):
+        self.encoder, self.inputs, self.mask, self.backend = encoder, inputs, mask, backend
         self.padded = not bool(mask.all())
         self.unit: Tensor | None = None
         if constants:
@@ -53,7 +59,7 @@ class FrozenNetwork:
         self.layer_ends: list[int] = []  # how many pieces there were
         self._replayed: int | None = None  # how many pieces a replay has passed; None while recording
         self._embeddings: Tensor | None = None  # of a replay
-        self._layers = 0  # that a replay has entered
+        self._layers = 0  # that the pass has entered
 
     @property
     def lines(self) -> list[Line]:
@@ -137,13 +143,11 @@ class FrozenNetwork:
         if active_recorder() is not self:
             return None
         states = args[0] if args else kwargs["hidden_states"]
-        if self._replayed is not None:
-            self._layers += 1
-            if self._layers > 1:
-                return None
-            states = self._embeddings
-        elif self.states:
+        self._layers += 1
+        if self._layers > 1:
             return None
+        if self._replayed is not None:
+            states = self._embeddings
         else:
             states = states.detach().requires_grad_()
             self.states.append(states)
@@ -171,10 +175,14 @@ class FrozenNetwork:
         with torch._C.DisableTorchFunction():
             fixed = replace(inputs, query=inputs.query.detach(), key=inputs.key.detach(), value=inputs.value.detach())
             with torch.no_grad():
-                context, fixed = torch_attention(fixed, self.mask[:, None, None] if self.padded else None, 0.0)
-            weights = RecomputedWeights(fixed, self.mask if self.padded else None)
-            result = HeldAttention.apply(inputs.value, context, weights)
-        self.pieces[place] = Piece("attention", lambda value: weighted_sum(weights, value))
+                layer = self.encoder.layers[self._layers - 1]
+                computed = self.backend.attention(layer, self.states[-1], fixed)
+                if computed is None:
+                    mask = self.mask[:, None, None] if self.padded else None
+                    computed = torch_attention(fixed, mask, 0.0)
+            weights = self.backend.held_weights(computed.attention, self.mask if self.padded else None)
+            result = HeldAttention.apply(inputs.value, computed.context, weights)
+        self.pieces[place] = Piece("attention", weights.product)
         return AttentionResult(result, inputs)
 
     def attended(self, result: AttentionResult) -> None:

@@ -10,20 +10,15 @@ counts as multiplied with the number 1 of its text, so that the derivative by `u
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ..contributions.backend import HeldWeights
+
 UNITS_AT_ONCE = 1 << 16  # of activations on a CPU: the second-level cache
-
-
-class AttentionWeights(Protocol):
-    """Attention weights in blocks; see `contributions.attention_weights`."""
-
-    def blocks(self, whole_rows: bool) -> Iterator[tuple[slice, slice | Tensor, Tensor]]:
-        """(queries, keys, alpha [H, B, keys, queries])."""
 
 
 def per_text(products: Tensor, texts: int) -> Tensor:
@@ -221,8 +216,8 @@ class HeldAttention(Function):
     """sum_j alpha_ij v_j with alpha held: values [B, H, n, d_h] to the context [B, n, H, d_h]."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, context: Tensor, weights: AttentionWeights) -> Tensor:
-        ctx.weights, ctx.keys = weights, value.shape[2]
+    def forward(ctx: Any, value: Tensor, context: Tensor, weights: HeldWeights) -> Tensor:
+        ctx.weights = weights
         return context.view_as(context)
 
     @staticmethod
@@ -234,51 +229,16 @@ class _Transposed(Function):
     """sum_i alpha_ij g_i: from [B, n, H, d_h] to [B, H, n, d_h]; several labels' at once side by side."""
 
     @staticmethod
-    def forward(gradient: Tensor, weights: AttentionWeights) -> Tensor:
-        return transposed_product(weights, gradient)
+    def forward(gradient: Tensor, weights: HeldWeights) -> Tensor:
+        return weights.transposed_product(gradient)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
         """Nothing is differentiated twice."""
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, gradient: Tensor, weights: AttentionWeights) -> tuple[Tensor, int]:
+    def vmap(info: Any, in_dims: tuple, gradient: Tensor, weights: HeldWeights) -> tuple[Tensor, int]:
         labels, size = info.batch_size, gradient.shape[-1]
         side_by_side = gradient.movedim(in_dims[0], -2).flatten(-2)  # [B, n, H, labels * d_h]
-        pulled = transposed_product(weights, side_by_side)
+        pulled = weights.transposed_product(side_by_side)
         return pulled.unflatten(-1, (labels, size)).movedim(-2, 0), 0
-
-
-def transposed_product(weights: AttentionWeights, gradient: Tensor) -> Tensor:
-    """sum_i alpha_ij g_i, [B, H, n, d]: what context vectors' gradients [B, n, H, d] are of the value vectors.
-
-    alpha is made anew in blocks: nothing of size n x n is held.
-    """
-    gradient = gradient.permute(2, 0, 1, 3)
-    heads, batch, _, d = gradient.shape
-    result: Tensor | None = None
-    for rows, keys, alpha in weights.blocks(whole_rows=False):
-        part = torch.bmm(alpha.flatten(0, 1).to(gradient.dtype), gradient[:, :, rows].reshape(heads * batch, -1, d))
-        part = part.view(heads, batch, -1, d)
-        if part.shape == gradient.shape:
-            result = part if result is None else result.add_(part)
-            continue
-        result = gradient.new_zeros(gradient.shape) if result is None else result
-        if isinstance(keys, slice):
-            result[:, :, keys] += part
-        else:
-            result.index_add_(2, keys, part)
-    return torch.zeros_like(gradient).transpose(0, 1) if result is None else result.transpose(0, 1)
-
-
-def product(weights: AttentionWeights, value: Tensor) -> Tensor:
-    """sum_j alpha_ij v_j, the context [B, n, H, d_h] of other value vectors [B, H, n, d_h] under the same weights."""
-    value = value.transpose(0, 1)
-    heads, batch, _, d = value.shape
-    result = torch.zeros_like(value, memory_format=torch.contiguous_format)
-    for rows, keys, alpha in weights.blocks(whole_rows=False):
-        part = torch.bmm(
-            alpha.flatten(0, 1).to(value.dtype).transpose(1, 2), value[:, :, keys].reshape(heads * batch, -1, d)
-        )
-        result[:, :, rows] += part.view(heads, batch, -1, d)
-    return result.permute(1, 2, 0, 3)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..contributions.backend import choose_backend
 from ..forward_pass import ForwardPass, require_finite
 from ..predictions import by_name, returning_tuples
 from ..rollouts import Position
@@ -127,9 +128,9 @@ def class_scores(
     def compute() -> ClassScores:
         starts = None
         if reference == "model":
-            starts = _model_reference(forward_pass, mask_token_id)
+            starts = _model_reference(forward_pass, mask_token_id, backend)
         network = FrozenNetwork(
-            forward_pass.encoder, forward_pass.inputs, forward_pass.mask, constants=reference != "zero"
+            forward_pass.encoder, forward_pass.inputs, forward_pass.mask, reference != "zero", forward_pass.backend
         )
         output, value = network.record(asked)
         _check_value(value)
@@ -190,7 +191,7 @@ def _scores(
     )
 
 
-def _model_reference(forward_pass: ForwardPass, mask_token_id: int | None) -> list[Tensor]:
+def _model_reference(forward_pass: ForwardPass, mask_token_id: int | None, backend: str) -> list[Tensor]:
     """What every activation of the layers reads in a text of mask tokens, once for a model and its weights."""
     model = forward_pass.encoder.model
     token = _mask_token(forward_pass, mask_token_id)
@@ -198,7 +199,9 @@ def _model_reference(forward_pass: ForwardPass, mask_token_id: int | None) -> li
     if starts is None:
         ids = torch.full((1, MASK_TOKENS), token, device=forward_pass.mask.device)
         inputs = by_name(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-        network = FrozenNetwork(forward_pass.encoder, inputs, torch.ones_like(ids, dtype=torch.bool), constants=False)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        chosen = choose_backend(backend, mask, forward_pass.encoder.layers)
+        network = FrozenNetwork(forward_pass.encoder, inputs, mask, False, chosen)
         starts = [line.h.reshape(-1, line.h.shape[-1]).mean(0) for line in network.record_layer_lines()]
         cache_points(model, token, starts)
     return starts
