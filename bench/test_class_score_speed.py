@@ -1,7 +1,7 @@
 """What class scores cost, in CPU time of the plain forward pass, on one thread.
 
-`python -m pytest bench/test_class_score_speed.py --benchmark-only` writes bench/results/class_scores_cpu.csv. Rounds of all
-measured functions are taken in turn, so that a noisy machine meets all alike; a row is the ratio of medians.
+`python -m pytest bench/test_class_score_speed.py --benchmark-only` writes bench/results/class_scores_cpu.csv. Rounds of
+all measured functions are taken in turn, so that a noisy machine meets all alike; a row is the ratio of medians.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def test_class_score_speed(
         ratios[f"class scores, {reference}, each further label"] = extra / (LABELS - 1)
     for what, ratio in ratios.items():
         case = {"shape": shape, "batch": str(batch), "n": str(n), "what": what}
+        case["timing"] = "CPU time, 1 thread"
         record.append({**case, "forward_ms": f"{forward * 1e3:.0f}", "ratio_to_forward": f"{ratio:.2f}"})
 
 
