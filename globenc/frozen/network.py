@@ -16,7 +16,8 @@ from ..contributions.backend import Backend
 from ..encoders import Encoder
 from ..model_state import Loan, active_recorder, precise
 from .operations import HeldAttention, Line
-from .pieces import ACTIVATION_MODULES, RECORDERS, Piece, cast, chord, nothing, unchanged
+from .pieces import Piece, cast, chord, nothing, unchanged
+from .recorders import ACTIVATION_MODULES, RECORDERS
 
 TOKENS_AT_ONCE = 1 << 14  # of all labels that are pulled back together
 FEW = 4  # tokens are few that are less than one of so many

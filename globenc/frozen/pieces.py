@@ -1,34 +1,22 @@
-"""How each torch function that is no straight line is held, and how it is replayed on other inputs.
+"""How what is no straight line is held, and how it is replayed on other inputs.
 
 A piece is made of a call in the recorded pass: its output, as the model computes it, with the derivative of its frozen
-form, and `replay`, which gives the frozen form's value for other inputs. Functions that are not listed are taken as
-they are: sums, products with constants and changes of shape are straight lines, and anything else shows in the scores'
-sum, which is checked.
+form, and `replay`, which gives the frozen form's value for other inputs. Each function here records one kind of call.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from transformers import activations
+from torch import Tensor
 
 from .operations import Chord, HeldLinear, HeldNorm, Line, WithConstant, on_rows
 
 Recorder = Callable[..., tuple[Any, "Piece | None"]]
 """(unit, the function called, its arguments) -> its output and the piece, or None where it is a straight line."""
-
-ACTIVATION_MODULES = tuple(
-    kind
-    for kind in vars(activations).values()
-    if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == activations.__name__
-)
-"""transformers' activations: one piece each, whatever they are computed from."""
 
 
 @dataclass(eq=False)
@@ -234,61 +222,6 @@ def affine(
     return WithConstant.apply(output, unit, constant), None
 
 
-def dot_product_attention(
-    unit: Tensor | None,
-    function: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    *others: Any,
-    **named: Any,
-) -> tuple[Tensor, Piece]:
-    """Attention of a head of the model's, with its weights held; the layers' own goes through the interface."""
-    with torch.no_grad():  # weights are what comes of values that are unit vectors
-        keys = torch.eye(key.shape[-2], dtype=value.dtype, device=value.device)
-        alpha = function(query, key, keys.expand(*key.shape[:-1], -1), attn_mask, *others, **named)
-
-    def replay(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        return alpha @ value
-
-    return alpha @ value, Piece(function, replay)
-
-
-def multi_head_attention(
-    unit: Tensor | None, function: Any, query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **named: Any
-) -> tuple[Any, Piece]:
-    """nn.MultiheadAttention in a head of the model's, with its weights held."""
-    given = inspect.signature(function).bind(query, key, value, *arguments, **named)
-    given.apply_defaults()
-    asked = given.arguments
-    width, heads = asked["embed_dim_to_check"], asked["num_heads"]
-    if asked["bias_k"] is not None or asked["add_zero_attn"] or query.ndim != 3:
-        return function(query, key, value, *arguments, **named), Piece(function, function)
-    with torch.no_grad():
-        weighing = {**asked, "need_weights": True, "average_attn_weights": False}
-        alpha = function(**weighing)[1]  # [B, H, queries, keys]
-    weight = asked["v_proj_weight"] if asked["use_separate_proj_weight"] else asked["in_proj_weight"][2 * width :]
-    bias = None if asked["in_proj_bias"] is None else asked["in_proj_bias"][2 * width :]
-    mean = alpha.mean(1) if asked["average_attn_weights"] else alpha
-
-    def attend(value: Tensor, unit: Tensor | None) -> Tensor:
-        values = _plain_linear(value.transpose(0, 1), weight, bias, unit)  # [B, keys, d]
-        parts = values.unflatten(-1, (heads, -1)).transpose(1, 2)
-        context = (alpha @ parts).transpose(1, 2).flatten(2)
-        return _plain_linear(context, asked["out_proj_weight"], asked["out_proj_bias"], unit).transpose(0, 1)
-
-    def replay(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor | None]:
-        return attend(value, None), mean if asked["need_weights"] else None
-
-    return (attend(value, unit), mean if asked["need_weights"] else None), Piece(function, replay)
-
-
-def _plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None, unit: Tensor | None) -> Tensor:
-    flat: Any = HeldLinear.apply(x.reshape(-1, x.shape[-1]), unit, weight, bias, x.shape[:-1], [])
-    return flat.view(*x.shape[:-1], -1)
-
-
 def _depends(part: Any) -> bool:
     return isinstance(part, Tensor) and part.requires_grad
 
@@ -307,46 +240,3 @@ def cast(unit: Tensor | None, function: Any, input: Tensor, *arguments: Any, **n
     if input.dtype != torch.float64 or output.dtype != torch.float32:
         return output, None
     return input, Piece(function, lambda input, *_, **__: input)
-
-
-_ACTIVATIONS = (
-    "celu", "elu", "gelu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "prelu", "relu",
-    "relu6", "selu", "sigmoid", "silu", "softplus", "softsign", "tanh", "erf", "exp",
-)  # fmt: skip
-_HELD = ("rsqrt", "sqrt", "reciprocal", "softmax", "norm", "std", "var", "logsumexp")
-_BY_NAME: dict[str, Recorder] = {
-    **dict.fromkeys(_ACTIVATIONS, activation),
-    **dict.fromkeys(_HELD, held),
-    "linear": linear,
-    "layer_norm": layer_norm,
-    "rms_norm": rms_norm,
-    "mul": product,
-    "multiply": product,
-    "div": quotient,
-    "true_divide": quotient,
-    "divide": quotient,
-    "normalize": normalized,
-    "cosine_similarity": cosine,
-    "log_softmax": log_softmax,
-    "max": largest,
-    "amax": largest,
-    "add": total,
-    "sub": total,
-    "conv1d": affine,
-    "conv2d": affine,
-    "batch_norm": affine,
-    "scaled_dot_product_attention": dot_product_attention,
-    "multi_head_attention_forward": multi_head_attention,
-    "float": cast,
-    "to": cast,
-    "type": cast,
-}
-
-RECORDERS: dict[Any, Recorder] = {
-    getattr(owner, name): recorder
-    for name, recorder in _BY_NAME.items()
-    for owner in (F, torch, Tensor, torch.special, torch.linalg)
-    if hasattr(owner, name)
-}
-RECORDERS |= {torch.linalg.vector_norm: held, Tensor.__rdiv__: held}
-"""By function, how it is recorded."""
