@@ -44,6 +44,15 @@ class Attribution(TokenScores):
             several; None for other models.
         labels: of a multi-label model, (label, probability) of those above 0.5, highest first, which may be none;
             None for other models.
+        class_scores: how much each token speaks for `explained_label` (positive) or against it (negative), [n], in
+            logits, see `globenc.class_scores`; float32, float64 for float64 models. None where no label is explained:
+            it was not asked for, or the model gives none to a text.
+        explained_label: the label that `class_scores` are about; "start + end", "start" or "end" of an answer to a
+            question; "value" where a model gives one number without a name.
+        logit: its logit, in a regression model the value itself: class_scores.sum() + remainder, up to rounding.
+        remainder: the part of the logit that belongs to no token.
+        reference: from where activations are read, "zero", "model" or "origin". These four are None with
+            `class_scores`.
     """
 
     text: str
@@ -65,6 +74,11 @@ class Attribution(TokenScores):
     truncated: int = 0
     value: float | list[float] | None = None
     labels: list[tuple[str, float]] | None = None
+    class_scores: np.ndarray | None = None
+    explained_label: str | None = None
+    logit: float | None = None
+    remainder: float | None = None
+    reference: str | None = None
 
     def __repr__(self) -> str:
         prediction = in_code(self)
@@ -75,7 +89,8 @@ class Attribution(TokenScores):
         return f"Attribution({len(self.tokens)} tokens{prediction}, top words: {words})"
 
     def words(self) -> list[Word]:
-        """The tokens merged into words, special tokens standing alone; scores still sum to 1.
+        """The tokens merged into words, special tokens standing alone; scores still sum to 1, class scores to what
+        they did.
 
         Returns:
             Words in order of the text.
@@ -91,7 +106,8 @@ class Attribution(TokenScores):
         for run in find_words(sources, self.tokens, self.offsets, self.segments, self.word_ids):
             score: Any = self.scores[..., run.first : run.stop].sum(-1)
             score = float(score) if self.scores.ndim == 1 else score
-            words.append(Word(run.text, score, run.start, run.end, (run.first, run.stop), run.segment))
+            for_label = None if self.class_scores is None else float(self.class_scores[run.first : run.stop].sum())
+            words.append(Word(run.text, score, run.start, run.end, (run.first, run.stop), run.segment, for_label))
         return words
 
     def sentences(self) -> list[Passage]:
@@ -126,14 +142,18 @@ class Attribution(TokenScores):
             spans = [(max(start, first), min(end, last)) for start, end in spans if start < last and end > first]
             starts = [start for start, _ in spans]
             scores = np.zeros((*self.scores.shape[:-1], len(spans)), np.float64)
+            for_label = np.zeros(len(spans))
             read = [(word, word.end) for word in words if word.segment == segment and word.end is not None and spans]
             for word, last in read:
-                scores[..., max(0, bisect.bisect_right(starts, last - 1) - 1)] += word.score
+                k = max(0, bisect.bisect_right(starts, last - 1) - 1)
+                scores[..., k] += word.score
+                for_label[k] += word.class_score or 0.0
             if source is None or not read:
                 continue
             for k, (start, end) in enumerate(spans):
                 score = float(scores[k]) if scores.ndim == 1 else scores[..., k]
-                found.append(Passage(source[start:end], score, start, end, segment))
+                class_score = None if self.class_scores is None else float(for_label[k])
+                found.append(Passage(source[start:end], score, start, end, segment, class_score))
         return found
 
     def unread(self) -> list[tuple[int, int, int]]:
@@ -185,10 +205,12 @@ class Attribution(TokenScores):
             **self._prediction_dict(),
             "tokens": self.tokens,
             "scores": self.scores.tolist(),
+            **self._class_score_dict(),
             "words": [
                 {
                     "text": word.text,
                     "score": word.score if isinstance(word.score, float) else word.score.tolist(),
+                    "class_score": word.class_score,
                     "start": word.start,
                     "end": word.end,
                     "segment": word.segment,
@@ -239,4 +261,10 @@ def _has_text(characters: str) -> bool:
 def _plain(passage: Passage) -> dict[str, Any]:
     """A passage without its text, which its offsets tell."""
     score = passage.score if isinstance(passage.score, float) else passage.score.tolist()
-    return {"score": score, "start": passage.start, "end": passage.end, "segment": passage.segment}
+    return {
+        "score": score,
+        "class_score": passage.class_score,
+        "start": passage.start,
+        "end": passage.end,
+        "segment": passage.segment,
+    }

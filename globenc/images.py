@@ -29,7 +29,7 @@ class ImageAttribution(TokenScores):
         log2_scale, layer_scores, layer_log2_scale, method, position, row_normalize, model: as in `globenc.Attribution`.
         label, probability: the class that the model predicts, of a multi-label model its highest label; None for a
             model that does not classify images.
-        value, labels: as in `globenc.Attribution`.
+        value, labels, class_scores, explained_label, logit, remainder, reference: as in `globenc.Attribution`.
     """
 
     image: np.ndarray
@@ -48,6 +48,11 @@ class ImageAttribution(TokenScores):
     model: str
     value: float | list[float] | None = None
     labels: list[tuple[str, float]] | None = None
+    class_scores: np.ndarray | None = None
+    explained_label: str | None = None
+    logit: float | None = None
+    remainder: float | None = None
+    reference: str | None = None
 
     def __repr__(self) -> str:
         prediction = in_code(self)
@@ -84,6 +89,7 @@ class ImageAttribution(TokenScores):
             **self._prediction_dict(),
             "tokens": self.tokens,
             "scores": self.scores.tolist(),
+            **self._class_score_dict(),
             **self._rollout_dict(),
         }
 

@@ -33,6 +33,11 @@ class TokenScores(ABC):
     probability: float | None
     value: float | list[float] | None
     labels: list[tuple[str, float]] | None
+    class_scores: np.ndarray | None
+    explained_label: str | None
+    logit: float | None
+    remainder: float | None
+    reference: str | None
     method: str
     position: Any
     row_normalize: bool
@@ -61,9 +66,9 @@ class TokenScores(ABC):
         """A data frame: a row for each token, or for each position and token where several positions were asked for.
 
         Returns:
-            Columns `position` (which of those asked for, from 0), `token`, `score`; of a text `word`, `word_id`,
-            `segment`, `start`, `end`, as in `Word`; of an image `row`, `column` of the patch. Whole numbers are Int64,
-            <NA> where a token has none, as special tokens.
+            Columns `position` (which of those asked for, from 0), `token`, `score`, where a label is explained
+            `class_score`; of a text `word`, `word_id`, `segment`, `start`, `end`, as in `Word`; of an image `row`,
+            `column` of the patch. Whole numbers are Int64, <NA> where a token has none, as special tokens.
 
         Raises:
             ImportError: pandas is not installed.
@@ -83,7 +88,8 @@ class TokenScores(ABC):
             name: values if isinstance(values[0], str) else pd.array(values, dtype="Int64")
             for name, values in self._token_columns().items()
         }
-        tokens = pd.DataFrame({"token": self.tokens, "score": np.zeros(n), **columns})
+        explained = {} if self.class_scores is None else {"class_score": self.class_scores}
+        tokens = pd.DataFrame({"token": self.tokens, "score": np.zeros(n), **explained, **columns})
         frame = pd.concat([tokens] * len(rows), ignore_index=True).assign(score=rows.ravel())
         frame.insert(0, "position", np.repeat(np.arange(len(rows)), n))
         return frame
@@ -141,6 +147,16 @@ class TokenScores(ABC):
             "probability": self.probability,
             "value": self.value,
             "labels": None if labels is None else [{"label": name, "probability": share} for name, share in labels],
+        }
+
+    def _class_score_dict(self) -> dict[str, Any]:
+        """The part of `to_dict` that says what speaks for a label and against it."""
+        return {
+            "class_scores": None if self.class_scores is None else self.class_scores.tolist(),
+            "explained_label": self.explained_label,
+            "logit": self.logit,
+            "remainder": self.remainder,
+            "reference": self.reference,
         }
 
     def _rollout_dict(self) -> dict[str, Any]:

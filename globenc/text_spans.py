@@ -34,6 +34,7 @@ class Word:
             offsets.
         tokens: which tokens it is made of, as slice bounds first:stop.
         segment: 0 in the text, 1 in the pair; None for special tokens.
+        class_score: sum of its tokens' class scores, in logits; None where no label is explained.
     """
 
     text: str
@@ -42,6 +43,7 @@ class Word:
     end: int | None
     tokens: tuple[int, int]
     segment: int | None
+    class_score: float | None = None
 
     @property
     def special(self) -> bool:
@@ -58,6 +60,7 @@ class Passage:
         score: sum of its words' scores: a float, or [positions] where several positions were asked for.
         start, end: characters text[start:end].
         segment: 0 in the text, 1 in the pair.
+        class_score: sum of its words' class scores, in logits; None where no label is explained.
     """
 
     text: str
@@ -65,6 +68,7 @@ class Passage:
     start: int
     end: int
     segment: int
+    class_score: float | None = None
 
 
 def word_spans(segments: Sequence[int | None], word_ids: Sequence[int | None]) -> list[tuple[int, int]]:
