@@ -1,17 +1,74 @@
-"""A text's or an image's part of a batch as a result that shows itself."""
+"""A batch through the model, and a text's or an image's part of it as a result that shows itself."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
 from .attribution import Attribution
 from .batching import BatchScores
+from .class_score_batches import KnownLabel, Label, batch_class_scores
 from .encoders import Encoder
+from .functional import attribute
 from .images import ImageAttribution, denormalized_images
 from .inputs import patch_grid, patch_size, patch_tokens
+from .predictions import predictions_of
+from .rollouts import Position
 from .tokenization import Encoding
+
+
+class CallOptions(TypedDict, total=False):
+    """What a call of `GlobEnc` takes by name, for its overloads; documented there."""
+
+    method: str
+    position: Position
+    per_layer: bool
+    row_normalize: bool
+    label: Label
+    reference: str
+    max_length: int | None
+    batch_tokens: int | None
+
+
+def scored_batch(
+    model: Any,
+    tokenizer: Any,
+    backend: str,
+    count: int,
+    inputs: dict[str, Any],
+    *,
+    label: KnownLabel = None,
+    reference: str = "zero",
+    **options: Any,
+) -> BatchScores:
+    """A batch of `count` texts or images through the model.
+
+    Args:
+        model, tokenizer: what scores it.
+        backend, **options: as in `globenc.attribute`, which has all of its options here.
+        label, reference: as in `batch_class_scores`.
+    """
+    out = attribute(model, backend=backend, **options, **inputs)
+    predictions = predictions_of(model, out.model_output, count)
+    return BatchScores(
+        scores=out.scores.cpu().numpy(),
+        log2_scale=out.log2_scale.cpu().numpy(),
+        layer_scores=None if out.layer_scores is None else out.layer_scores.cpu().numpy(),
+        layer_log2_scale=None if out.layer_log2_scale is None else out.layer_log2_scale.cpu().numpy(),
+        predictions=predictions,
+        explained=batch_class_scores(
+            model,
+            tokenizer,
+            inputs,
+            out.model_output,
+            predictions,
+            label=label,
+            reference=reference,
+            position=options["position"],
+            backend=backend,
+        ),
+    )
 
 
 def text_result(
@@ -31,7 +88,7 @@ def text_result(
         texts: as they were given.
         scored: its batch.
         row: its index in the batch.
-        options: of `globenc.attribute`, as the batch was scored with.
+        options: as the batch was scored with, see `scored_batch`.
     """
     special = (encoding.segments < 0).tolist()
     offsets = None if encoding.offsets is None else encoding.offsets.tolist()
@@ -75,6 +132,7 @@ def _shared_fields(model: Any, scored: BatchScores, row: int, n: int, options: d
         "probability": prediction.probability,
         "value": prediction.value,
         "labels": prediction.labels,
+        **({} if scored.explained is None else scored.explained.of(row, n)),
         "method": options["method"],
         "position": options["position"],
         "row_normalize": options["row_normalize"],

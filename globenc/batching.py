@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .class_score_batches import BatchClassScores
 from .encoders import Encoder, accepted_inputs
 from .images import open_image
 from .inputs import patch_tokens
@@ -103,11 +104,12 @@ def free_memory() -> int | None:
 
 @dataclass(frozen=True)
 class BatchScores:
-    """What `globenc.attribute` gives for a batch, as arrays on the CPU, with the model's predictions.
+    """What `globenc.attribute` gives for a batch, as arrays on the CPU, with the model's predictions and class scores.
 
     Attributes:
         scores, log2_scale, layer_scores, layer_log2_scale: as in `globenc.AttributionOutput`.
         predictions: one for each text.
+        explained: class scores; None where no label is explained.
     """
 
     scores: np.ndarray
@@ -115,6 +117,7 @@ class BatchScores:
     layer_scores: np.ndarray | None
     layer_log2_scale: np.ndarray | None
     predictions: list[Prediction]
+    explained: BatchClassScores | None = None
 
     def of(self, row: int, n: int, whole: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
         """The four arrays of one text of n tokens, without padding; `whole`: its positions are all of its tokens."""

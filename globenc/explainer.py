@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import nn
 
 from .attribution import Attribution
-from .batch_results import image_result, text_result
+from .batch_results import CallOptions, image_result, scored_batch, text_result
 from .batching import BatchScores, by_length, image_batches, memory_budget, pad
+from .class_score_batches import PREDICTED, Label, known_labels, labels_of
 from .contributions.backend import check_backend
 from .encoders import Encoder
 from .errors import blames_text, refuses_target
-from .functional import attribute
 from .images import ImageAttribution
 from .loading import ModelSource, load, load_processor
 from .methods import get_method
-from .predictions import predictions_of
 from .rollouts import Position, plain_position
 from .texts import all_encoded, check_encodings, check_positions, check_texts, encode_each, error_of_text
 from .tokenization import Encoding
@@ -30,17 +29,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     Image = Path | PIL.Image.Image | np.ndarray[Any, np.dtype[np.uint8]] | torch.Tensor
-
-
-class CallOptions(TypedDict, total=False):
-    """What a call of `GlobEnc` takes by name, for its overloads; documented there."""
-
-    method: str
-    position: Position
-    per_layer: bool
-    row_normalize: bool
-    max_length: int | None
-    batch_tokens: int | None
 
 
 class GlobEnc:
@@ -181,6 +169,8 @@ class GlobEnc:
         position: Position = "cls",
         per_layer: bool = False,
         row_normalize: bool = False,
+        label: Label = PREDICTED,
+        reference: str = "zero",
         max_length: int | None = None,
         batch_tokens: int | None = None,
     ) -> Any:
@@ -192,6 +182,11 @@ class GlobEnc:
             text_pair: the second text of a pair (a premise's hypothesis, a question's context), one for each text.
             method, position, per_layer, row_normalize: as in `globenc.attribute`; positions count all tokens,
                 [CLS] is 0. A weight tensor goes with a single text.
+            label: whose logit `class_scores` explain, see `globenc.class_scores`: "predicted", a label's number or
+                name, or of several texts one for each; of a masked language model a token; None leaves them out. A
+                model that answers for tokens needs the `position` of one. "predicted" of a model without labels, or
+                without such a position, is none.
+            reference: of `class_scores`, "zero", "model" or "origin".
             max_length: most tokens of a text, special ones included; None is the model's own limit. Longer texts are
                 cut, with a warning, and say so in `Attribution.truncated`. Not for images.
             batch_tokens: most tokens, padding included, in one forward pass; None goes by the free memory.
@@ -204,56 +199,59 @@ class GlobEnc:
             OSError: an image's file cannot be read.
             TypeError: a text is not a string; it is named by its index.
             ValueError: an empty text, no text, a token beyond the model's embeddings, a position outside a text, an
-                unknown method or position. Of several texts the one at fault is named by its index.
+                unknown method, position, label or reference. Of several texts the one at fault is named by its index.
             FloatingPointError: the model's activations are not finite.
         """
         for name, number in (("max_length", max_length), ("batch_tokens", batch_tokens)):
             if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
                 raise ValueError(f"{name} must be a positive whole number, got {number!r}")
+        options = {"method": method, "position": position, "per_layer": per_layer, "row_normalize": row_normalize}
+        options["reference"] = reference
         if self.reads_images:
             for name, value in (("text_pair", text_pair), ("max_length", max_length)):
                 if value is not None:
                     raise ValueError(f"{name} has no meaning for {self._family.model_type!r}, which reads images")
-            options = {"method": method, "position": position, "per_layer": per_layer, "row_normalize": row_normalize}
-            return self._images(texts, batch_tokens, options)
+            return self._images(texts, batch_tokens, label, options)
         single = isinstance(texts, str)
         firsts, seconds = check_texts(texts, text_pair)
         get_method(method)
+        labels = known_labels(self.model, self.tokenizer, label, options, None if single else len(firsts))
         limit = self.limit(max_length)
         encodings = all_encoded(self.encode_each(firsts, seconds, limit))
         check_encodings(encodings, firsts, limit, single)
         check_positions(position, encodings, single)
-        options = {
-            "method": method,
-            "position": plain_position(position),
-            "per_layer": per_layer,
-            "row_normalize": row_normalize,
-        }
+        options["position"] = plain_position(position)
         results: list[Attribution | None] = [None] * len(encodings)
+
+        def score(*batch: int) -> BatchScores:
+            return self.score([encodings[i] for i in batch], label=labels_of(labels, batch), **options)
+
         for batch in self.batches([len(e) for e in encodings], batch_tokens or self.budget()):
             try:
-                scored = self.score([encodings[i] for i in batch], **options)
+                scored = score(*batch)
             except Exception as error:
                 if single or not blames_text(error):
                     raise
-                raise error_of_text(error, encodings, batch, lambda one: self.score([one], **options)) from error
+                raise error_of_text(error, encodings, batch, score) from error
             for row, i in enumerate(batch):
                 given = firsts[i], None if seconds is None else seconds[i]
                 results[i] = text_result(self.model, self.tokenizer, encodings[i], given, scored, row, options)
         return results[0] if single else results
 
-    def _images(self, images: Any, batch_tokens: int | None, options: dict[str, Any]) -> Any:
+    def _images(self, images: Any, batch_tokens: int | None, label: Label, options: dict[str, Any]) -> Any:
         single = not isinstance(images, list | tuple)
         given = [images] if single else images
         if not given:
             raise ValueError("images is an empty list: give at least one image")
         options["position"] = position = plain_position(options["position"])
+        labels = known_labels(self.model, None, label, options, None if single else len(given))
         results: list[ImageAttribution] = []
         for batch in image_batches(
             self._encoder, self.tokenizer, given, position, batch_tokens or self.budget(), single
         ):
-            inputs = torch.cat(batch).to(self.device, self.model.dtype)
-            scored = self._run(len(batch), options, {"pixel_values": inputs})
+            inputs = {"pixel_values": torch.cat(batch).to(self.device, self.model.dtype)}
+            chosen = labels_of(labels, range(len(results), len(results) + len(batch)))
+            scored = self._scored(len(batch), inputs, label=chosen, **options)
             results += [
                 image_result(self._encoder, self.tokenizer, pixels, scored, row, options)
                 for row, pixels in enumerate(batch)
@@ -267,19 +265,12 @@ class GlobEnc:
         return encode_each(self.tokenizer, self.model, texts, text_pair, limit)
 
     def score(self, encodings: Sequence[Encoding], **options: Any) -> BatchScores:
-        """One padded batch through the model: scores as arrays, predictions; options as in `globenc.attribute`."""
-        return self._run(len(encodings), options, pad(encodings, self.tokenizer, self.model))
+        """One padded batch through the model: scores as arrays, predictions; options as in `scored_batch`, of which
+        `label` is what `known_labels` gives, and None unless said."""
+        return self._scored(len(encodings), pad(encodings, self.tokenizer, self.model), **options)
 
-    def _run(self, count: int, options: dict[str, Any], inputs: dict[str, Any]) -> BatchScores:
-        """A batch of `count` texts or images through the model."""
-        out = attribute(self.model, backend=self.backend, **options, **inputs)
-        return BatchScores(
-            scores=out.scores.cpu().numpy(),
-            log2_scale=out.log2_scale.cpu().numpy(),
-            layer_scores=None if out.layer_scores is None else out.layer_scores.cpu().numpy(),
-            layer_log2_scale=None if out.layer_log2_scale is None else out.layer_log2_scale.cpu().numpy(),
-            predictions=predictions_of(self.model, out.model_output, count),
-        )
+    def _scored(self, count: int, inputs: dict[str, Any], **options: Any) -> BatchScores:
+        return scored_batch(self.model, self.tokenizer, self.backend, count, inputs, **options)
 
     def limit(self, max_length_: int | None = None) -> int | None:
         """Most tokens of a text that the model, its tokenizer and `max_length_` allow; None where nothing does.

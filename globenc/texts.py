@@ -150,7 +150,7 @@ def _warn_truncated(encodings: Sequence[Encoding], limit: int | None, single: bo
 
 
 def error_of_text(
-    error: Exception, encodings: Sequence[Encoding], batch: Sequence[int], score: Callable[[Encoding], object]
+    error: Exception, encodings: Sequence[Encoding], batch: Sequence[int], score: Callable[[int], object]
 ) -> Exception:
     """The error of a batch with the index of the text that raises it; as it is where every text fails.
 
@@ -158,13 +158,13 @@ def error_of_text(
         error: what the batch raised.
         encodings: of all texts.
         batch: indices of those in the batch, which are tried first.
-        score: runs one text alone.
+        score: runs one text alone, given by its index.
     """
     culprit: Exception | None = None
     works = False
     for i in [*batch, *(set(range(len(encodings))) - set(batch))][:_SUSPECTS]:
         try:
-            score(encodings[i])
+            score(i)
             works = True
         except Exception as alone:
             if not blames_text(alone):

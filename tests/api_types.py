@@ -19,6 +19,10 @@ def calls(
     assert_type(explainer(["a text", "another"], per_layer=True), list[globenc.Attribution])
     assert_type(explainer(("a text",), text_pair=("its pair",)), list[globenc.Attribution])
     assert_type(explainer(text for text in ["a text"]), list[globenc.Attribution])
+    assert_type(explainer("a text", label="positive", reference="model"), globenc.Attribution)
+    assert_type(explainer(["a text", "another"], label=[0, "positive"]), list[globenc.Attribution])
+    assert_type(explainer(["a text", "another"], label=None), list[globenc.Attribution])
+    assert_type(explainer(image, label=3), globenc.ImageAttribution)
     assert_type(explainer(Path("photo.jpg")), globenc.ImageAttribution)
     assert_type(explainer(image, position="all"), globenc.ImageAttribution)
     assert_type(explainer(pixels), globenc.ImageAttribution)
@@ -32,6 +36,9 @@ def results(result: globenc.Attribution, image: globenc.ImageAttribution) -> Non
     assert_type(result.words(), list[globenc.Word])
     assert_type(result.save_html("a.html"), Path)
     assert_type(image.patches(), np.ndarray)
+    assert_type(result.class_scores, np.ndarray | None)
+    assert_type((result.explained_label, result.logit), tuple[str | None, float | None])
+    assert_type(result.words()[0].class_score, float | None)
 
 
 def wrong_calls(explainer: globenc.GlobEnc) -> None:

@@ -148,13 +148,13 @@ def test_explainer_pairs_in_batches(explainer):
 @pytest.mark.parametrize("batch_tokens", [1, 16, 4096])
 def test_budget_is_kept(explainer, monkeypatch, batch_tokens):
     sizes = []
-    whole = globenc.explainer.attribute
+    whole = globenc.batch_results.attribute
 
     def counted(*args, **kwargs):
         sizes.append(kwargs["input_ids"].shape)
         return whole(*args, **kwargs)
 
-    monkeypatch.setattr(globenc.explainer, "attribute", counted)
+    monkeypatch.setattr(globenc.batch_results, "attribute", counted)
     explainer(TEXTS, batch_tokens=batch_tokens)
     assert sum(rows for rows, _ in sizes) == len(TEXTS)
     assert all(rows * n <= batch_tokens or rows == 1 for rows, n in sizes)

@@ -261,13 +261,13 @@ def test_images_go_in_batches(explainer, photo, monkeypatch):
     array = np.asarray(Image.open(photo))
     images = [array, array[::-1].copy(), array[:, ::-1].copy(), array.transpose(1, 0, 2).copy(), 255 - array]
     sizes = []
-    whole = globenc.explainer.attribute
+    whole = globenc.batch_results.attribute
 
     def counted(model, **inputs):
         sizes.append(len(inputs["pixel_values"]))
         return whole(model, **inputs)
 
-    monkeypatch.setattr("globenc.explainer.attribute", counted)
+    monkeypatch.setattr("globenc.batch_results.attribute", counted)
     alone = [explainer(image, per_layer=True) for image in images]
     for batch_tokens, expected in ((17, [1, 1, 1, 1, 1]), (35, [2, 2, 1]), (None, [5]), (1, [1] * 5)):
         sizes.clear()

@@ -27,7 +27,7 @@ LAYERS = [
     ["functional", "layer_maps", "frozen"],
     ["render"],
     ["results"],
-    ["attribution", "images", "tokenization", "loading", "progress"],
+    ["attribution", "images", "tokenization", "loading", "progress", "class_score_batches"],
     ["batching", "texts"],
     ["batch_results", "metrics"],
     ["explainer"],

@@ -44,9 +44,10 @@ def test_length_and_pairs(explainer, image):
 def test_a_text_as_a_data_frame(explainer):
     a = explainer(TEXT, text_pair="A film")
     frame = a.to_pandas()
-    assert list(frame) == ["position", "token", "score", "word", "word_id", "segment", "start", "end"]
+    assert list(frame) == ["position", "token", "score", "class_score", "word", "word_id", "segment", "start", "end"]
     assert frame.token.tolist() == a.tokens
     np.testing.assert_array_equal(frame.score.to_numpy(), a.scores)
+    np.testing.assert_array_equal(frame.class_score.to_numpy(), a.class_scores)
     assert frame.score.dtype == a.scores.dtype
     special = frame.segment.isna()
     assert special.tolist() == [segment is None for segment in a.segments]
