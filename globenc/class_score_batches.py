@@ -77,7 +77,7 @@ def known_labels(
         raise ValueError(f"reference must be one of {', '.join(REFERENCES)}; got {options['reference']!r}")
     if label is None or (isinstance(label, str) and label == PREDICTED):
         return label
-    _check_explained(model, options["position"])
+    require_labels(model, options["position"])
     if head_of(model) == "QuestionAnswering":
         if not isinstance(label, str) or label not in _SPANS:
             raise ValueError(
@@ -103,6 +103,20 @@ def known_labels(
             where = f"images[{i}]" if tokenizer is None else f"text {i}"
             raise type(error)(f"{where}: {error}") from None
     return numbers
+
+
+def require_labels(model: nn.Module, position: Position) -> None:
+    """Raises ValueError where a model, as far as its class tells, has no label to explain."""
+    head, name = head_of(model), type(model).__name__
+    if head is None and not classifies(model):
+        raise ValueError(
+            f"{name} has no labels to explain: give a model that classifies; another number of its output is explained "
+            "by globenc.class_scores(model, answer=...)"
+        )
+    if head in TOKEN_HEADS and not isinstance(position, Integral):
+        raise ValueError(
+            f"position must be a token's position for a label of {name}, which answers for each token; got {position!r}"
+        )
 
 
 def labels_of(labels: KnownLabel, batch: Sequence[int]) -> KnownLabel:
@@ -155,7 +169,7 @@ def batch_class_scores(
         )
     except Exception as error:
         if label == PREDICTED and reference == REFERENCES[0] and blames_text(error):
-            raise named(error, "class scores, which label=None leaves out") from error
+            raise named(error, "class scores, which can be left out") from error
         raise
     return BatchClassScores(
         scores=found.scores.cpu().numpy(),
@@ -164,20 +178,6 @@ def batch_class_scores(
         names=_names(model, tokenizer, found.labels, found.label_names or [], predictions),
         reference=reference,
     )
-
-
-def _check_explained(model: nn.Module, position: Position) -> None:
-    """Raises ValueError where a model, as far as its class tells, has no label to explain."""
-    head, name = head_of(model), type(model).__name__
-    if head is None and not classifies(model):
-        raise ValueError(
-            f"label must be None for {name}, which has no labels: give a model that classifies, or explain another "
-            "number of its output by globenc.class_scores(model, answer=...)"
-        )
-    if head in TOKEN_HEADS and not isinstance(position, Integral):
-        raise ValueError(
-            f"position must be a token's position for a label of {name}, which answers for each token; got {position!r}"
-        )
 
 
 def _predicts(model: Any, position: Position, predictions: Sequence[Prediction]) -> bool:

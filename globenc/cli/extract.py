@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from .console import errors_in_a_line, quiet, say, status, warnings_in_a_line
+from .console import UsageError, errors_in_a_line, quiet, say, status, warnings_in_a_line
 from .options import (
     ENGINE,
     INPUT,
     OUTPUT,
+    QUESTION,
     Backend,
     BatchTokens,
     Device,
     Dtype,
     Format,
     IdColumn,
+    Label,
     Limit,
     MaxLength,
     Method,
@@ -27,6 +29,7 @@ from .options import (
     PairColumn,
     PerLayer,
     Position,
+    Reference,
     Revision,
     RowNormalize,
     TextColumn,
@@ -67,6 +70,16 @@ def extract(
     position: Position = "cls",
     per_layer: PerLayer = False,
     row_normalize: RowNormalize = False,
+    class_scores: Annotated[
+        bool,
+        typer.Option(
+            "--class-scores",
+            rich_help_panel=QUESTION,
+            help="Also class_scores: how much each token speaks for a label or against it, in logits.",
+        ),
+    ] = False,
+    label: Label = None,
+    reference: Reference = None,
     words: Annotated[
         bool,
         typer.Option(
@@ -120,8 +133,13 @@ def extract(
 
     - `globenc extract part-*.jsonl.gz -o out --words --label-column label`
 
+    - `globenc extract reviews.csv -o out --text-column review --class-scores --words`
+
     - `globenc extract "hf://stanfordnlp/imdb?split=test" -o imdb -m ./my-model`
     """
+    for option, value in (("--label", label), ("--reference", reference)):
+        if value is not None and not class_scores:
+            raise UsageError(f"{option} goes with --class-scores")
     with errors_in_a_line(), warnings_in_a_line():
         with status("importing torch and transformers"):
             quiet()
@@ -145,6 +163,9 @@ def extract(
                 max_length=max_length,
                 words=words,
                 keep_text=keep_text,
+                class_scores=class_scores,
+                label="predicted" if label is None else label,
+                reference=reference or "zero",
                 batch_tokens=batch_tokens,
                 shard_rows=shard_rows,
                 strict=strict,

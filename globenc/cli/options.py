@@ -128,6 +128,22 @@ RowNormalize = Annotated[
         help="Divide the rows of every layer by their sums; the paper does not.",
     ),
 ]
+Label = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|NUMBER",
+        rich_help_panel=QUESTION,
+        help="Whose logit is explained by class scores. Default: the label that the model predicts.",
+    ),
+]
+Reference = Annotated[
+    Literal["zero", "model", "origin"] | None,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=QUESTION,
+        help="What class scores compare with: zero (empty input), model (mask tokens), origin. Default: zero.",
+    ),
+]
 AsJson = Annotated[
     bool,
     typer.Option("--json", rich_help_panel=OUTPUT, help="Print everything as one JSON object, and nothing else."),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..class_score_batches import KnownLabel
 from ..rollouts import Position
 from .rows import Columns
 
@@ -27,6 +28,18 @@ class RunOptions:
     words: bool
     keep_text: bool
     shard_rows: int
+    class_scores: bool
+    label: KnownLabel
+    reference: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells one run's rows from another's."""
+        told = asdict(self)
+        if not self.class_scores:  # folders of versions without class scores do not name them
+            for name in ("class_scores", "label", "reference"):
+                del told[name]
+        return told
 
     @property
     def columns(self) -> Columns:
@@ -35,12 +48,14 @@ class RunOptions:
 
     @property
     def model_options(self) -> dict[str, Any]:
-        """Options of `globenc.attribute`."""
+        """Options of `GlobEnc.score`."""
         return {
             "method": self.method,
             "position": self.position,
             "per_layer": self.per_layer,
             "row_normalize": self.row_normalize,
+            "label": self.label if self.class_scores else None,
+            "reference": self.reference,
         }
 
 

@@ -6,12 +6,13 @@ import contextlib
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from ..class_score_batches import PREDICTED, known_labels, require_labels
 from ..errors import refuses_target, warn_caller
 from ..explainer import GlobEnc
 from ..loading import ModelSource, stored_dtype
@@ -79,6 +80,9 @@ def extract(
     max_length: int | None = None,
     words: bool = False,
     keep_text: bool = False,
+    class_scores: bool = False,
+    label: str | int = PREDICTED,
+    reference: str = "zero",
     batch_tokens: int | None = None,
     shard_rows: int | None = None,
     strict: bool = False,
@@ -113,6 +117,9 @@ def extract(
             `layer_scores`.
         words: add `words`, `word_scores` and `word_tokens` (how many each has), without special tokens.
         keep_text: add `text` (and `text_pair`).
+        class_scores: add `class_scores`, `explained_label`, `logit` and `remainder`, see `globenc.class_scores`, and
+            with `words` also `word_class_scores`.
+        label, reference: of `class_scores`, as for `GlobEnc`; one label for all rows.
         batch_tokens: most tokens of a batch, padding included; None goes by the free memory. Halved when it runs out.
         shard_rows: rows of a shard, at most 100,000; fewer where texts are long. None is 2,000, and 100 for position
             "all".
@@ -160,7 +167,12 @@ def extract(
         words=words,
         keep_text=keep_text,
         shard_rows=shard_rows,
+        class_scores=class_scores,
+        label=label,
+        reference=reference,
     )
+    if not class_scores and (label, reference) != (PREDICTED, "zero"):
+        raise ValueError(f"{'reference' if label == PREDICTED else 'label'} goes with class_scores=True")
     execution = _Execution(engine, ray_address, workers, batch_tokens, strict, overwrite, progress)
     return _extract(inputs_of(inputs, format), Path(output), model, options, execution)
 
@@ -212,8 +224,9 @@ def _extract(
         explainer = model if isinstance(model, GlobEnc) else GlobEnc.from_pretrained(loading)
         if explainer.reads_images:
             raise ValueError("model must read texts for extract; this one reads images: call GlobEnc on them")
+        options = _with_known_label(explainer, options)
         known = model_hash(explainer)
-        run_options = {"model": known, **asdict(options), "input": [_known(source) for source in sources]}
+        run_options = {"model": known, **options.identity, "input": [_known(source) for source in sources]}
         earlier = None if execution.overwrite else store.made_by.get("batch_tokens")
         batch_tokens = execution.batch_tokens or earlier or (None if gpus else explainer.budget())
         made_by = {**provenance(explainer, loading.revision), "batch_tokens": batch_tokens}
@@ -252,6 +265,21 @@ def _position(position: Position) -> Position:
         raise TypeError("position weights belong to one text: give positions or a name")
     check_position(position, n=2**31)
     return plain_position(position)
+
+
+def _with_known_label(explainer: GlobEnc, options: RunOptions) -> RunOptions:
+    """The same with the label's number, so that its name and its number are the same run.
+
+    Raises:
+        TypeError, ValueError: there is no such label, or the model has none.
+    """
+    if not options.class_scores:
+        return options
+    require_labels(explainer.model, options.position)
+    asked = {"position": options.position, "reference": options.reference}
+    if options.label is None:
+        raise TypeError('label must be "predicted", a number or a name with class_scores=True, got None')
+    return replace(options, label=known_labels(explainer.model, explainer.tokenizer, options.label, asked))
 
 
 def _looked_at(source: ModelSource, gpus: bool) -> ModelSource:

@@ -32,6 +32,7 @@ class ScoredText:
     layer_scores: np.ndarray | None
     layer_log2_scale: np.ndarray | None
     prediction: Prediction
+    explained: dict[str, Any] | None = None  # of `BatchClassScores`
 
 
 class TableBuilder:
@@ -88,11 +89,15 @@ class TableBuilder:
             columns["word_scores"] = _nested([row[1] for row in words], depth)
             counts = pa.array([count for row in words for count in row[2]], pa.int32())
             columns["word_tokens"] = _lists([len(row[2]) for row in words], counts)
+            if options.class_scores:
+                columns["word_class_scores"] = _nested([row[3] for row in words], 1)
         if options.per_layer:
             layers = [row.layer_scores for row in rows if row.layer_scores is not None]
             scales = [row.layer_log2_scale for row in rows if row.layer_log2_scale is not None]
             columns["layer_scores"] = _nested(layers, depth + 1)
             columns["layer_log2_scale"] = _nested(scales, depth)
+        if options.class_scores:
+            columns |= _explained([row.explained for row in rows if row.explained is not None])
         if options.keep_text:
             texts = [row.example.whole_texts or (row.example.text, row.example.pair) for row in rows]
             columns["text"] = pa.array([text for text, _ in texts], pa.string())
@@ -130,8 +135,9 @@ class TableBuilder:
                 columns[name] = pa.array(cells, pa.list_(type_))
         return columns
 
-    def _words(self, row: ScoredText) -> tuple[list[str], np.ndarray, list[int]]:
-        """The words of a text without special tokens, their scores, and how many tokens each is made of."""
+    def _words(self, row: ScoredText) -> tuple[list[str], np.ndarray, list[int], np.ndarray]:
+        """The words of a text without special tokens, their scores, how many tokens each is made of, and their class
+        scores, which are none where none are asked for."""
         encoding = row.encoding
         spans = [None] * len(encoding) if encoding.offsets is None else encoding.offsets.tolist()
         names = self._names().take(pa.array(encoding.ids)).to_pylist()
@@ -139,7 +145,11 @@ class TableBuilder:
         runs = find_words(sources, names, spans, encoding.segments.tolist(), encoding.word_ids.tolist())
         runs = [run for run in runs if run.segment is not None]
         scores = [row.scores[..., run.first : run.stop].sum(-1) for run in runs]
-        return [run.text for run in runs], np.stack(scores, axis=-1), [run.stop - run.first for run in runs]
+        for_label = np.zeros(0, np.float32)
+        if row.explained is not None:
+            for_label = np.array([row.explained["class_scores"][run.first : run.stop].sum() for run in runs])
+        counts = [run.stop - run.first for run in runs]
+        return [run.text for run in runs], np.stack(scores, axis=-1), counts, for_label
 
     def _names(self) -> pa.Array:
         """The tokenizer's tokens by id."""
@@ -148,6 +158,16 @@ class TableBuilder:
             names = tokenizer.convert_ids_to_tokens(list(range(max(tokenizer.get_vocab().values()) + 1)))
             self._vocabulary = pa.array(names, pa.string())
         return self._vocabulary
+
+
+def _explained(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
+    """The columns of class scores."""
+    return {
+        "class_scores": _nested([row["class_scores"] for row in rows], 1),
+        "explained_label": pa.array([row["explained_label"] for row in rows], pa.string()),
+        "logit": pa.array([row["logit"] for row in rows], pa.float64()),
+        "remainder": pa.array([row["remainder"] for row in rows], pa.float64()),
+    }
 
 
 def shard_bytes(table: pa.Table) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import torch
 
@@ -127,11 +128,21 @@ class Worker:
     def _score(self, encodings: list[Encoding]) -> BatchScores | BaseException:
         """The scores of a batch, or the error where it may be a text's or for want of memory."""
         try:
-            return self.explainer.score(encodings, **self.settings.options.model_options)
+            return self._through_model(encodings)
         except BaseException as error:
             if not out_of_memory(error) and not blames_text(error):
                 raise
             return error.with_traceback(None)  # frees what the model had in memory
+
+    def _through_model(self, encodings: list[Encoding], **changed: Any) -> BatchScores:
+        """The scores of a batch; `changed`: other options than those asked for."""
+        options = self.settings.options
+        scored = self.explainer.score(encodings, **{**options.model_options, **changed})
+        if options.class_scores and scored.explained is None:
+            raise ValueError(
+                f"{type(self.explainer.model).__name__} predicts nothing for a text that could be explained"
+            )
+        return scored
 
     def _split(
         self, shard: Shard, batch: list[int], pending: list[list[int]], failure: BaseException
@@ -164,7 +175,7 @@ class Worker:
         position = self.settings.options.position if isinstance(self.settings.options.position, str) else 0
         for encoding in self._plain_texts(self.explainer.limit(self.settings.options.max_length)):
             try:
-                self.explainer.score([encoding], **{**self.settings.options.model_options, "position": position})
+                self._through_model([encoding], position=position)
             except Exception as error:
                 if not blames_text(error):
                     raise
@@ -194,7 +205,8 @@ class Worker:
         for k, i in enumerate(batch):
             encoding = shard.encodings[i]
             parts = scored.of(k, len(encoding), whole)
-            rows[i] = ScoredText(shard.examples[i], encoding, *parts, scored.predictions[k])
+            explained = None if scored.explained is None else scored.explained.of(k, len(encoding))
+            rows[i] = ScoredText(shard.examples[i], encoding, *parts, scored.predictions[k], explained)
         return rows
 
     def _reject(self, shard: Shard, example: Example, reason: str) -> None:
