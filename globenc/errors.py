@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 import sys
 import warnings
@@ -76,10 +77,11 @@ def refuses_target(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*arguments: P.args, **options: P.kwargs) -> R:
         if "target" in options:
             target = options["target"]
+            here = "" if "label" in inspect.signature(function).parameters else " of GlobEnc and globenc.class_scores"
             raise TypeError(
                 f"{function.__qualname__} takes no 'target': position= says whose output vector is attributed ('cls', "
                 f"'mean', 'all', a token's position), so position={target!r} where a token was meant; a class, as "
-                f"elsewhere, would be label={target!r}, and globenc attributes vectors, not yet the score of a class"
+                f"elsewhere, is label={target!r}{here}, which class scores explain"
             )
         return function(*arguments, **options)
 

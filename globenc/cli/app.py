@@ -31,7 +31,7 @@ _RENAMED = {
     "--target": (
         "--position",
         "No such option: --target: --position says whose output vector is attributed (cls, mean, all, a token's "
-        "position); a class, which is a target elsewhere, would be --label, which is not there yet",
+        "position); a class, which is a target elsewhere, is --label of globenc attribute and globenc extract",
     ),
     "--layers": (
         "--per-layer",
@@ -95,10 +95,10 @@ def _root(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Which words of a text did a transformer encoder's answer come from?
+    """Which words of a text did a transformer encoder's answer come from, and which speak for it or against it?
 
-    globenc runs your classifier (or any other encoder that it knows) once and follows every word's contribution
-    through attention, residual connections and LayerNorms of all layers, exactly, by the method GlobEnc.
+    globenc runs your classifier (or any other encoder that it knows) and follows every word's contribution through
+    all layers, exactly: how much of it is in the answer by the method GlobEnc, and what it adds to a label's logit.
 
     **Start here**
 

@@ -78,8 +78,8 @@ def extract(
             help="Also class_scores: how much each token speaks for a label or against it, in logits.",
         ),
     ] = False,
-    label: Label = None,
-    reference: Reference = None,
+    label: Label = "predicted",
+    reference: Reference = "zero",
     words: Annotated[
         bool,
         typer.Option(
@@ -137,9 +137,8 @@ def extract(
 
     - `globenc extract "hf://stanfordnlp/imdb?split=test" -o imdb -m ./my-model`
     """
-    for option, value in (("--label", label), ("--reference", reference)):
-        if value is not None and not class_scores:
-            raise UsageError(f"{option} goes with --class-scores")
+    if not class_scores and (label, reference) != ("predicted", "zero"):
+        raise UsageError(f"{'--reference' if label == 'predicted' else '--label'} goes with --class-scores")
     with errors_in_a_line(), warnings_in_a_line():
         with status("importing torch and transformers"):
             quiet()
@@ -164,8 +163,8 @@ def extract(
                 words=words,
                 keep_text=keep_text,
                 class_scores=class_scores,
-                label="predicted" if label is None else label,
-                reference=reference or "zero",
+                label=label,
+                reference=reference,
                 batch_tokens=batch_tokens,
                 shard_rows=shard_rows,
                 strict=strict,

@@ -129,19 +129,20 @@ RowNormalize = Annotated[
     ),
 ]
 Label = Annotated[
-    str | None,
+    str,
     typer.Option(
         metavar="NAME|NUMBER",
         rich_help_panel=QUESTION,
-        help="Whose logit is explained by class scores. Default: the label that the model predicts.",
+        help="Which label's logit the class scores explain: its name or number; predicted is the model's answer.",
     ),
 ]
 Reference = Annotated[
-    Literal["zero", "model", "origin"] | None,
+    Literal["zero", "model", "origin"],
     typer.Option(
         metavar="NAME",
         rich_help_panel=QUESTION,
-        help="What class scores compare with: zero (empty input), model (mask tokens), origin. Default: zero.",
+        help="Of class scores, what a word is compared with: zero (empty input), model (mask tokens; faster), "
+        "origin (as DecompX).",
     ),
 ]
 AsJson = Annotated[

@@ -147,7 +147,7 @@ def test_the_command(model, loaded, explained, tmp_path):
         np.testing.assert_allclose(row, other, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("option", ["--label=yes", "--reference=zero"])
+@pytest.mark.parametrize("option", ["--label=yes", "--reference=origin"])
 def test_the_commands_options_go_with_class_scores(tmp_path, option):
     from globenc.cli.console import UsageError
 
