@@ -22,6 +22,16 @@ def meaning(view: View) -> str:
     )
 
 
+def share_meaning(attribution: TextResult, view: View) -> str:
+    """The same where class scores stand beside it."""
+    first = isinstance(attribution.position, str) and attribution.position == "cls"
+    decides = ", the summary that most classifiers decide from" if first else ""
+    return (
+        f"The share says how much of each word is in {view.position}{decides}, by what flows there through all layers: "
+        "it says how much, not for or against."
+    )
+
+
 def wrapped(line: str, inches: float) -> str:
     """A line of a figure's title in as many as its width takes."""
     return "\n".join(textwrap.wrap(line, max(20, int(inches * _LETTERS_PER_INCH)))) or line

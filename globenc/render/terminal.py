@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import numpy as np
 from rich.console import Console
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from ..printing import printable
-from .captions import circumstances, meaning, prediction, truncation
+from ..text_spans import Word
+from .captions import circumstances, meaning, prediction, share_meaning, truncation
 from .document import document, is_long, short
+from .evidence import Evidence, evidence
 from .pieces import pieces
 from .protocols import TextResult
 from .token_labels import visible
 from .view import View, is_whole, views
 
-# From grey to blue at one luminance, under black: the same order of emphasis on dark and on light terminals.
+# From grey to blue, and to orange, at one luminance, under black: the same order of emphasis on dark and on light
+# terminals. Blue and orange are told apart by all kinds of colour blindness; what is against is underlined too.
 _RAMP = ((166, 171, 180), (145, 170, 205), (120, 167, 228), (92, 162, 248), (64, 156, 255))
+_AGAINST_RAMP = ((178, 168, 155), (196, 160, 125), (213, 150, 95), (228, 140, 66), (240, 128, 40))
 _FAINTEST = 0.3  # of the highest word; below it a word stays as it is
-_BAR_COLOUR = "rgb(64,156,255)"
+_BAR_COLOUR, _AGAINST_COLOUR = "rgb(64,156,255)", "rgb(240,128,40)"
 _BAR_WIDTH = 24
 _WORD_WIDTH = 24
 _LAYER_WIDTH = 6
@@ -27,23 +32,18 @@ _UNREAD_CHARACTERS = 200
 
 
 def show(attribution: TextResult, console: Console, top: int = 15) -> None:
-    """Print the prediction, the text coloured by score, the `top` highest words, and the layers where asked for."""
-    shown = views(attribution)
+    """Print the prediction, what was asked of it and the sum that answers, the text coloured by score, the `top`
+    strongest words, and the layers where asked for."""
+    shown, explained = views(attribution), evidence(attribution, attribution.words())
     predicted = prediction(attribution)
     if predicted is not None:
         console.print(Text(predicted, "bold"))
+    joint = explained is not None and len(shown) == 1
+    if explained is not None:
+        _print_evidence(attribution, explained, shown[0] if joint else None, top, console)
     for view in shown:
-        if attribution.scores.ndim > 1:
-            console.print()
-            console.print(Text.assemble("to ", (view.position, "bold")))
-        if console.color_system is not None and not console.no_color and not is_long(attribution):
-            _print_text(attribution, view, console)
-        if is_long(attribution):
-            console.print()
-            console.print(_sentences(attribution, view))
-        console.print()
-        console.print(_ranking(view, top, console))
-        _print_rest(view, top, console)
+        if not joint:
+            _print_shares(attribution, view, top, console)
         if view.layer_scores is not None:
             console.print()
             console.print(_layers(view, top, console))
@@ -53,8 +53,52 @@ def show(attribution: TextResult, console: Console, top: int = 15) -> None:
     lost = truncation(attribution)
     if lost is not None:
         console.print(Text(lost, "bold"))
-    _note(meaning(shown[0] if len(shown) == 1 else View("the position", [], shown[0].scores, None)), console)
+    one = shown[0] if len(shown) == 1 else View("the position", [], shown[0].scores, None)
+    if explained is not None:
+        _note(explained.meaning(), console)
+    _note(meaning(one) if explained is None else share_meaning(attribution, one), console)
     _note(circumstances(attribution), console)
+
+
+def _print_shares(attribution: TextResult, view: View, top: int, console: Console) -> None:
+    """One position: the text coloured by share, the highest words."""
+    if attribution.scores.ndim > 1:
+        console.print()
+        console.print(Text.assemble("to ", (view.position, "bold")))
+    if _in_colour(attribution, console):
+        _print_text(attribution, view.words, view.full_scale(), console)
+    if is_long(attribution):
+        console.print()
+        console.print(_sentences(attribution, view))
+    console.print()
+    console.print(_ranking(view, top, console))
+    _print_rest(view, top, console)
+
+
+def _in_colour(attribution: TextResult, console: Console) -> bool:
+    return console.color_system is not None and not console.no_color and not is_long(attribution)
+
+
+def _print_evidence(
+    attribution: TextResult, explained: Evidence, view: View | None, top: int, console: Console
+) -> None:
+    """What was asked and answered, the text coloured by class score, the strongest words; with a view its shares."""
+    console.print(Text(explained.question))
+    logit, terms = explained.terms()
+    colours = {"for": f"bold {_BAR_COLOUR}", "against": f"bold underline {_AGAINST_COLOUR}"}
+    line = Text.assemble(f"{explained.quantity} ", (logit, "bold"), " =")
+    for k, term in enumerate(terms):
+        line.append("" if k == 0 and term.sign == "+" else f" {term.sign}")
+        line.append(" ").append(f"{term.name} {term.digits}", colours.get(term.kind, ""))
+    console.print(line)
+    if _in_colour(attribution, console):
+        _print_text(attribution, explained.words, explained.scale, console)
+    if is_long(attribution):
+        console.print()
+        console.print(_strongest_sentences(attribution, explained, view))
+    console.print()
+    console.print(_strongest(explained, view, top, console))
+    _print_evidence_rest(explained, view, top, console)
 
 
 def _note(sentence: str, console: Console) -> None:
@@ -62,18 +106,20 @@ def _note(sentence: str, console: Console) -> None:
 
 
 def _style(relative: float) -> Style:
-    if relative < _FAINTEST:
+    """Blue, of what is below zero orange and underlined."""
+    size = min(abs(relative), 1.0)
+    if size < _FAINTEST:
         return Style.null()
-    level = int((min(relative, 1.0) - _FAINTEST) / (1 - _FAINTEST) * (len(_RAMP) - 1) + 0.5)
-    red, green, blue = _RAMP[level]
-    return Style.parse(f"black on rgb({red},{green},{blue})") + Style(bold=level == len(_RAMP) - 1)
+    level = int((size - _FAINTEST) / (1 - _FAINTEST) * (len(_RAMP) - 1) + 0.5)
+    red, green, blue = (_RAMP if relative > 0 else _AGAINST_RAMP)[level]
+    shade = Style.parse(f"black on rgb({red},{green},{blue})")
+    return shade + Style(bold=level == len(_RAMP) - 1, underline=True if relative < 0 else None)
 
 
-def _print_text(attribution: TextResult, view: View, console: Console) -> None:
-    scale = view.full_scale()
+def _print_text(attribution: TextResult, words: list[Word], scale: float, console: Console) -> None:
     for segment in (0, 1) if attribution.text_pair is not None else (0,):
         text = Text()
-        for piece in pieces(attribution, view.words, segment):
+        for piece in pieces(attribution, words, segment):
             lines = "\n".join(printable(line) for line in piece.text.split("\n"))
             if piece.score is not None:
                 text.append(lines, _style(piece.score / scale))
@@ -112,6 +158,67 @@ def _bar(relative: float, ascii_only: bool) -> str:
     if ascii_only:
         return "#" * round(eighths / 8)
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()
+
+
+def _strongest(explained: Evidence, view: View | None, top: int, console: Console) -> Table:
+    """The strongest words with their class scores, and their shares where a view is given."""
+    half = max(4, min(_BAR_WIDTH // 2, (console.width - _WORD_WIDTH - 20) // 2))
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("word", max_width=_WORD_WIDTH, no_wrap=True, overflow="ellipsis")
+    table.add_column(explained.quantity, justify="right", no_wrap=True)
+    table.add_column(f"{'against':>{half}} {'for'}", no_wrap=True)
+    if view is not None:
+        table.add_column("share", justify="right", no_wrap=True)
+    shares = {} if view is None else {word.tokens: view.percent(word.score) for word in view.words}
+    for word in explained.ranked()[:top]:
+        bar = _two_sided_bar(word.score / explained.scale, half, console.options.ascii_only)
+        share = [] if view is None else [shares[word.tokens]]
+        table.add_row(Text(visible(word.text)), explained.signed(word.score), bar, *share)
+    return table
+
+
+def _two_sided_bar(relative: float, half: int, ascii_only: bool) -> Text:
+    """A bar to the right of an axis, or where it is below zero to the left."""
+    halves = int(min(abs(relative), 1.0) * half * 2 + 0.5)
+    if ascii_only:
+        bar, axis = "#" * round(halves / 2), "|"
+    else:
+        edge = "▌" if relative > 0 else "▐"
+        full, axis = "█" * (halves // 2), "│"
+        bar = full + edge * (halves % 2) if relative > 0 else edge * (halves % 2) + full
+    if relative > 0:
+        return Text.assemble(" " * half, (axis, "dim"), (bar, _BAR_COLOUR))
+    return Text.assemble((bar.rjust(half), _AGAINST_COLOUR), (axis, "dim"))
+
+
+def _strongest_sentences(attribution: TextResult, explained: Evidence, view: View | None) -> Table:
+    """The sentences of a long text that speak most, for or against."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column(explained.quantity, justify="right", no_wrap=True)
+    if view is not None:
+        table.add_column("share", justify="right", no_wrap=True)
+    table.add_column("sentence")
+    for passage in sorted(attribution.sentences(), key=lambda sentence: -abs(sentence.class_score or 0.0))[:5]:
+        share = [] if view is None else [view.percent(float(np.mean(passage.score)))]
+        signed = explained.signed(passage.class_score or 0.0)
+        table.add_row(signed, *share, Text(printable(short(passage.text))))
+    return table
+
+
+def _print_evidence_rest(explained: Evidence, view: View | None, top: int, console: Console) -> None:
+    """What the table leaves out, so that everything adds up."""
+    shares = {} if view is None else {word.tokens: word.score for word in view.words}
+
+    def both(words: list[Word]) -> str:
+        signed = explained.signed(sum(word.score for word in words))
+        return signed if view is None else f"{signed}, {view.percent(sum(shares[word.tokens] for word in words))}"
+
+    others, special = explained.ranked()[top:], explained.special()
+    if others:
+        _note(f"{len(others):,} other word{'s' if len(others) > 1 else ''}: {both(others)}", console)
+    if special:
+        named = "; ".join(f"{printable(word.text)} {both([word])}" for word in special)
+        _note(f"special tokens: {both(special)} ({named})", console)
 
 
 def _print_rest(view: View, top: int, console: Console) -> None:
