@@ -24,12 +24,16 @@ def meaning(view: View) -> str:
 
 def share_meaning(attribution: TextResult, view: View) -> str:
     """The same where class scores stand beside it."""
-    first = isinstance(attribution.position, str) and attribution.position == "cls"
-    decides = ", the summary that most classifiers decide from" if first else ""
     return (
-        f"The share says how much of each word is in {view.position}{decides}, by what flows there through all layers: "
-        "it says how much, not for or against."
+        f"The share says how much of each word is in {summary_of(attribution, view)}, by what flows there through all "
+        "layers: it says how much, not for or against."
     )
+
+
+def summary_of(attribution: TextResult, view: View) -> str:
+    """The position, and what it is to most models where it is the first token."""
+    first = isinstance(attribution.position, str) and attribution.position == "cls"
+    return f"{view.position}, the summary that most classifiers decide from" if first else view.position
 
 
 def wrapped(line: str, inches: float) -> str:

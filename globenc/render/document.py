@@ -24,8 +24,8 @@ _SHORT = 240  # characters of a sentence in a list
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of the strip: how its `text` begins, its colour as `relative`, 0 to 1, and how many characters it has;
-    not `read` where the text was cut."""
+    """A part of the strip: how its `text` begins, its colour as `relative`, 0 to 1 or of class scores -1 to 1, and how
+    many characters it has; not `read` where the text was cut."""
 
     anchor: str
     text: str
@@ -56,8 +56,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Document:
-    """A long text for one position; `scale` is the score in full colour, `best` the top sentences and `top` the top
-    paragraphs with their anchors."""
+    """A long text for one position; `scale` is the size of score in full colour, `best` the top sentences and `top` the
+    top paragraphs with their anchors."""
 
     strip: list[Stretch]
     best: list[tuple[Passage, str]]
@@ -71,8 +71,12 @@ def is_long(attribution: TextResult) -> bool:
     return len(attribution.tokens) > LONG_TEXT and any(span is not None for span in attribution.offsets)
 
 
-def document(attribution: TextResult, view: View) -> Document:
-    """A long text, and its pair, divided for one position."""
+def document(attribution: TextResult, view: View, signed: bool = False) -> Document:
+    """A long text, and its pair, divided for one position.
+
+    Args:
+        signed: the view's scores are class scores: the top ones are the strongest, for or against.
+    """
     prefix = f"g{zlib.crc32(f'{view.position} {attribution.text}'.encode()):x}-"
     paragraphs, scores = attribution.paragraphs(), _per_token(attribution, view)
     blocks, passages = [], []
@@ -81,18 +85,20 @@ def document(attribution: TextResult, view: View) -> Document:
         if inside:
             blocks += _blocks(attribution, view, segment, inside, scores[segment], f"{prefix}{segment}-")
             passages += inside
-    sentences = sorted(attribution.sentences(), key=lambda s: -_sum(scores[s.segment], s.start, s.end))[:_TOP_SENTENCES]
+    sentences = sorted(attribution.sentences(), key=lambda s: -abs(_sum(scores[s.segment], s.start, s.end)))[
+        :_TOP_SENTENCES
+    ]
     best = []
     for sentence in sentences:
         k = next(k for k, p in enumerate(passages) if p.segment == sentence.segment and sentence.start < p.end)
         score = _sum(scores[sentence.segment], sentence.start, sentence.end)
         best.append((replace(sentence, score=score), blocks[k].anchor))
-    ranked = sorted(range(len(blocks)), key=lambda k: -blocks[k].score)
+    ranked = sorted(range(len(blocks)), key=lambda k: -abs(blocks[k].score))
     shown = {blocks[k].anchor for k in ranked[:_OPEN]} | {anchor for _, anchor in best}
-    word_scores = sorted((word.score for word in view.words if not word.special), reverse=True)
+    word_scores = sorted((abs(word.score) for word in view.words if not word.special), reverse=True)
     scale = float(word_scores[min(FULL_COLOURS, len(word_scores)) - 1]) if word_scores else 1.0
     top = [(replace(passages[k], score=blocks[k].score), blocks[k].anchor) for k in ranked[:_TOP_PARAGRAPHS]]
-    strip = _with_unread(attribution, _strip(blocks, passages, scores), prefix)
+    strip = _with_unread(attribution, _strip(blocks, passages, scores, signed), prefix)
     return Document(strip, best, top, _groups(blocks, shown), scale or 1.0)
 
 
@@ -166,7 +172,10 @@ def _groups(blocks: list[Block], shown: set[str]) -> list[Group]:
 
 
 def _strip(
-    blocks: list[Block], passages: list[Passage], scores: dict[int, tuple[np.ndarray, np.ndarray]]
+    blocks: list[Block],
+    passages: list[Passage],
+    scores: dict[int, tuple[np.ndarray, np.ndarray]],
+    signed: bool,
 ) -> list[Stretch]:
     """The text in stretches of like length, each with its score and its density for a colour."""
     whole = sum(passage.end - passage.start for passage in passages)
@@ -186,8 +195,9 @@ def _strip(
                 )
             )
     density = np.array([score / max(1, length) for _, _, score, length in parts])
-    low, high = np.quantile(density, [0.02, 0.98]) if len(density) else (0.0, 1.0)
-    relative = np.clip((density - low) / (high - low if high > low else 1.0), 0.0, 1.0)
+    low, high = np.quantile(np.abs(density) if signed else density, [0.02, 0.98]) if len(density) else (0.0, 1.0)
+    low = 0.0 if signed else low
+    relative = np.clip((density - low) / (high - low if high > low else 1.0), -1.0 if signed else 0.0, 1.0)
     return [
         Stretch(anchor, text, score, share, length)
         for (anchor, text, score, length), share in zip(parts, relative.tolist(), strict=True)

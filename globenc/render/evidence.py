@@ -12,7 +12,7 @@ import numpy as np
 from ..printing import printable
 from ..text_spans import Word
 from .protocols import Result
-from .view import full_scale
+from .view import View, full_scale
 
 MINUS = "\N{MINUS SIGN}"  # where a font sets it as wide as the plus; a terminal has "-", which other programs read
 Kind = Literal["for", "against", "rest", "rounding"]
@@ -57,6 +57,10 @@ class Evidence:
     scores: np.ndarray
     words: list[Word]
     unit: Literal["word", "patch"]
+
+    def view(self) -> View:
+        """The class scores as one row of scores, of which percentages make no sense."""
+        return View("", self.words, self.scores, None)
 
     def ranked(self) -> list[Word]:
         """The words of the text, strongest first, whichever way they speak."""
