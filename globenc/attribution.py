@@ -247,10 +247,10 @@ class Attribution(TokenScores):
 
         return page(self)
 
-    def _figure(self) -> Figure:
+    def _figure(self, ax: Any = None) -> Figure:
         from .render.figure import figure
 
-        return figure(self)
+        return figure(self, ax)
 
 
 def _has_text(characters: str) -> bool:

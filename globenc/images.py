@@ -111,10 +111,10 @@ class ImageAttribution(TokenScores):
 
         return page(self)
 
-    def _figure(self) -> Figure:
+    def _figure(self, ax: Any = None) -> Figure:
         from .render.image import figure
 
-        return figure(self)
+        return figure(self, ax)
 
 
 def open_image(given: Any, name: str) -> Any:

@@ -13,6 +13,7 @@ import torch
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
@@ -115,26 +116,30 @@ class TokenScores(ABC):
         return path
 
     @abstractmethod
-    def _figure(self) -> Figure: ...
+    def _figure(self, ax: Any) -> Figure: ...
 
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """A matplotlib figure.
+    def plot(self, path: str | Path | None = None, *, ax: Axes | None = None) -> Figure:
+        """A matplotlib figure, which a notebook shows.
 
-        Of a text: bars of the tokens' scores, and the layers-by-tokens heat map of the paper's figures where
-        `per_layer=True`. Of an image: the image, and the heat map over it, one for each position.
+        Of a text: bars of the tokens' class scores, where a label is explained, up for and down against; bars of their
+        scores; and the layers-by-tokens heat map of the paper's figures where `per_layer=True`. Of an image: the image,
+        and over it the class scores and the heat map of the scores, one for each position.
 
         Args:
-            path: where to save it (.png, .pdf, .svg); None only returns the figure.
+            path: where to save it (.png, .pdf, .svg); None only returns the figure. Fonts are embedded as TrueType in a
+                PDF, and letters stay text in an SVG.
+            ax: axes of a figure of your own to draw into: the class scores where a label is explained, else the scores.
 
         Returns:
-            The matplotlib figure.
+            The matplotlib figure; with `ax` the one that it is part of.
 
         Raises:
+            TypeError: `ax` is no matplotlib Axes.
             ValueError: the file's ending is not one that matplotlib writes.
         """
-        from .render.figure import save
+        from .render.saving import save
 
-        drawn = self._figure()
+        drawn = self._figure(ax)
         if path is not None:
             save(drawn, path)
         return drawn

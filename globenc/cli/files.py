@@ -49,7 +49,7 @@ def checked_text(where: str, text: str) -> str:
 
 
 def picture_path(path: Path) -> Path:
-    from ..render.figure import check_ending
+    from ..render.saving import check_ending
 
     try:
         check_ending(path)

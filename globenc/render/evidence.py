@@ -11,7 +11,7 @@ import numpy as np
 
 from ..printing import printable
 from ..text_spans import Word
-from .protocols import Result
+from .protocols import ImageResult, Result, TextResult
 from .view import View, full_scale
 
 MINUS = "\N{MINUS SIGN}"  # where a font sets it as wide as the plus; a terminal has "-", which other programs read
@@ -46,6 +46,7 @@ class Evidence:
         scores: [n], of the tokens.
         words: of a text, in its order, special tokens included; the `score` of each is its class score. Of an image
             none.
+        scale: the size of score that is drawn in full colour: that of the strongest word of the text, or patch.
         unit: "word" or "patch".
     """
 
@@ -56,6 +57,7 @@ class Evidence:
     reference: str
     scores: np.ndarray
     words: list[Word]
+    scale: float
     unit: Literal["word", "patch"]
 
     def view(self) -> View:
@@ -71,13 +73,8 @@ class Evidence:
         return [word for word in self.words if word.special]
 
     @functools.cached_property
-    def scale(self) -> float:
-        """The size of score that is drawn in full colour: that of the text's strongest word."""
-        return full_scale([abs(word.score) for word in self.words if not word.special])
-
-    @functools.cached_property
     def token_scale(self) -> float:
-        """The same for single tokens."""
+        """The same for single tokens of a text."""
         tokens = [k for word in self.words if not word.special for k in range(*word.tokens)]
         return full_scale(np.abs(self.scores[tokens]))
 
@@ -139,16 +136,35 @@ class Evidence:
         return f"{count / 10**self.decimals:,.{self.decimals}f}"
 
 
-def evidence(attribution: Result, words: list[Word] | None = None) -> Evidence | None:
-    """The class scores of a result; None where it has none.
-
-    Args:
-        words: of a text.
-    """
-    scores, logit, remainder = attribution.class_scores, attribution.logit, attribution.remainder
-    if scores is None or logit is None or remainder is None:
+def text_evidence(attribution: TextResult) -> Evidence | None:
+    """The class scores of a text; None where no label is explained."""
+    if attribution.class_scores is None:
         return None
-    unit: Literal["word", "patch"] = "patch" if words is None else "word"
+    words = [replace(word, score=float(word.class_score or 0.0)) for word in attribution.words()]
+    scale = full_scale([abs(word.score) for word in words if not word.special])
+    return _evidence(attribution, attribution.class_scores, words, scale, "word")
+
+
+def image_evidence(attribution: ImageResult) -> Evidence | None:
+    """The class scores of an image; None where no label is explained."""
+    if attribution.class_scores is None:
+        return None
+    scale = full_scale(np.abs(class_patches(attribution, attribution.class_scores)).ravel())
+    return _evidence(attribution, attribution.class_scores, [], scale, "patch")
+
+
+def class_patches(attribution: ImageResult, class_scores: np.ndarray) -> np.ndarray:
+    """The patches' class scores, [rows, columns]; without the special tokens'."""
+    rows, columns = attribution.grid
+    return class_scores[len(class_scores) - rows * columns :].reshape(rows, columns)
+
+
+def _evidence(
+    attribution: Result, scores: np.ndarray, words: list[Word], scale: float, unit: Literal["word", "patch"]
+) -> Evidence:
+    logit, remainder = attribution.logit, attribution.remainder
+    assert logit is not None  # both come with class scores
+    assert remainder is not None
     return Evidence(
         quantity="value" if isinstance(attribution.value, float) else "logit",
         question=_question(attribution, UNITS[unit]),
@@ -156,7 +172,8 @@ def evidence(attribution: Result, words: list[Word] | None = None) -> Evidence |
         remainder=remainder,
         reference=attribution.reference or "zero",
         scores=scores,
-        words=[replace(word, score=float(word.class_score or 0.0)) for word in words or []],
+        words=words,
+        scale=scale,
         unit=unit,
     )
 

@@ -13,8 +13,8 @@ from ..text_spans import Passage, Word
 from . import evidence_html
 from .captions import circumstances, meaning, prediction, share_meaning, summary_of, truncation
 from .document import FULL_COLOURS, Document, document, is_long, short
-from .evidence import MINUS, Evidence, evidence
-from .marks import CELL_ALPHA, GREY, colour, exact, mark, signed_mark
+from .evidence import MINUS, Evidence, text_evidence
+from .marks import CELL_ALPHA, GREY, HUE, colour, exact, mark, signed_mark
 from .page import render_cell, render_page
 from .pieces import pieces
 from .protocols import TextResult
@@ -39,7 +39,7 @@ def page(attribution: TextResult) -> str:
 
 def _parts(attribution: TextResult, shown: list[View]) -> dict[str, Any]:
     """What the templates say of an attribution."""
-    explained = evidence(attribution, attribution.words())
+    explained = text_evidence(attribution)
     one = shown[0] if len(shown) == 1 else View("the position", [], shown[0].scores, None)
     long = is_long(attribution)
     if explained is None:
@@ -57,14 +57,14 @@ def _parts(attribution: TextResult, shown: list[View]) -> dict[str, Any]:
     }
 
 
-def _coloured(attribution: TextResult, view: View) -> dict[str, Any]:
+def _coloured(attribution: TextResult, view: View, hue: str = HUE) -> dict[str, Any]:
     """The text, and its pair, coloured for one position, with the special tokens where they stand."""
     scale = view.full_scale()
     return {
         "long": False,
         "position": view.position if attribution.scores.ndim > 1 else None,
         "paragraphs": _paragraphs(
-            attribution, view.words, lambda piece: mark(piece, scale), lambda word: _chip(view, word)
+            attribution, view.words, lambda piece: mark(piece, scale, hue=hue), lambda word: _chip(view, word)
         ),
         "note": f"Full colour is the highest word{view.aside()}, {view.percent(scale)}. All tokens add up to 100%; "
         f"special tokens have {view.percent(view.special_share())} of it.",
@@ -196,22 +196,24 @@ def _sections(attribution: TextResult, shown: list[View], explained: Evidence | 
     """What follows the coloured text, each with its title."""
     sections = []
     joint = explained is not None and len(shown) == 1
+    hue = HUE if explained is None else GREY
     if explained is not None:
         rows = evidence_html.ranking(explained, shown[0] if joint else None, _MOST_WORDS)
         table = {"kind": "evidence", "quantity": explained.quantity, "shares": joint}
         sections.append({"title": "Words, strongest first", **table, **_folded(rows, len(explained.ranked()))})
     if is_whole(attribution):
-        sections.append({"title": "Every token to every token", **_matrix(attribution, shown[0])})
+        sections.append({"title": "Every token to every token", **_matrix(attribution, shown[0], hue)})
     for view in shown:
         to = f", to {view.position}" if len(shown) > 1 else ""
         if explained is not None and not is_long(attribution):
             title = f"How much of each word is in {summary_of(attribution, view)}"
-            strip = {**_coloured(attribution, view), "position": None}
+            strip = {**_coloured(attribution, view, hue), "position": None}
             sections.append({"title": title, "kind": "strip", "strip": strip})
         if not joint:
-            sections.append({"title": f"Words, highest first{to}", **_ranking(view)})
+            bar = "bar" if explained is None else "bar-share"
+            sections.append({"title": f"Words, highest first{to}", "bar": bar, **_ranking(view)})
         if view.layer_scores is not None:
-            sections.append({"title": f"Layer by layer{to}", **_layers(attribution, view, view.layer_scores)})
+            sections.append({"title": f"Layer by layer{to}", **_layers(attribution, view, view.layer_scores, hue)})
     return sections
 
 
@@ -238,7 +240,7 @@ def _folded(rows: list[dict[str, Any]], count: int) -> dict[str, Any]:
     return {"rows": rows[:_TOP_WORDS], "hidden": rows[_TOP_WORDS:], "more": more}
 
 
-def _layers(attribution: TextResult, view: View, layer_scores: np.ndarray) -> dict[str, Any]:
+def _layers(attribution: TextResult, view: View, layer_scores: np.ndarray, hue: str) -> dict[str, Any]:
     """Tokens down, layers across: long texts scroll the way a page does."""
     special, labels = special_tokens(attribution), token_labels(attribution)
     top = view.token_scale()
@@ -248,19 +250,19 @@ def _layers(attribution: TextResult, view: View, layer_scores: np.ndarray) -> di
             labels[token],
             layer_scores[:, token] / top,
             [f"{labels[token]}, layer {name}: {exact(layer_scores[k, token])}" for k, name in enumerate(names)],
-            [bool(special[token])] * len(names),
+            [GREY if special[token] else hue] * len(names),
         )
         for token in shown_tokens(attribution, view.scores)
     ]
     note = (
         f"Share of each token in {view.position} up to every layer; the last column is the score. "
-        f"Full colour is the highest token of the text{view.aside()}, {view.percent(top)}, or more; special tokens are "
-        f"grey. {_choice_note(attribution)}"
+        f"Full colour is the highest token of the text{view.aside()}, {view.percent(top)}, or more{_grey(hue)}. "
+        f"{_choice_note(attribution)}"
     )
     return {"kind": "heat", "columns": names, "upright": False, "rows": rows, "note": note}
 
 
-def _matrix(attribution: TextResult, view: View) -> dict[str, Any]:
+def _matrix(attribution: TextResult, view: View, hue: str) -> dict[str, Any]:
     """Every token's share in every token."""
     special, labels = special_tokens(attribution), token_labels(attribution)
     shown = shown_tokens(attribution, attribution.scores.mean(0))
@@ -271,24 +273,26 @@ def _matrix(attribution: TextResult, view: View) -> dict[str, Any]:
             labels[to],
             matrix[k] / top,
             [f"{labels[source]} to {labels[to]}: {exact(matrix[k, j])}" for j, source in enumerate(shown)],
-            [bool(special[source]) for source in shown],
+            [GREY if special[source] else hue for source in shown],
         )
         for k, to in enumerate(shown)
     ]
     note = (
         f"A row is a token that is attributed, a column one that it comes from; rows add up to 100%. "
-        f"Full colour is the highest share of a token in another one, {view.percent(top)}, or more; special tokens are "
-        f"grey. {_choice_note(attribution)}"
+        f"Full colour is the highest share of a token in another one, {view.percent(top)}, or more{_grey(hue)}. "
+        f"{_choice_note(attribution)}"
     )
     return {"kind": "heat", "columns": [labels[k] for k in shown], "upright": True, "rows": rows, "note": note}
 
 
-def _row(name: str, shares: np.ndarray, titles: Sequence[str], grey: Sequence[bool]) -> dict[str, Any]:
+def _grey(hue: str) -> str:
+    """What to add of special tokens where other tokens have a colour."""
+    return "" if hue == GREY else "; special tokens are grey"
+
+
+def _row(name: str, shares: np.ndarray, titles: Sequence[str], hues: Sequence[str]) -> dict[str, Any]:
     """A row of a heat map: its name, and the colour and the title of each cell."""
-    cells = [
-        (colour(share, CELL_ALPHA, hue=GREY if is_grey else None), title)
-        for share, title, is_grey in zip(shares, titles, grey, strict=True)
-    ]
+    cells = [(colour(share, CELL_ALPHA, hue), title) for share, title, hue in zip(shares, titles, hues, strict=True)]
     return {"name": name, "cells": cells}
 
 

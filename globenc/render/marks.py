@@ -1,4 +1,5 @@
 """Colours of HTML pages: stretches of text as marks, in one hue for shares, in two for what speaks for and against.
+Where both are on a page, shares are grey, so that a colour says which way.
 
 Colour is a translucent layer over whatever background there is, weak enough that dark text on light and light text on
 dark both keep a contrast above 4.5: a notebook's theme cannot be asked for. Blue and orange are told apart by all kinds
@@ -28,10 +29,11 @@ class Mark(NamedTuple):
     title: str = ""
 
 
-def mark(piece: Piece, scale: float, plain_below: float = 0.0) -> Mark:
+def mark(piece: Piece, scale: float, plain_below: float = 0.0, hue: str = HUE) -> Mark:
     """A stretch of text coloured by its share; what has less than `plain_below` of the scale stays as it is."""
     if piece.score is not None and piece.score >= plain_below * scale:
-        return Mark(piece.text, word_colour(piece.score / scale), f"{visible(piece.text)}: {exact(piece.score)}")
+        title = f"{visible(piece.text)}: {exact(piece.score)}"
+        return Mark(piece.text, colour(piece.score / scale, _TEXT_ALPHA, hue), title)
     return _uncoloured(piece)
 
 

@@ -12,7 +12,7 @@ from ..printing import printable
 from ..text_spans import Word
 from .captions import circumstances, meaning, prediction, share_meaning, truncation
 from .document import document, is_long, short
-from .evidence import Evidence, evidence
+from .evidence import Evidence, text_evidence
 from .pieces import pieces
 from .protocols import TextResult
 from .token_labels import visible
@@ -34,7 +34,7 @@ _UNREAD_CHARACTERS = 200
 def show(attribution: TextResult, console: Console, top: int = 15) -> None:
     """Print the prediction, what was asked of it and the sum that answers, the text coloured by score, the `top`
     strongest words, and the layers where asked for."""
-    shown, explained = views(attribution), evidence(attribution, attribution.words())
+    shown, explained = views(attribution), text_evidence(attribution)
     predicted = prediction(attribution)
     if predicted is not None:
         console.print(Text(predicted, "bold"))
