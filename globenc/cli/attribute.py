@@ -16,19 +16,23 @@ from .files import checked_text, picture_path, read_text, replacing
 from .options import (
     INPUT,
     OUTPUT,
+    QUESTION,
     AsJson,
     Backend,
     Device,
     Dtype,
+    Label,
     MaxLength,
     Method,
     Model,
     PerLayer,
     Position,
+    Reference,
     Revision,
     RowNormalize,
     TrustRemoteCode,
     model_source,
+    parse_label,
     parse_position,
 )
 
@@ -60,6 +64,14 @@ def attribute(
         ),
     ] = None,
     max_length: MaxLength = None,
+    label: Label = "predicted",
+    no_class_scores: Annotated[
+        bool,
+        typer.Option(
+            "--no-class-scores", rich_help_panel=QUESTION, help="Leave out what speaks for and against: shares alone."
+        ),
+    ] = False,
+    reference: Reference = "zero",
     method: Method = "N-Enc",
     position: Position = "cls",
     per_layer: PerLayer = False,
@@ -83,16 +95,21 @@ def attribute(
     dtype: Dtype = None,
     backend: Backend = "auto",
 ) -> None:
-    """Score every word of a text by its share in the model's answer.
+    """Which words of a text speak for the model's answer, which against it, and how much of each is in it.
 
-    The model reads the text once. A word's score is the share of the attribution that flows from it through all layers
-    to the position asked for: normally the first token, [CLS], from which most classifiers read their answer. All
-    scores, those of the special tokens included, add up to 100%. They say how much a word went into the answer, not
-    whether it spoke for or against it.
+    A word's class score is what it adds to the logit of the label that the model predicts, or of --label: + for, -
+    against. All class scores and a rest add up to the logit.
+
+    Beside it stands the share of the attribution that flows from the word through all layers to the position asked
+    for: normally the first token, [CLS], from which most classifiers read their answer. All shares, those of the
+    special tokens included, add up to 100%. They say how much of a word went into the answer, not whether it spoke for
+    or against it; a model that does not classify has them alone.
 
     **Examples**
 
     - `globenc attribute "a charming and often affecting journey"`
+
+    - `globenc attribute "superb acting, but a bad script" --label positive`
 
     - `globenc attribute "He slept." --pair "He was awake." -m ./nli-model`
 
@@ -104,6 +121,10 @@ def attribute(
     """
     if image is not None and (text or file is not None or pair is not None or max_length is not None):
         raise UsageError("--image goes alone: without TEXT, --file, --pair and --max-length")
+    if no_class_scores and label != "predicted":
+        raise UsageError(
+            "--label says what class scores explain, and --no-class-scores leaves them out: give one of both"
+        )
     first: Any = read_text(text, file) if image is None else image
     second = None if pair is None else checked_text("--pair", pair)
     if html is not None and plot is not None and os.path.realpath(html) == os.path.realpath(plot):
@@ -122,6 +143,8 @@ def attribute(
                 position=parse_position(position),
                 per_layer=per_layer,
                 row_normalize=row_normalize,
+                label=None if no_class_scores else parse_label(label, explainer.model),
+                reference=reference,
                 max_length=max_length,
             )
         if plot_part is not None:
