@@ -25,8 +25,10 @@ def attribution(
     position: Any = "cls",
     truncated: int = 0,
     scores: list[float] | None = None,
+    class_scores: list[float] | None = None,
 ) -> Attribution:
-    """An attribution of a text; its tokens are runs of letters and single other characters, its scores random."""
+    """An attribution of a text; its tokens are runs of letters and single other characters, its scores random. Class
+    scores are of the label "positive", with a remainder of 0.5."""
     tokens, offsets, segments, word_ids = ["[CLS]"], [None], [None], [None]
     for segment, part in enumerate([text] if pair is None else [text, pair]):
         for word, match in enumerate(re.finditer(r"\w+|[^\w\s]", part)):
@@ -63,6 +65,11 @@ def attribution(
         row_normalize=False,
         model="toy/model",
         truncated=truncated,
+        class_scores=None if class_scores is None else np.array(class_scores),
+        explained_label=None if class_scores is None else "positive",
+        logit=None if class_scores is None else sum(class_scores) + 0.5,
+        remainder=None if class_scores is None else 0.5,
+        reference=None if class_scores is None else "zero",
     )
 
 

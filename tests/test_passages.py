@@ -17,6 +17,7 @@ from rich.console import Console
 import globenc
 from globenc.passages import LONGEST_PARAGRAPH, paragraphs, sentences
 from globenc.render.document import LONG_TEXT, document, is_long
+from globenc.render.evidence import text_evidence
 from globenc.render.html import fragment, page
 from globenc.render.terminal import show
 from globenc.render.view import views
@@ -114,7 +115,7 @@ def long_one(explainer):
     text = "\n\n".join(
         [paragraph.strip()] * 60 + ["Here it is, the finest film of all. Truly!"] + [paragraph.strip()] * 60
     )
-    a = explainer("short")
+    a = explainer("short", label=None)
     matches = list(re.finditer(r"\w+|[^\w\s]", text))
     n = len(matches)
     scores = np.full(n + 1, 0.2 / (n + 1), np.float32)
@@ -170,6 +171,41 @@ def test_terminal_of_a_long_text(long_one):
     out = io.StringIO()
     show(long_one, Console(file=out, width=100), 5)
     assert "Here it is, the finest film of all." in out.getvalue()
+    assert len(out.getvalue().splitlines()) < 40
+
+
+@pytest.fixture(scope="module")
+def long_explained(long_one):
+    """The same with class scores: that paragraph speaks for the label, the first one against it."""
+    scores = np.where(long_one.scores > 1e-3, 0.5, 0.001).astype(np.float32)
+    scores[1:4] = -1.0
+    return replace(
+        long_one, class_scores=scores, explained_label="positive", logit=float(scores.sum()) + 0.5, remainder=0.5,
+        reference="zero",
+    )  # fmt: skip
+
+
+def test_documents_by_class_scores_have_the_strongest_first_for_or_against(long_explained):
+    found = document(long_explained, text_evidence(long_explained).view(), signed=True)
+    assert [passage.text for passage, _ in found.best[:2]] == [
+        "Here it is, the finest film of all.",
+        "The cast was good <b>& loud</b>.",
+    ]
+    assert found.best[0][0].score > 0 > found.best[1][0].score
+    assert min(stretch.relative for stretch in found.strip) == -1
+    assert max(stretch.relative for stretch in found.strip) > 0.5
+    assert sum(stretch.score for stretch in found.strip) == pytest.approx(float(long_explained.class_scores[1:].sum()))
+    assert found.scale == pytest.approx(0.001)
+
+
+def test_renderings_of_a_long_text_with_class_scores(long_explained):
+    html = page(long_explained)
+    assert "orange where it speaks against it" in html
+    assert re.search(r'<td class="number" title="-[\d.]+">\N{MINUS SIGN}\d', html)
+    assert "finest film of all" in html[: html.index("The text</h2>")]
+    out = io.StringIO()
+    show(long_explained, Console(file=out, width=100), 5)
+    assert re.search(r"^\+5\.00 +\d.*Here it is, the finest film of all\. *$", out.getvalue(), re.M)
     assert len(out.getvalue().splitlines()) < 40
 
 

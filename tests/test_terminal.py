@@ -67,3 +67,76 @@ def test_terminal_in_ascii():
     show(attribution("low high", scores=[0.2, 0.1, 0.6, 0.1]), console)
     console.file.seek(0)
     assert "#" * 24 in console.file.read()
+
+
+FOR_AND_AGAINST = {"scores": [0.2, 0.1, 0.3, 0.3, 0.1], "class_scores": [-0.5, 0.1, 2.0, -1.0, 0.25]}
+
+
+def test_terminal_says_what_was_asked_and_answered_first():
+    lines = printed(attribution("low high bad", **FOR_AND_AGAINST), color_system=None).splitlines()
+    assert lines[:3] == [
+        "positive 75.0%",
+        'Which words speak for "positive", and which against it?',
+        "logit 1.35 = words for 2.35 - words against 1.50 + rest 0.50",
+    ]
+
+
+def test_terminal_table_has_class_scores_on_one_scale_beside_shares():
+    out = printed(attribution("low high bad", **FOR_AND_AGAINST), color_system=None)
+    lines = out.splitlines()
+    (first,) = [k for k, line in enumerate(lines) if line.startswith("high")]
+    assert lines[first - 1].split() == ["word", "logit", "against", "for", "share"]
+    assert lines[first].split() == ["high", "+2.00", "│" + "█" * 12, "30.0%"]
+    assert lines[first + 1].split() == ["bad", "-1.00", "█" * 6 + "│", "30.0%"]
+    assert lines[first + 2].split() == ["low", "+0.10", "│▌", "10.0%"]
+    assert len({line.index("│") for line in lines[first : first + 3]}) == 1
+    assert "special tokens: -0.25, 30.0% ([CLS] -0.50, 20.0%; [SEP] +0.25, 10.0%)" in lines
+    assert "it says how much, not for or against" in " ".join(out.split())
+    assert "5 tokens." in out
+
+
+def test_terminal_colours_the_text_blue_for_and_orange_underlined_against():
+    a = attribution("low high bad", scores=[0.2] * 5, class_scores=[0.0, 0.1, 2.0, -2.0, 0.0])
+    out = printed(a, force_terminal=True, color_system="truecolor")
+    assert re.search(r"low \x1b\[1;30;48;2;64;156;255mhigh\x1b", out)
+    assert re.search(r"\x1b\[1;4;30;48;2;240;128;40mbad\x1b", out)
+
+
+def test_terminal_what_the_class_score_table_leaves_out_is_summed_up():
+    scores = [0.0, *(float(k) for k in range(1, 21)), 0.0]
+    out = printed(attribution(" ".join(f"w{k}" for k in range(20)), class_scores=scores), top=3, color_system=None)
+    assert len(re.findall(r"^w\d+ ", out, re.M)) == 3
+    assert re.search(r"17 other words: \+153\.0, \d", out)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_terminal_class_scores_fit_the_width(width):
+    text = "a remarkably-unpronounceable-and-long-one incomprehensibilities"
+    n = len(attribution(text).tokens)
+    a = attribution(text, layers=2, class_scores=[(-1.0) ** k * 1234.5 * k for k in range(n)])
+    out = printed(a, width=width, color_system=None)
+    assert max(len(line) for line in out.splitlines()) <= width
+    table = out[: out.index("other word")].splitlines()
+    rows = [line for line in table if "│" in line]
+    assert len(rows) == 10
+    assert all(re.search(r" [+-]\d{1,2},\d{3} .* \d+\.\d%$", line) for line in rows)
+
+
+def test_terminal_several_positions_have_one_table_of_class_scores():
+    a = attribution(positions=2, position=[0, 1], class_scores=[0.0, 1.0, -1.0, 0.5, 0.0])
+    out = printed(a, color_system=None)
+    assert out.count("against for") == 1
+    assert out.index("against for") < out.index("to [CLS] (token 0)") < out.index("to A (token 1)")
+
+
+def test_terminal_class_scores_steer_nothing_and_work_in_ascii():
+    a = replace(
+        attribution("bad word", class_scores=[0.0, -1.0, 1.0, 0.0]), text="b\x1bd word", explained_label="p\x1b[1m"
+    )
+    assert "\x1b" not in printed(a, color_system=None)
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="replace"), width=80)
+    show(a, console)
+    console.file.seek(0)
+    written = console.file.read()
+    assert "#" * 12 + "|" in written
+    assert "|" + "#" * 12 in written

@@ -161,19 +161,23 @@ def _bar(relative: float, ascii_only: bool) -> str:
 
 
 def _strongest(explained: Evidence, view: View | None, top: int, console: Console) -> Table:
-    """The strongest words with their class scores, and their shares where a view is given."""
-    half = max(4, min(_BAR_WIDTH // 2, (console.width - _WORD_WIDTH - 20) // 2))
+    """The strongest words with their class scores, and their shares where a view is given; no number is cut."""
+    shares = {} if view is None else {word.tokens: view.percent(word.score) for word in view.words}
+    words = explained.ranked()[:top]
+    numbers = [explained.signed(word.score) for word in words]
+    room = console.width - sum(max(map(len, column), default=0) + 2 for column in (numbers, shares.values())) - 3
+    half = max(3, min(_BAR_WIDTH // 2, (room - _WORD_WIDTH) // 2))
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("word", max_width=_WORD_WIDTH, no_wrap=True, overflow="ellipsis")
+    word_width = max(6, min(_WORD_WIDTH, room - 2 * half))
+    table.add_column("word", max_width=word_width, no_wrap=True, overflow="ellipsis")
     table.add_column(explained.quantity, justify="right", no_wrap=True)
-    table.add_column(f"{'against':>{half}} {'for'}", no_wrap=True)
+    table.add_column(f"{'against':>{half}} for" if half >= len("against") else "", no_wrap=True)
     if view is not None:
         table.add_column("share", justify="right", no_wrap=True)
-    shares = {} if view is None else {word.tokens: view.percent(word.score) for word in view.words}
-    for word in explained.ranked()[:top]:
+    for word, number in zip(words, numbers, strict=True):
         bar = _two_sided_bar(word.score / explained.scale, half, console.options.ascii_only)
         share = [] if view is None else [shares[word.tokens]]
-        table.add_row(Text(visible(word.text)), explained.signed(word.score), bar, *share)
+        table.add_row(Text(visible(word.text)), number, bar, *share)
     return table
 
 
