@@ -241,7 +241,7 @@ def test_a_distilled_deit_has_an_answer(photo):
 
 def test_patches_set_the_scale(explainer, photo):
     """[CLS], and what a patch keeps for itself, may have nearly everything."""
-    a = explainer(photo)
+    a = explainer(photo, label=None)
     scores = np.full(17, 0.0001, np.float32)
     scores[0], scores[7] = 1 - 0.0001 * 16, 0.0002
     assert _scale(replace(a, scores=scores)) == (pytest.approx(0.0002), "share of a patch")
