@@ -76,6 +76,10 @@ class FrozenNetwork:
                 self._few_rows(value)
         return output, value
 
+    def release_layers(self) -> None:
+        """Let go of what layers have read and put out but for e: only their own scores and maps need it."""
+        del self.states[1:], self.contexts[:]
+
     def record_layer_lines(self) -> list[Line]:
         """Run the model for what its layers' activations read."""
         with torch.enable_grad():

@@ -160,13 +160,18 @@ class Line:
         if with_constants:
             constants = gradient.new_empty(gradient.shape[:-1])
             sums = constants.view(-1)
-        gradients, h, output, pulls = _rows_of(gradient, self.h, self.output, pulled)
-        for rows in _parts(h):
+        gradients, pulls = _rows_of(gradient, pulled)
+        h, output = _rows_of(self.h, self.output) if with_constants else (pulls, pulls)
+        for rows in _parts(pulls):
             pulls[rows].mul_(gradients[rows])
             if with_constants:
                 torch.sum(gradients[rows] * output[rows] - pulls[rows] * h[rows], -1, out=sums[rows])
         self.slope = None
         return pulled, constants
+
+    def release_point(self) -> None:
+        """Let go of the model's point, when the line has its slope: only constants and replays need it."""
+        self.h = self.output = self.h.new_empty(0, self.h.shape[-1])
 
     def _pull_through_origin(self, gradient: Tensor) -> Tensor:
         if torch._C._functorch.is_batchedtensor(gradient):

@@ -117,7 +117,14 @@ def chord(
     h_now = h.detach()
     line = Line(h_now, compute(h_now) if output is None else output, compute)
     result: Any = Chord.apply(h, unit, line.output, line)
-    return result, Piece(function, lambda h, *_, **__: line.replay(h), node=result.grad_fn, line=line)
+
+    def replay(h: Tensor, *_: Any, **__: Any) -> Tensor:
+        value = line.replay(h)
+        if unit is None:
+            line.release_point()
+        return value
+
+    return result, Piece(function, replay, node=result.grad_fn, line=line)
 
 
 def unchanged(piece: Piece) -> Callable[..., Tensor]:

@@ -134,6 +134,8 @@ def class_scores(
         )
         output, value = network.record(asked)
         _check_value(value)
+        if not (maps or per_layer):
+            network.release_layers()
         remainder = None
         if reference == "zero":
             remainder = set_zero_reference(network, asked)
