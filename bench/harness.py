@@ -56,16 +56,22 @@ def build(shape: str, n: int) -> tuple[transformers.PreTrainedModel, dict[str, t
 
 
 def work(what: str, model: transformers.PreTrainedModel, inputs: dict[str, torch.Tensor]) -> Callable[[], object]:
-    """The thing measured: "forward" (plain SDPA), "globenc" (N-Enc, position cls) or "direct sum" (the equations)."""
+    """The thing measured: "forward" (plain SDPA), "globenc" (N-Enc, position cls), "direct sum" (the equations), or
+    "class scores" of a number of the first token by a reference, such as "class scores, zero"."""
 
     def forward() -> object:
         with torch.no_grad():
             return model(**inputs)
 
+    def class_scores() -> object:
+        reference = what.removeprefix("class scores, ")
+        return globenc.class_scores(model, answer=lambda output: output[0][:, 0, 0], reference=reference, **inputs)
+
     return {
         "forward": forward,
         "globenc": lambda: globenc.attribute(model, **inputs),
         "direct sum": lambda: globenc.attribute(model, backend="reference", **inputs),
+        **{f"class scores, {reference}": class_scores for reference in ("zero", "origin")},
     }[what]
 
 

@@ -26,6 +26,17 @@ def test_memory_is_linear():
     assert peak_mb(512, "direct sum") > peak_mb(512, "globenc") + 600  # the harness does see what is stored
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("reference", ["zero", "origin"])
+def test_memory_of_class_scores_is_linear(reference):
+    """Of each layer stay its queries, keys and values, and what activations read and put out: 50 MB each here."""
+    what = f"class scores, {reference}"
+    forward, short, long = peak_mb(4096, "forward"), peak_mb(4096, what), peak_mb(8192, what)
+    assert short - forward <= 500
+    assert long <= 2 * short + 80
+
+
 LONGEST = """
 import sys, torch, transformers, globenc
 from pathlib import Path
