@@ -9,7 +9,8 @@ A row is in the CSV as soon as it is measured; the targets' cases come first, an
 not begun. Times are medians of `triton.testing.do_bench`, of three calls where one takes half a second. Peak memory is
 what a call needs above what was allocated before it, in 1e9 bytes; of attribution the first call's, with what it keeps
 for the next. The direct sum (backend "reference") takes as many texts at a time as n n d = 2^28 numbers allow, one of
-512 tokens. Errors are the largest relative ones of a score, against the direct sum in float64.
+512 tokens. Errors are the largest relative ones of a score, against the direct sum in float64; of class scores, which
+have signs, in terms of the largest score.
 
 Shares are of the two ceilings measured here: the part of a row's time that its *necessary* work would take at the speed
 of copying, or of a bfloat16 matrix product, whatever its backend really did. With width d, H heads, intermediate width
@@ -20,6 +21,14 @@ operations a token for its own part, d^2 for each matrix that P is a sum of (3 i
 and 2 d + H (H + 1) + 2 H a pair of tokens for scores and quadratic form; and 10 d s + 4 H (H + 3) bytes a token (q, k,
 v, residual and both LayerNorms' inputs read again; own context, own part, factors, log-sum-exps written and read). The
 last layer has one row: 2 d^2 + 2 d operations and 2 d s bytes a token.
+
+Class scores are those of a number of the first token's state, by the kernels, for reference "origin" or "zero". Their
+pull-back adds to each layer but the last 20 d^2 + 4 n d operations a token (all products but those of queries and keys;
+scores and transposed product), 26 d s bytes a token (q, k, h and phi(h) read again; gradients of the layer's output, of
+what the feed-forward's products read, of contexts and values written and read) and 10 d^2 s of weights, and to the last
+2 d^2 + 4 d operations and 6 d s bytes a token and 2 d^2 s of weights. The zero reference's second pass is a forward's
+without queries and keys, with as many bytes again for slopes as for h and phi(h): 20 d^2 + 4 n d operations and 36 d s
+bytes a token, and 10 d^2 s of weights.
 """
 
 from __future__ import annotations
@@ -65,7 +74,8 @@ MODELS = {"BERT-base": (12, 768, 12), "BERT-large": (24, 1024, 16), "12 layers":
 LONGEST_DIRECT_SUM, LONGEST_EXACT, EXACT_TEXTS = 2048, 512, 4
 SLOW_MS = 500  # from here do_bench would repeat a call too often
 # guesses for the budget alone: a backend's time over a forward's, and seconds to compile a shape's kernels
-SLOWER, COMPILE_S = {"forward": 1, "triton": 3, "torch": 100, "reference": 500}, 20
+SCORES = {f"class scores, {reference}": reference for reference in ("origin", "zero")}
+SLOWER, COMPILE_S = {"forward": 1, "triton": 3, "torch": 100, "reference": 500, **dict.fromkeys(SCORES, 10)}, 20
 
 
 class Case(NamedTuple):
@@ -112,15 +122,16 @@ TARGETS = (
 def plan(quick: bool = False) -> Jobs:
     """What is measured, the most important first; a case may come again with other backends."""
     if quick:
-        return [(TINY._replace(dtype=dtype), ("triton", "torch", "reference")) for dtype in DTYPES]
+        return [(TINY._replace(dtype=dtype), ("triton", "torch", "reference", *SCORES)) for dtype in DTYPES]
     shapes = [*itertools.product(("BERT-base", "BERT-large"), ((32, 512), (32, 128), (1, 512), (8, 2048)))]
     shapes += [("12 layers", (1, n)) for n in (8192, 32_768, 131_072)]
     cases = [Case(shape, *size, dtype) for dtype in DTYPES for shape, size in shapes]
     targets: Jobs = [(BASE, ("triton", "reference", "torch")), (LONG, ("triton",))]
     targets += [(BASE_FP32, ("triton", "reference")), (LONGEST, ("triton",))]
     fused = [(case, ("triton",)) for case in cases if case.n < LONGEST.n]
+    scored: Jobs = [(case, tuple(SCORES)) for case in cases if case.n < LONGEST.n]
     short = [(case, ("torch", "reference")) for case in cases if case.n <= LONGEST_DIRECT_SUM]
-    return targets + fused + short + [(case, ("triton", "torch")) for case in cases]
+    return targets + scored[:1] + fused + scored + short + [(case, ("triton", "torch")) for case in cases]
 
 
 def necessary(case: Case, backend: str) -> tuple[float, float]:
@@ -129,7 +140,14 @@ def necessary(case: Case, backend: str) -> tuple[float, float]:
     tokens, size = case.batch * case.n, DTYPES[case.dtype].itemsize
     flops = layers * tokens * (24 * d**2 + 4 * case.n * d)
     moved = layers * (tokens * 24 * d + 12 * d**2) * size
-    if backend != "forward":
+    if backend in SCORES:
+        product, weights = tokens * (20 * d**2 + 4 * case.n * d), 10 * d**2 * size
+        flops += (layers - 1) * product + tokens * (2 * d**2 + 4 * d)
+        moved += (layers - 1) * (tokens * 26 * d * size + weights) + (tokens * 6 * d + 2 * d**2) * size
+        if SCORES[backend] == "zero":
+            flops += layers * product
+            moved += layers * (tokens * 36 * d * size + weights)
+    elif backend != "forward":
         pairs = case.n * (2 * d + heads * (heads + 1) + 2 * heads)
         flops += (layers - 1) * tokens * ((2 + PARTS[case.dtype]) * d**2 + pairs) + tokens * (2 * d**2 + 2 * d)
         moved += (layers - 1) * tokens * (10 * d * size + 4 * heads * (heads + 3)) + tokens * 2 * d * size
@@ -151,14 +169,34 @@ def build(case: Case, device: torch.device) -> tuple[Any, dict[str, Tensor]]:
 
 
 def run(backend: str, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-    """The work of a row: scores [batch, n] for position "cls", or the plain forward's hidden states."""
+    """The work of a row: scores [batch, n] for position "cls" or of classes, or the plain forward's hidden states."""
     if backend == "forward":  # transformers drops a mask of ones: nothing is n x n, and SDPA takes a fused kernel
         with torch.no_grad():
             return model(**inputs).last_hidden_state
+    if backend in SCORES:
+        return class_scores(SCORES[backend], "triton", model, inputs)
     batch, n = inputs["input_ids"].shape
     size = max(1, 2**28 // (n * n * model.config.hidden_size)) if backend == "reference" else batch
     parts = [{name: tensor[i : i + size] for name, tensor in inputs.items()} for i in range(0, batch, size)]
     return torch.cat([globenc.attribute(model, backend=backend, position="cls", **part).scores for part in parts])
+
+
+def class_scores(reference: str, backend: str, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """Class scores [batch, n] of the first number of the first token's state."""
+
+    def answer(output: Any) -> Tensor:
+        return output.last_hidden_state[:, 0, 0]
+
+    return globenc.class_scores(model, answer=answer, reference=reference, backend=backend, **inputs).scores
+
+
+def relative_error(backend: str, model: Any, inputs: dict[str, Tensor]) -> float:
+    """The largest one of a score against the direct sum; of signed scores, in terms of the largest score."""
+    found, exact_model = run(backend, model, inputs).double(), copy.deepcopy(model).double()
+    if backend in SCORES:
+        exact = class_scores(SCORES[backend], "reference", exact_model, inputs)
+        return float((found - exact).abs().max() / exact.abs().max())
+    return float((found / run("reference", exact_model, inputs) - 1).abs().max())
 
 
 def median_ms(function: Callable[[], object]) -> float:
@@ -207,8 +245,7 @@ def measure(case: Case, backend: str, built: Callable[[], tuple[Any, dict]]) -> 
         error = math.nan
         if backend != "forward" and case.dtype == "fp32" and case.n <= LONGEST_EXACT:
             few = {name: tensor[:EXACT_TEXTS] for name, tensor in inputs.items()}
-            exact = run("reference", copy.deepcopy(model).double(), few)
-            error = float((run(backend, model, few).double() / exact - 1).abs().max())
+            error = relative_error(backend, model, few)
         return Result(median_ms(function), peak, error)
     except torch.OutOfMemoryError:
         return Result(note="out of memory")
@@ -361,6 +398,9 @@ def layer_steps(case: Case, device: torch.device) -> dict[str, Callable[[], obje
         "layer_scales": lambda: kernels.layer_scales(x, (y1, y2), (1e-12, 1e-12), context, (gamma, gamma), bias, real),
         "stage_norms": lambda: kernels.stage_norms(diagonal, x, (gamma, gamma), ones),
         "rollout_rows": lambda: kernels.rollout_rows(rows, local_map),
+        "scores: transposed": lambda: kernels.transposed_product(
+            q, k, attended.log_sum_exp, attended.context, real, scaling
+        ),
     }
 
 
@@ -375,7 +415,7 @@ def profile(case: Case, device: torch.device) -> None:
     layer = median_ms(functools.partial(run, "forward", model, inputs)) / MODELS[case.shape][0]
     steps = layer_steps(case, device)
     times = {name: (step(), median_ms(step))[1] for name, step in steps.items()}
-    ours = sum(ms for name, ms in times.items() if not name.startswith("torch"))
+    ours = sum(ms for name, ms in times.items() if not name.startswith(("torch", "scores")))
     print(f"{case.name} {case.dtype}: ms, and share of the {layer:.4f} ms that a layer's forward takes")
     for name, ms in (*times.items(), ("added to the forward", ours - times["torch: attention"])):
         print(f"  {name:20} {ms:9.4f} {ms / layer:7.1%}")

@@ -49,6 +49,18 @@ def test_necessary_work_by_hand():
     assert gpu.necessary(gpu.TINY, "reference") == (more, moved_more)  # whatever a backend really does
 
 
+def test_necessary_work_of_class_scores_by_hand():
+    """The same layers; of the last one, one token's products of the feed-forward are not counted at all."""
+    flops, moved = gpu.necessary(gpu.TINY, "forward")
+    origin, moved_origin = gpu.necessary(gpu.TINY, "class scores, origin")
+    products = 20 * (20 * 4096 + 4 * 20 * 64)
+    assert origin - flops == products + 20 * (2 * 4096 + 4 * 64)
+    assert moved_origin - moved == 20 * 26 * 64 * 2 + 10 * 4096 * 2 + (20 * 6 * 64 + 2 * 4096) * 2
+    zero, moved_zero = gpu.necessary(gpu.TINY, "class scores, zero")
+    assert zero - origin == 2 * products
+    assert moved_zero - moved_origin == 2 * (20 * 36 * 64 + 10 * 4096) * 2
+
+
 @pytest.mark.parametrize(("dtype", "parts", "size"), [("bf16", 3, 2), ("fp16", 2, 2), ("fp32", 1, 4)])
 def test_necessary_work_by_dtype(dtype, parts, size):
     case = gpu.BASE._replace(dtype=dtype)
@@ -67,6 +79,7 @@ def test_plan_holds_every_case_and_the_targets_first():
     names += [f"12 layers 1x{n}" for n in (8192, 32768, 131072)]
     wanted = {(name, dtype, backend) for name in names for dtype in gpu.DTYPES for backend in ("triton", "torch")}
     wanted |= {(name, dtype, "reference") for name in names if "BERT" in name for dtype in gpu.DTYPES}
+    wanted |= {(name, dtype, how) for name in names[:-1] for dtype in gpu.DTYPES for how in gpu.SCORES}
     assert planned == wanted
     needed = {(case, backend) for case, _, backend, *_ in gpu.TARGETS if backend != "forward"}
     needed |= {(case, "triton") for case, *_ in gpu.TARGETS}
@@ -343,8 +356,8 @@ assert gpu.main(["--quick", "--skip-tests", "--tiles", "--profile", "--minutes",
     assert done.returncode == 0, done.stderr
     with (tmp_path / "gpu.csv").open(newline="") as file:
         rows = {r["backend"]: r for r in csv.DictReader(file)}
-    assert list(rows) == ["forward", "triton", "torch", "reference"]
+    assert list(rows) == ["forward", "triton", "torch", "reference", *gpu.SCORES]
     assert all(r["note"] == "" and float(r["ms"]) > 0 for r in rows.values())
-    assert all(0 < float(rows[name]["relative_error"]) < 1e-5 for name in ("triton", "torch", "reference"))
+    assert all(0 < float(rows[name]["relative_error"]) < 1e-5 for name in rows if name != "forward")
     assert "rollout_rows alone, 2 of 2 sizes tried" in done.stdout
     assert "added to the forward" in done.stdout

@@ -21,6 +21,8 @@ REPRESENTATIVE = [
     ("rollout_rows", "bf16", 12, 64, "targets=1", "sm_80"),
     ("attention", "fp16", 12, 64, "", "sm_90"),
     ("gram", "fp32", 12, 64, "", "sm_80"),
+    ("transposed_product", "bf16", 12, 64, "", "sm_90"),
+    ("transposed_product", "fp32", 12, 64, "window", "sm_80"),
 ]
 # Compiled in a process of its own, since kernels defined for the interpreter cannot be.
 COMPILE = """
@@ -125,6 +127,9 @@ for batch, n in json.load(sys.stdin):
     gk.rollout_rows(torch.zeros(batch, 3, n), local_map)
     gk.row_sums(local_map)
     gk.contribution_norms(local_map)
+    for labels in (1, 2, 16):
+        gradient = torch.zeros(batch, n, H, labels * D, dtype=dtype)
+        gk.transposed_product(query, key, attended.log_sum_exp, gradient, tokens, 0.25)
     counts.append(len(compiled))
 print(json.dumps(counts))
 """
@@ -142,5 +147,5 @@ def test_no_compilation_for_another_length_or_batch() -> None:
     )
     assert done.returncode == 0, done.stderr
     counts = json.loads(done.stdout)
-    assert counts[0] == 9  # attention, two of factors, scales, norms, two rollouts, sums, map
+    assert counts[0] == 10  # attention, two of factors, scales, norms, two rollouts, sums, map, transposed product
     assert counts == counts[:1] * len(shapes), dict(zip(shapes, counts, strict=True))
