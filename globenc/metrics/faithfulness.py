@@ -14,21 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..batching import by_length
 from ..encoders import Encoder
 from ..inputs import check_inputs
 from ..model_state import Loan
-from ..predictions import by_name, kind_of, logits_of, returning_tuples
+from ..predictions import kind_of
+from .changed_texts import BATCH_TOKENS, NO_CHANGE, ChangedTexts, check_removal, logits_of_rows
 from .gradients import classes_of
 
 AOPC_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 ERASER_SHARES = (0.01, 0.05, 0.1, 0.2, 0.5)
-REMOVALS = ("mask", "delete")
 ORDERS = ("most", "least")
-BATCH_TOKENS = 2048
-
-_NO_VARIANT = -1  # of a text without removable tokens
-_COLUMNS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -165,7 +160,7 @@ def removal_drops(
     """
     encoder = Encoder.of(model)
     mask = check_inputs(encoder, model_inputs).cpu().numpy()
-    _check(encoder.model, model_inputs, removal, mask_token_id)
+    check_removal(encoder.model, model_inputs, removal, mask_token_id)
     for measure in measures.values():
         if not measure.shares or not all(0 < share <= 1 for share in measure.shares):
             raise ValueError(f"shares must be numbers above 0 and up to 1, got {list(measure.shares)}")
@@ -177,7 +172,7 @@ def removal_drops(
                 f"{list(special_tokens_mask.shape)}"
             )
         removable = mask & ~special_tokens_mask.bool().cpu().numpy()
-    variants = _Variants(mask, removal)
+    variants = ChangedTexts(mask, removal)
     indices: dict[tuple[str, str], np.ndarray] = {}
     for name, given in scores.items():
         values = _checked_scores(name, given, mask.shape)
@@ -200,76 +195,8 @@ def removal_drops(
     full = probabilities[: len(mask)]
     drops: dict[str, dict[str, np.ndarray]] = {name: {} for name in scores}
     for (name, kind), table in indices.items():
-        drops[name][kind] = np.where(table == _NO_VARIANT, np.nan, full - probabilities[table])
+        drops[name][kind] = np.where(table == NO_CHANGE, np.nan, full - probabilities[table])
     return drops
-
-
-class _Variants:
-    """The texts of a batch [batch, n] as they are, and then without some of their tokens; each variant once."""
-
-    def __init__(self, mask: np.ndarray, removal: str):
-        self.mask, self.removal = mask, removal
-        self.texts: list[int] = []  # which text of the batch each variant is of
-        self._removed: list[np.ndarray] = []
-        self._known: dict[tuple[int, bytes], int] = {}
-        for text in range(len(mask)):
-            self._index(text, np.zeros(mask.shape[1], bool))
-
-    def without(self, text: int, ranked: np.ndarray, order: str, share: float) -> int:
-        """Index of a text without a share of its removable tokens, whose positions are ranked, most important first."""
-        if not len(ranked):
-            return _NO_VARIANT
-        count = max(1, int(share * len(ranked) + 0.5))
-        picked = {"most": ranked[:count], "least": ranked[::-1][:count], "keep": ranked[count:]}[order]
-        if self.removal == "delete" and len(picked) == self.mask[text].sum():
-            picked = picked[:-1]  # nothing would be left to read
-        removed = np.zeros(self.mask.shape[1], bool)
-        removed[picked] = True
-        return self._index(text, removed)
-
-    def tokens(
-        self, inputs: Mapping[str, Any], mask_token_id: int | None
-    ) -> tuple[list[np.ndarray], list[np.ndarray] | None]:
-        """The variants' token ids, and their types where the inputs have them."""
-        input_ids = inputs["input_ids"].cpu().numpy()
-        types = inputs.get("token_type_ids")
-        type_ids = None if types is None else np.broadcast_to(types.cpu().numpy(), input_ids.shape)
-        id_rows: list[np.ndarray] = []
-        type_rows: list[np.ndarray] = []
-        for text, removed in zip(self.texts, self._removed, strict=True):
-            remaining = self.mask[text] & ~removed if self.removal == "delete" else self.mask[text]
-            changed = np.where(removed, mask_token_id, input_ids[text]) if self.removal == "mask" else input_ids[text]
-            id_rows.append(changed[remaining])
-            if type_ids is not None:
-                type_rows.append(type_ids[text][remaining])
-        return id_rows, None if type_ids is None else type_rows
-
-    def _index(self, text: int, removed: np.ndarray) -> int:
-        key = (text, removed.tobytes())
-        if key not in self._known:
-            self._known[key] = len(self.texts)
-            self.texts.append(text)
-            self._removed.append(removed)
-        return self._known[key]
-
-
-def _check(model: Any, inputs: dict[str, Any], removal: str, mask_token_id: int | None) -> None:
-    if removal not in REMOVALS:
-        raise ValueError(f"removal must be one of {', '.join(REMOVALS)}; got {removal!r}")
-    if removal == "mask":
-        if mask_token_id is None:
-            raise ValueError("mask_token_id is needed for removal 'mask': give the tokenizer's, or removal='delete'")
-        rows = model.get_input_embeddings().weight.shape[0]
-        if not 0 <= mask_token_id < rows:
-            raise ValueError(f"mask_token_id must be in 0..{rows - 1} for this model, got {mask_token_id}")
-    others = [name for name in inputs if name not in _COLUMNS]
-    if others or "input_ids" not in inputs:
-        raise ValueError(
-            f"texts are changed token by token: give {', '.join(_COLUMNS)} alone, got "
-            f"{', '.join(others or inputs) or 'nothing'}"
-        )
-    if kind_of(model) == "value":
-        raise ValueError(f"{type(model).__name__} does not choose between classes: there is no probability to drop")
 
 
 def _checked_scores(name: str, given: Any, shape: tuple[int, int]) -> np.ndarray:
@@ -297,45 +224,11 @@ def _probabilities(
     """p(class of the text | variant) for every variant; the first ones are the whole texts, whose answers decide the
     class."""
     batch = max(texts) + 1
-    whole = _logits(encoder, ids[:batch], None if types is None else types[:batch], batch_tokens)
+    whole = logits_of_rows(encoder, ids[:batch], None if types is None else types[:batch], batch_tokens)
     classes = classes_of(label, whole)
     logits = whole
     if len(ids) > batch:
-        changed = _logits(encoder, ids[batch:], None if types is None else types[batch:], batch_tokens)
+        changed = logits_of_rows(encoder, ids[batch:], None if types is None else types[batch:], batch_tokens)
         logits = torch.cat([whole, changed])
     probabilities = logits.sigmoid() if kind_of(encoder.model) == "labels" else logits.softmax(-1)
     return probabilities[torch.arange(len(ids)), classes[texts]].numpy()
-
-
-def _logits(encoder: Encoder, ids: list[np.ndarray], types: list[np.ndarray] | None, batch_tokens: int) -> Tensor:
-    """Class logits [texts, classes] of unpadded texts, float64 on the CPU."""
-    model = encoder.model
-    device = next(model.parameters()).device
-    filler = getattr(model.config, "pad_token_id", None) or 0
-    rows: list[Tensor] = [torch.empty(0)] * len(ids)
-    with torch.no_grad(), returning_tuples(model):
-        for batch in by_length([len(row) for row in ids], batch_tokens, encoder.family.padding_invariant):
-            columns = {
-                "input_ids": _padded([ids[k] for k in batch], filler),
-                "attention_mask": _padded([np.ones(len(ids[k]), np.int64) for k in batch], 0),
-            }
-            if types is not None:
-                columns["token_type_ids"] = _padded([types[k] for k in batch], 0)
-            inputs = {name: column.to(device) for name, column in columns.items()}
-            logits = logits_of(model, model(**by_name(model, inputs)))
-            if logits is None or logits.ndim != 2:
-                raise ValueError(f"{type(model).__name__} has no class logits: give a model that classifies texts")
-            for k, row in zip(batch, logits.double().cpu(), strict=True):
-                rows[k] = row
-    stacked = torch.stack(rows)
-    if not bool(torch.isfinite(stacked).all()):
-        raise FloatingPointError("the model's logits are not finite: its weights hold NaN or infinity")
-    return stacked
-
-
-def _padded(rows: list[np.ndarray], filler: int) -> Tensor:
-    """Rows of whole numbers as one tensor [batch, longest], filled behind their ends."""
-    padded = np.full((len(rows), max(len(row) for row in rows)), filler, np.int64)
-    for k, row in enumerate(rows):
-        padded[k, : len(row)] = row
-    return torch.from_numpy(padded)
