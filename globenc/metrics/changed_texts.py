@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..batching import by_length
 from ..encoders import Encoder
-from ..predictions import by_name, kind_of, logits_of, returning_tuples
+from ..predictions import by_name, logits_of, returning_tuples
 
 REMOVALS = ("mask", "delete")
 BATCH_TOKENS = 2048
@@ -31,6 +31,12 @@ class ChangedTexts:
         for text in range(len(mask)):
             self._index(text, np.zeros(mask.shape[1], bool))
 
+    def without_positions(self, text: int, positions: Any) -> int:
+        """Index of a text without the tokens at some positions."""
+        removed = np.zeros(self.mask.shape[1], bool)
+        removed[positions] = True
+        return self._index(text, removed)
+
     def without(self, text: int, ranked: np.ndarray, order: str, share: float) -> int:
         """Index of a text without a share of its removable tokens, whose positions are ranked, most important first."""
         if not len(ranked):
@@ -39,9 +45,7 @@ class ChangedTexts:
         picked = {"most": ranked[:count], "least": ranked[::-1][:count], "keep": ranked[count:]}[order]
         if self.removal == "delete" and len(picked) == self.mask[text].sum():
             picked = picked[:-1]  # nothing would be left to read
-        removed = np.zeros(self.mask.shape[1], bool)
-        removed[picked] = True
-        return self._index(text, removed)
+        return self.without_positions(text, picked)
 
     def tokens(
         self, inputs: Mapping[str, Any], mask_token_id: int | None
@@ -73,19 +77,42 @@ def check_removal(model: Any, inputs: dict[str, Any], removal: str, mask_token_i
     if removal not in REMOVALS:
         raise ValueError(f"removal must be one of {', '.join(REMOVALS)}; got {removal!r}")
     if removal == "mask":
-        if mask_token_id is None:
-            raise ValueError("mask_token_id is needed for removal 'mask': give the tokenizer's, or removal='delete'")
-        rows = model.get_input_embeddings().weight.shape[0]
-        if not 0 <= mask_token_id < rows:
-            raise ValueError(f"mask_token_id must be in 0..{rows - 1} for this model, got {mask_token_id}")
+        check_mask_token(model, mask_token_id, "removal 'mask'", ", or removal='delete'")
     others = [name for name in inputs if name not in _COLUMNS]
     if others or "input_ids" not in inputs:
         raise ValueError(
             f"texts are changed token by token: give {', '.join(_COLUMNS)} alone, got "
             f"{', '.join(others or inputs) or 'nothing'}"
         )
-    if kind_of(model) == "value":
-        raise ValueError(f"{type(model).__name__} does not choose between classes: there is no probability to drop")
+
+
+def check_mask_token(model: Any, token: int | None, needed_for: str, instead: str = "") -> int:
+    """The mask token, which the model's embeddings have.
+
+    Raises:
+        ValueError: they have not, or there is none.
+    """
+    if token is None:
+        raise ValueError(f"mask_token_id is needed for {needed_for}: give the tokenizer's{instead}")
+    rows = model.get_input_embeddings().weight.shape[0]
+    if not 0 <= token < rows:
+        raise ValueError(f"mask_token_id must be in 0..{rows - 1} for this model, got {token}")
+    return token
+
+
+def removable_tokens(mask: Tensor, special_tokens_mask: Tensor | None) -> Tensor:
+    """True at the real tokens that may go, [batch, n].
+
+    Raises:
+        ValueError: special_tokens_mask has another shape.
+    """
+    if special_tokens_mask is None:
+        return mask
+    if special_tokens_mask.shape != mask.shape:
+        raise ValueError(
+            f"special_tokens_mask must have shape [batch, n] = {[*mask.shape]}, got {list(special_tokens_mask.shape)}"
+        )
+    return mask & ~special_tokens_mask.bool().to(mask.device)
 
 
 def logits_of_rows(

@@ -18,7 +18,7 @@ from ..encoders import Encoder
 from ..inputs import check_inputs
 from ..model_state import Loan
 from ..predictions import kind_of
-from .changed_texts import BATCH_TOKENS, NO_CHANGE, ChangedTexts, check_removal, logits_of_rows
+from .changed_texts import BATCH_TOKENS, NO_CHANGE, ChangedTexts, check_removal, logits_of_rows, removable_tokens
 from .gradients import classes_of
 
 AOPC_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -159,19 +159,17 @@ def removal_drops(
         The others: as for `aopc`.
     """
     encoder = Encoder.of(model)
-    mask = check_inputs(encoder, model_inputs).cpu().numpy()
+    real = check_inputs(encoder, model_inputs)
+    mask = real.cpu().numpy()
     check_removal(encoder.model, model_inputs, removal, mask_token_id)
+    if kind_of(encoder.model) == "value":
+        raise ValueError(
+            f"{type(encoder.model).__name__} does not choose between classes: there is no probability to drop"
+        )
     for measure in measures.values():
         if not measure.shares or not all(0 < share <= 1 for share in measure.shares):
             raise ValueError(f"shares must be numbers above 0 and up to 1, got {list(measure.shares)}")
-    removable = mask
-    if special_tokens_mask is not None:
-        if tuple(special_tokens_mask.shape) != mask.shape:
-            raise ValueError(
-                f"special_tokens_mask must have shape [batch, n] = {[*mask.shape]}, got "
-                f"{list(special_tokens_mask.shape)}"
-            )
-        removable = mask & ~special_tokens_mask.bool().cpu().numpy()
+    removable = removable_tokens(real, special_tokens_mask).cpu().numpy()
     variants = ChangedTexts(mask, removal)
     indices: dict[tuple[str, str], np.ndarray] = {}
     for name, given in scores.items():

@@ -1,4 +1,4 @@
-"""What gradients say of a model's answer: gradient-times-input saliency (17) and HTA x Input (18).
+"""What gradients say of a model's answer: gradient times input, as saliency (17) and signed, and HTA x Input (18).
 
 Equation numbers: Modarressi et al., NAACL 2022. HTA: Brunner et al., "On Identifiability in Transformers", ICLR 2020.
 """
@@ -66,57 +66,137 @@ def saliency_and_logits(
     **model_inputs: Any,
 ) -> tuple[Tensor, Tensor]:
     """As `saliency`, and the logits [batch, classes] of the same forward pass."""
+    gradients = AnswerGradients(model, model_inputs, label, output)
+    gradient, states = gradients.at()
+    return gradients.tokens((gradient * states).norm(dim=-1)), gradients.logits
+
+
+def gradient_times_input(
+    model: nn.Module,
+    *,
+    label: str | Tensor = "predicted",
+    output: str = "logit",
+    **model_inputs: Any,
+) -> Tensor:
+    """<dy_c/de_i, e_i> of every token: gradient times input with its sign, at the embedding block's output.
+
+    Where `saliency` takes the length of the product, this takes its sum: above zero for the class, below zero against
+    it (Denil et al. 2014; Shrikumar et al., ICML 2017).
+
+    Args, returns, raises:
+        As `saliency`.
+
+    Example:
+        >>> import globenc
+        >>> explainer = globenc.GlobEnc.from_pretrained()
+        >>> inputs = explainer.tokenizer("a charming journey", return_tensors="pt")
+        >>> globenc.metrics.gradient_times_input(explainer.model, **inputs).shape
+        torch.Size([1, 5])
+    """
+    gradients = AnswerGradients(model, model_inputs, label, output)
+    gradient, states = gradients.at()
+    return gradients.tokens((gradient * states).sum(-1))
+
+
+class AnswerGradients:
+    """Gradients of a classifier's answer y_c by the states that enter the first layer.
+
+    Args:
+        model, label, output: as for `saliency`.
+        inputs: as in `globenc.attribute`.
+
+    Attributes:
+        logits: of the texts as they are, [batch, classes]; there from the first `at` on.
+    """
+
+    logits: Tensor
+
+    def __init__(self, model: nn.Module, inputs: dict[str, Any], label: str | Tensor, output: str):
+        check_output(output)
+        self.encoder, self.inputs, self.output = Encoder.of(model), inputs, output
+        self.mask = check_inputs(self.encoder, inputs)
+        self._label = label
+        self._classes: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the gradients: float64 for float64 models, float32 for all others."""
+        return torch.float64 if self.encoder.model.dtype == torch.float64 else torch.float32
+
+    def at(self, states: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """dy_c/de where the first layer reads these states [batch, n, d], and the states; None: the model's own.
+
+        The first call decides which classes are answered about.
+        """
+        eager: Any = self.encoder.model
+        entered: list[Tensor] = []
+
+        def enter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            if entered:  # shared layers run again
+                return None
+            embeddings = args[0] if args else kwargs["hidden_states"]
+            chosen = embeddings if states is None else states.to(embeddings.dtype)
+            entered.append(chosen.detach().requires_grad_())
+            if args:
+                return (entered[0], *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": entered[0]}
+
+        first = self.encoder.layers[0].module
+        loan = Loan()
+
+        def run() -> Tensor:
+            loan.evaluation_mode(list(eager.modules()))
+            loan.no_parameter_gradients(eager)
+            loan.hook(first.register_forward_pre_hook, enter, with_kwargs=True)
+            with torch.enable_grad(), returning_tuples(eager):
+                logits = self._checked(logits_of(eager, eager(**by_name(eager, self.inputs))))
+                if self._classes is None:
+                    self.logits, self._classes = logits.detach(), classes_of(self._label, logits)
+                answers = answers_of(eager, logits, self.output).gather(1, self._classes[:, None])
+                return torch.autograd.grad(answers.sum(), entered[0])[0]
+
+        gradient = loan.run(run)
+        return gradient.to(self.dtype), entered[0].detach().to(self.dtype)
+
+    def tokens(self, values: Tensor) -> Tensor:
+        """A number for each token, [batch, n], zero at padding; some families' layers read padding of their own."""
+        return values[:, : self.mask.shape[1]] * self.mask
+
+    def _checked(self, logits: Tensor | None) -> Tensor:
+        name = type(self.encoder.model).__name__
+        if logits is None:
+            raise ValueError(f"{name} has no logits: give a model that classifies")
+        logits = logits[:, None] if logits.shape == self.mask.shape[:1] else logits
+        if logits.ndim != 2:
+            raise ValueError(
+                f"{name} gives logits of shape {list(logits.shape)}: give a model that classifies "
+                "whole texts, [batch, classes]"
+            )
+        if not bool(torch.isfinite(logits).all()):
+            raise FloatingPointError("the model's logits are not finite: its weights hold NaN or infinity")
+        return logits
+
+
+def check_output(output: str) -> None:
+    """Raises ValueError where `output` names neither logits nor probabilities."""
     if output not in OUTPUTS:
         raise ValueError(f"output must be one of {', '.join(OUTPUTS)}; got {output!r}")
-    encoder = Encoder.of(model)
-    eager: Any = encoder.model
-    mask = check_inputs(encoder, model_inputs)
-    entered: list[Tensor] = []
 
-    def enter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if entered:  # shared layers run again
-            return None
-        states = (args[0] if args else kwargs["hidden_states"]).detach().requires_grad_()
-        entered.append(states)
-        if args:
-            return (states, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": states}
 
-    first = encoder.layers[0].module
-    loan = Loan()
+def answers_of(model: nn.Module, logits: Tensor, output: str) -> Tensor:
+    """y of every class, [batch, classes], for logits of that shape.
 
-    def run() -> tuple[Tensor, Tensor]:
-        loan.evaluation_mode(list(eager.modules()))
-        loan.no_parameter_gradients(eager)
-        loan.hook(first.register_forward_pre_hook, enter, with_kwargs=True)
-        with torch.enable_grad(), returning_tuples(eager):
-            logits = logits_of(eager, eager(**by_name(eager, model_inputs)))
-            if logits is None:
-                raise ValueError(f"{type(eager).__name__} has no logits: give a model that classifies")
-            logits = logits[:, None] if logits.shape == mask.shape[:1] else logits
-            if logits.ndim != 2:
-                raise ValueError(
-                    f"{type(eager).__name__} gives logits of shape {list(logits.shape)}: give a model that classifies "
-                    "whole texts, [batch, classes]"
-                )
-            if not bool(torch.isfinite(logits).all()):
-                raise FloatingPointError("the model's logits are not finite: its weights hold NaN or infinity")
-            kind = kind_of(eager, logits.shape[1])
-            if kind == "value" and output == "probability":
-                raise ValueError(
-                    f"output must be 'logit' for {type(eager).__name__}: it answers with a number, which has no "
-                    "probability"
-                )
-            predictions = logits
-            if output == "probability":
-                predictions = logits.sigmoid() if kind == "labels" else logits.softmax(-1)
-            chosen = predictions.gather(1, classes_of(label, logits)[:, None])
-            return torch.autograd.grad(chosen.sum(), entered[0])[0], logits.detach()
-
-    gradient, logits = loan.run(run)
-    dtype = torch.float64 if eager.dtype == torch.float64 else torch.float32
-    times_input = (gradient.to(dtype) * entered[0].detach().to(dtype)).norm(dim=-1)
-    return times_input[:, : mask.shape[1]] * mask, logits
+    Raises:
+        ValueError: a probability is asked for, and the model answers with a number.
+    """
+    if output == "logit":
+        return logits
+    kind = kind_of(model, logits.shape[1])
+    if kind == "value":
+        raise ValueError(
+            f"output must be 'logit' for {type(model).__name__}: it answers with a number, which has no probability"
+        )
+    return logits.sigmoid() if kind == "labels" else logits.softmax(-1)
 
 
 def classes_of(label: str | Tensor, logits: Tensor) -> Tensor:
