@@ -57,7 +57,7 @@ def correlate(
             correlations[kind][k] = rank_correlations(flat, scores.saliency[counts]).reshape(rows.shape[:2])
         right[k] = corpus.labels is not None and corpus.labels[k] == scores.predicted
         if k in sample or len(encoding) <= _SHOWN_TOKENS:
-            whole_rollouts[k] = scores.whole_rollouts()
+            whole_rollouts[k] = scores.whole_texts()
         steps.advance()
     measurements.ids = [example.id for example in corpus.examples]
     measurements.layers = correlations["rollout"].shape[2]
@@ -196,7 +196,7 @@ def compare_with_marks(
         k = numbers[index]
         marks = align(marked[k].marks, marked[k].words, _characters(readable[k]))
         measurements.layers = scores.rollouts.shape[1]
-        for name, row in scores.whole_rollouts().items():
+        for name, row in scores.whole_texts().items():
             agreement[name][k] = _plausibility(row, marks)
         agreement[RANDOM][k] = np.array([_plausibility(draw, marks) for draw in noise[k]]).mean(0)
         steps.advance()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,15 +11,26 @@ import numpy as np
 from scipy import stats
 
 from ..metrics.faithfulness import MEASURES
+from .label_methods import LABEL_METHODS
 
 METRICS = ("correlation", "faithfulness", "plausibility")
-# in the paper's order; HTA and flow cost minutes a text and are evaluated where they are asked for
+# in the paper's order, which have a value up to every layer and of every layer
 PAPER_ORDER = ("W", "W-FixedRes", "W-Res", "N", "N-FixedRes", "N-Res", "N-ResLN", "N-Enc")
-COSTLY_METHODS = {
+# evaluated where they are asked for; flow and HTA cost minutes a text, the others many forward passes
+COSTLY_ROLLOUTS = {
     "W-Flow": "attention flow: maximum flow through the mean attention weights (Abnar and Zuidema 2020)",
     "HTA": "hidden token attribution: norms of the layers' Jacobians, rolled out (Brunner et al. 2020)",
     "HTA-Input": "HTA x Input (18): the paper's upper bound",
 }
+COSTLY_METHODS = {
+    **COSTLY_ROLLOUTS,
+    **{name: method.meaning for name, method in LABEL_METHODS.items() if method.costly},
+}
+ORDER = (
+    *PAPER_ORDER,
+    *(name for name, method in LABEL_METHODS.items() if not method.costly),
+    *COSTLY_METHODS,
+)
 SALIENCY, RANDOM = "saliency", "random"
 MARK_MEASURES = ("auprc", "f1", "iou")  # attributes of `globenc.metrics.Plausibility`
 RANDOM_DRAWS = 5
@@ -58,10 +69,7 @@ def summary_statistics(values: np.ndarray) -> dict[str, Any]:
     there = values[~np.isnan(values)]
     if not len(there):
         return {"count": 0, "undefined": len(values), "mean": None, "std": None, "low99": None, "high99": None}
-    mean, std = float(there.mean()), float(there.std())
-    half = math.nan
-    if len(there) > 1:
-        half = float(stats.t.ppf(0.995, len(there) - 1)) * float(there.std(ddof=1)) / math.sqrt(len(there))
+    mean, std, half = float(there.mean()), float(there.std()), half_interval(there, 0.99)
     return {
         "count": len(there),
         "undefined": len(values) - len(there),
@@ -70,6 +78,34 @@ def summary_statistics(values: np.ndarray) -> dict[str, Any]:
         "low99": None if math.isnan(half) else mean - half,
         "high99": None if math.isnan(half) else mean + half,
     }
+
+
+def half_interval(values: np.ndarray, level: float) -> float:
+    """Half of the confidence interval of a mean (Student's t), of values that are all there; NaN for fewer than two."""
+    count = len(values)
+    if count < 2:
+        return math.nan
+    return float(stats.t.ppf((1 + level) / 2, count - 1)) * float(values.std(ddof=1)) / math.sqrt(count)
+
+
+def told_apart(values: Mapping[str, np.ndarray], higher: bool) -> str | None:
+    """The name with the best mean, if the 95 % confidence interval of its paired difference to each other one excludes
+    zero, and so there is one that is best.
+
+    Args:
+        values: [texts] by name; NaN where a text has no value.
+        higher: is better.
+    """
+    means = {name: float(np.nanmean(row)) for name, row in values.items() if not np.isnan(row).all()}
+    if len(means) < 2:
+        return None
+    best = (max if higher else min)(means, key=lambda name: means[name])
+    for name in means:
+        difference = (values[best] - values[name]) * (1 if higher else -1)
+        there = difference[~np.isnan(difference)]
+        if name != best and not there.mean() > half_interval(there, 0.95):
+            return None
+    return best
 
 
 def main_method(methods: Sequence[str]) -> int:
