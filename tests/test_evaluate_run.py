@@ -22,7 +22,8 @@ import globenc
 from globenc import evaluate
 from globenc.cli import app
 from globenc.evaluation import page as page_module
-from globenc.evaluation.measurements import PAPER_ORDER
+from globenc.evaluation.costs import Costs
+from globenc.evaluation.measurements import PAPER_ORDER, told_apart
 from globenc.evaluation.tables import as_rows
 from globenc.metrics import plausibility, saliency
 
@@ -33,6 +34,7 @@ MARKED = [
     {"tokens": ["bleak", "and", "unflinchingly", "dull"], "rationale": [1, 0, 0, 1]},
     {"tokens": ["nothing", "here"], "rationale": [0, 0]},
 ]
+SIGNED = ["class-scores", "class-scores-model", "class-scores-origin", "gradient-x-input"]
 FILES = {"results.json", "results.csv", "examples.parquet", "report.html", "figures"}
 
 
@@ -81,10 +83,24 @@ def test_correlations_equal_plain_calls(whole, explainer, method):
                 assert value == pytest.approx(stats.spearmanr(row, reference).statistic, abs=1e-9)
 
 
+@pytest.mark.parametrize("reference", ["zero", "model", "origin"])
+def test_class_scores_equal_plain_calls(whole, explainer, reference):
+    method = "class-scores" if reference == "zero" else f"class-scores-{reference}"
+    for k, text in enumerate(TEXTS):
+        inputs = explainer.tokenizer(text, return_tensors="pt")
+        given = {"reference": reference, "mask_token_id": explainer.tokenizer.mask_token_id}
+        scores = globenc.class_scores(explainer.model, **given, **inputs).scores[0].numpy()
+        (value,) = of_text(whole, id=str(k), metric="correlation", setting="signed", method=method)
+        correlation = stats.spearmanr(scores, saliency(explainer.model, **inputs)[0].numpy()).statistic
+        assert value == pytest.approx(correlation, abs=1e-9)
+    assert whole.results["settings"]["methods"] == [*PAPER_ORDER, *SIGNED]
+
+
 def test_means_are_those_of_the_examples(whole):
     for row in as_rows(whole.results):
         if row["metric"] == "correlation":
-            values = of_text(whole, metric="correlation", **{k: row[k] for k in ("setting", "method", "layer")})
+            fields = {k: row[k] for k in ("setting", "method")}
+            values = of_text(whole, metric="correlation", layer=row["layer"] or None, **fields)
         else:
             values = of_text(whole, metric=row["metric"], method=row["method"])
         there = [value for value in values if value is not None]
@@ -105,6 +121,8 @@ def test_faithfulness_equals_plain_calls(whole, explainer):
         scores = {
             "N-Enc": globenc.attribute(explainer.model, **inputs).scores,
             "saliency": saliency(explainer.model, **inputs),
+            "class-scores": globenc.class_scores(explainer.model, **inputs).scores,
+            "gradient-x-input": globenc.metrics.gradient_times_input(explainer.model, **inputs),
         }
         for name, row in scores.items():
             for metric, call in (
@@ -144,7 +162,8 @@ def test_files(whole):
     assert json.loads((whole.output / "results.json").read_text()) == whole.results
     with (whole.output / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 8 * 6 * 2 + 4 * 10 + 3 * 10
+    assert len(rows) == 8 * 6 * 2 + 4 + 4 * 14 + 3 * 14
+    assert {row["method"] for row in rows if row["forward_passes"] == ""} == {"random"}
     for path in (whole.output / "figures").glob("*.png"):
         assert matplotlib.image.imread(path).std() > 0.02, path.name
     assert {path.stem for path in (whole.output / "figures").iterdir()} == {
@@ -169,7 +188,17 @@ def test_report_is_one_file(whole):
     assert sources
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert "<script" not in page
-    for name in (*PAPER_ORDER, "saliency", "random", "In short", "Faithfulness", "Plausibility", "What it looks like"):
+    for name in (
+        *PAPER_ORDER,
+        *SIGNED,
+        "forward passes",
+        "saliency",
+        "random",
+        "In short",
+        "Faithfulness",
+        "Plausibility",
+        "What it looks like",
+    ):
         assert name in page
     assert "nan" not in re.sub(r"base64,[^\"]+", "", page).lower().replace("financ", "")
 
@@ -230,6 +259,83 @@ def test_flow_and_hta(letters, tmp_path):
             assert value == pytest.approx(stats.spearmanr(scores, reference).statistic, abs=1e-6), name
 
 
+def test_signed_methods_that_cost_many_passes(letters, tmp_path):
+    """By themselves, without a method that is rolled out; in the position "mean" too."""
+    explainer = globenc.GlobEnc.from_pretrained(letters)
+    rows, marked = [{"text": "a b c d e f g"}, {"text": "x y z"}], [{"tokens": ["a", "b"], "rationale": [1, 0]}]
+    methods = ["occlusion", "integrated-gradients-mask", "integrated-gradients-zero", "class-scores"]
+    options = {"methods": methods, "position": "mean", "rationales": marked, "progress": False}
+    found = evaluate(rows, tmp_path / "out", model=explainer, **options)
+    assert found.results["settings"]["methods"] == ["class-scores", *reversed(methods[:3])]
+    assert found.results["main_method"] == "occlusion"
+    assert found.results["correlation"]["rollout"] == {}
+    for k, row in enumerate(rows):
+        inputs = explainer.tokenizer(row["text"], return_tensors="pt")
+        given = {"mask_token_id": explainer.tokenizer.mask_token_id}
+        given["special_tokens_mask"] = torch.zeros_like(inputs["input_ids"])
+        given["special_tokens_mask"][:, [0, -1]] = 1
+        for name, scores in (
+            ("occlusion", globenc.metrics.occlusion(explainer.model, **given, **inputs)),
+            (
+                "integrated-gradients-mask",
+                globenc.metrics.integrated_gradients(explainer.model, baseline="mask", **given, **inputs),
+            ),
+            ("integrated-gradients-zero", globenc.metrics.integrated_gradients(explainer.model, **inputs)),
+        ):
+            (value,) = of_text(found, id=str(k), metric="correlation", setting="signed", method=name)
+            reference = saliency(explainer.model, **inputs)[0].numpy()
+            assert value == pytest.approx(stats.spearmanr(scores[0].numpy(), reference).statistic, abs=1e-6), name
+    cost = found.results["cost"]
+    assert set(cost) == {*methods, "saliency"}
+    assert cost["integrated-gradients-zero"] > 10 * cost["saliency"] / 2
+    assert "correlation_per_layer" not in found.report.read_text()
+
+
+def test_what_needs_a_mask_token_is_left_out_without_one(letters, tmp_path):
+    explainer = globenc.GlobEnc.from_pretrained(letters)
+    explainer.tokenizer.mask_token = None
+    options = {"model": explainer, "metrics": ["correlation"], "progress": False}
+    found = evaluate([{"text": "a b"}], tmp_path / "out", **options)
+    assert found.results["settings"]["methods"][8:] == [name for name in SIGNED if name != "class-scores-model"]
+    with pytest.raises(ValueError, match="class-scores-model needs a tokenizer with a mask token, and this one has no"):
+        evaluate([{"text": "a b"}], tmp_path / "other", methods=["class-scores-model"], **options)
+
+
+def test_bold_is_what_a_paired_interval_tells_apart_from_all_others():
+    rng = np.random.default_rng(0)
+    texts = rng.normal(size=40)  # which differ much more than the methods do
+    values = {"a": texts, "b": texts + 0.1 + 0.01 * rng.normal(size=40), "c": texts - 1}
+    assert told_apart(values, higher=True) == "b"
+    assert told_apart(values, higher=False) == "c"
+    values["d"] = values["b"] + 0.01 * rng.normal(size=40)  # as good as b
+    assert told_apart(values, higher=True) is None
+    assert told_apart(values, higher=False) == "c"
+    values["c"] = np.where(np.arange(40) < 39, np.nan, values["c"])  # a single text has no interval
+    assert told_apart({name: values[name] for name in ("a", "c")}, higher=False) is None
+    assert told_apart({"a": texts}, higher=True) is None
+    assert told_apart({"a": texts, "b": np.full(40, np.nan)}, higher=True) is None
+    assert told_apart({"a": texts, "b": texts}, higher=True) is None
+
+
+def test_costs_are_times_in_forward_passes():
+    now = [0.0]
+
+    def takes(seconds: float, result: object = None):
+        def run() -> object:
+            now[0] += seconds
+            return result
+
+        return run
+
+    costs = Costs(torch.device("cpu"), clock=lambda: now[0])
+    costs.begin(takes(2))
+    assert costs.measure("a", takes(6, "result")) == "result"
+    costs.measure("b", takes(1))
+    costs.begin(takes(8))
+    costs.measure("a", takes(24))
+    assert costs.in_forward_passes() == {"a": 3.0, "b": 0.5}
+
+
 def test_pairs_and_bad_rows(letters, tmp_path):
     rows = [{"a": "b c", "b": "d"}, {"a": "", "b": "d"}, {"a": "q r s", "b": "t u"}, {"a": None, "b": "x"}]
     found = evaluate(rows, tmp_path / "out", model=letters, text_column="a", pair_column="b", progress=False)
@@ -256,7 +362,7 @@ def test_unusable_rationales_are_counted(letters, tmp_path):
         ({"metrics": "correlation"}, "metrics must be a list"),
         ({"metrics": []}, "metrics is an empty list"),
         ({"metrics": ["plausibility"]}, "needs rationales"),
-        ({"methods": ["Q"]}, "method must be one of .*W-Flow"),
+        ({"methods": ["Q"]}, "method must be one of .*class-scores, .*occlusion, W-Flow"),
         ({"methods": []}, "methods is an empty list"),
         ({"saliency_of": "gold"}, "needs label_column"),
         ({"removal": "blur"}, "removal must be one of"),

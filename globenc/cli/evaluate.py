@@ -100,7 +100,9 @@ def evaluate(
         typer.Option(
             metavar="NAMES",
             rich_help_panel=QUESTION,
-            help="Separated by commas: of the eight, and W-Flow, HTA, HTA-Input, which take long. Default: the eight.",
+            help="Separated by commas: of the eight, class-scores, class-scores-model, class-scores-origin, "
+            "gradient-x-input, and of these, which take long: W-Flow, HTA, HTA-Input, integrated-gradients-zero, "
+            "integrated-gradients-mask, occlusion. Default: all that do not take long.",
         ),
     ] = None,
     metrics: Annotated[

@@ -25,6 +25,13 @@ _COLOURS = {
     "W-Flow": "#a16207",
     "HTA": "#a21caf",
     "HTA-Input": "#db2777",
+    "class-scores": "#15803d",
+    "class-scores-model": "#22c55e",
+    "class-scores-origin": "#86efac",
+    "gradient-x-input": "#f472b6",
+    "integrated-gradients-zero": "#c084fc",
+    "integrated-gradients-mask": "#7e22ce",
+    "occlusion": "#000000",
     SALIENCY: "#374151",
     RANDOM: "#9ca3af",
 }
@@ -34,7 +41,8 @@ def write_figures(folder: Path, measurements: Measurements, results: Mapping[str
     """Draw what was measured, each figure as .png and .svg."""
     drawn: dict[str, Figure] = {}
     if "correlation" in results:
-        drawn["correlation_per_layer"] = _per_layer(measurements, results["correlation"])
+        if measurements.rolled_out:
+            drawn["correlation_per_layer"] = _per_layer(measurements, results["correlation"])
         drawn["correlation_boxes"] = _boxes(measurements)
         drawn["correlation_table"] = _table_picture(results)
     if "faithfulness" in results:
@@ -86,7 +94,7 @@ def _boxes(measurements: Measurements) -> Figure:
     """How the correlations of single texts are spread, for the whole rollout."""
     figure = Figure(figsize=(9, 0.9 + 0.42 * len(measurements.methods)), layout="constrained")
     axes = figure.subplots()
-    values = [measurements.correlations["rollout"][:, m, -1] for m in range(len(measurements.methods))]
+    values = [measurements.whole_correlation(name) for name in measurements.methods]
     made = axes.boxplot(
         [v[~np.isnan(v)] for v in values],
         orientation="horizontal",

@@ -49,9 +49,11 @@ def write_examples(path: Path, measurements: Measurements) -> None:
             writer.write_table(pa.table(columns, schema))
 
         for kind, table in measurements.correlations.items():
-            for m, method in enumerate(measurements.methods):
+            for m, method in enumerate(measurements.rolled_out):
                 for layer in range(measurements.layers):
                     add(measurements.ids, "correlation", kind, method, layer + 1, table[:, m, layer])
+        for method, row in measurements.signed_correlations.items():
+            add(measurements.ids, "correlation", "signed", method, None, row)
         for method, measures in measurements.drops.items():
             for kind, drops in measures.items():
                 add([measurements.ids[k] for k in measurements.removed], kind, "", method, None, drops.mean(0))

@@ -15,7 +15,8 @@ from ..metrics.plausibility import align, plausibility
 from ..printing import short
 from ..progress import Steps
 from ..tokenization import Encoding
-from .measurements import MARK_MEASURES, RANDOM, RANDOM_DRAWS, SALIENCY, Measurements, main_method
+from .label_methods import LABEL_METHODS
+from .measurements import MARK_MEASURES, RANDOM, RANDOM_DRAWS, SALIENCY, Measurements
 from .options import EvaluationOptions
 from .rationales import Rationale
 from .scorer import MethodScorer
@@ -33,46 +34,50 @@ def correlate(
     measurements: Measurements,
     steps: Steps,
 ) -> dict[int, dict[str, np.ndarray]]:
-    """Measure the correlations, choose the examples of the report, and return the whole rollouts of the sample.
+    """Measure the correlations, choose the examples of the report, and return the scores of whole texts in the sample.
 
     Where the correlation is not asked for, the sample alone is scored.
     """
     asked = "correlation" in options.metrics
     texts = list(range(len(corpus.encodings))) if asked else sample
     chosen = None if corpus.labels is None else [corpus.labels[k] for k in texts]
-    correlations: dict[str, np.ndarray] = {}
-    whole_rollouts: dict[int, dict[str, np.ndarray]] = {}
+    rolled_out = len(scorer.rolled_out)
+    shape = (len(corpus.encodings), rolled_out, measurements.layers)
+    correlations = {"rollout": np.full(shape, np.nan), "layer": np.full(shape, np.nan)}
+    signed = {name: np.full(len(corpus.encodings), np.nan) for name in scorer.methods if name in LABEL_METHODS}
+    whole_texts: dict[int, dict[str, np.ndarray]] = {}
     right = dict.fromkeys(texts, False)
     steps.begin("attributions and saliency", len(texts))
     for index, scores in scorer.scores(
         [corpus.encodings[k] for k in texts], chosen if options.saliency_of == "gold" else None
     ):
         k, encoding = texts[index], corpus.encodings[texts[index]]
-        if not correlations:
-            shape = (len(corpus.encodings), *scores.rollouts.shape[:2])
-            correlations = {"rollout": np.full(shape, np.nan), "layer": np.full(shape, np.nan)}
         counts = encoding.segments >= 0 if options.drop_special else np.ones(len(encoding), bool)
         for kind, rows in (("rollout", scores.rollouts), ("layer", scores.layers)):
-            flat = rows[..., counts].reshape(-1, int(counts.sum()))
-            correlations[kind][k] = rank_correlations(flat, scores.saliency[counts]).reshape(rows.shape[:2])
+            if rolled_out:
+                flat = rows[..., counts].reshape(-1, int(counts.sum()))
+                correlations[kind][k] = rank_correlations(flat, scores.saliency[counts]).reshape(rows.shape[:2])
+        for name, row in scores.signed.items():
+            signed[name][k] = rank_correlations(row[None, counts], scores.saliency[counts])[0]
         right[k] = corpus.labels is not None and corpus.labels[k] == scores.predicted
         if k in sample or len(encoding) <= _SHOWN_TOKENS:
-            whole_rollouts[k] = scores.whole_texts()
+            whole_texts[k] = scores.whole_texts()
         steps.advance()
     measurements.ids = [example.id for example in corpus.examples]
-    measurements.layers = correlations["rollout"].shape[2]
     measurements.right = [] if corpus.labels is None else [right[k] for k in texts]
-    measurements.correlations = correlations if asked else {}
-    agreement = correlations["rollout"][:, main_method(measurements.methods), -1]
-    measurements.examples = _examples(agreement, corpus, whole_rollouts, scorer)
-    return {k: whole_rollouts[k] for k in sample}
+    measurements.correlations, measurements.signed_correlations = correlations, signed
+    agreement = measurements.whole_correlation(measurements.main_method)
+    if not asked:
+        measurements.correlations, measurements.signed_correlations = {}, {}
+    measurements.examples = _examples(agreement, corpus, whole_texts, scorer)
+    return {k: whole_texts[k] for k in sample}
 
 
 def _examples(
-    agreement: np.ndarray, corpus: Corpus, whole_rollouts: Mapping[int, Mapping[str, np.ndarray]], scorer: MethodScorer
+    agreement: np.ndarray, corpus: Corpus, whole_texts: Mapping[int, Mapping[str, np.ndarray]], scorer: MethodScorer
 ) -> list[dict[str, Any]]:
     """Three short texts with all scores: where the main method agrees with saliency most, in the middle, and least."""
-    few = [k for k in sorted(whole_rollouts) if len(corpus.encodings[k]) <= _SHOWN_TOKENS]
+    few = [k for k in sorted(whole_texts) if len(corpus.encodings[k]) <= _SHOWN_TOKENS]
     ranked = sorted((k for k in few if not np.isnan(agreement[k])), key=lambda k: agreement[k])
     if not ranked:
         return []
@@ -81,7 +86,7 @@ def _examples(
         picks.setdefault(k, name)
     examples = []
     for k, name in picks.items():
-        encoding, scores = corpus.encodings[k], whole_rollouts[k]
+        encoding, scores = corpus.encodings[k], whole_texts[k]
         saliency = scores[SALIENCY]
         total = saliency.sum()
         examples.append(
@@ -103,18 +108,18 @@ def _examples(
 def remove_tokens(
     scorer: MethodScorer,
     corpus: Corpus,
-    whole_rollouts: Mapping[int, Mapping[str, np.ndarray]],
+    whole_texts: Mapping[int, Mapping[str, np.ndarray]],
     removal: str,
     rng: np.random.Generator,
     measurements: Measurements,
     steps: Steps,
 ) -> None:
-    """Measure the faithfulness of the texts that `whole_rollouts` are of, a few texts at a time."""
-    sample = list(whole_rollouts)
+    """Measure the faithfulness of the texts that `whole_texts` are of, a few texts at a time."""
+    sample = list(whole_texts)
     scores: dict[int, dict[str, np.ndarray]] = {}
     for k in sample:
         draws = rng.random((RANDOM_DRAWS, len(corpus.encodings[k])))
-        scores[k] = {**whole_rollouts[k], **{f"{RANDOM} {d}": draw for d, draw in enumerate(draws)}}
+        scores[k] = {**whole_texts[k], **{f"{RANDOM} {d}": draw for d, draw in enumerate(draws)}}
     names = list(scores[sample[0]])
     drops = {
         name: {kind: np.full((len(measure.shares), len(sample)), np.nan) for kind, measure in MEASURES.items()}
@@ -195,7 +200,6 @@ def compare_with_marks(
     for index, scores in scorer.scores(list(readable.values())):
         k = numbers[index]
         marks = align(marked[k].marks, marked[k].words, _characters(readable[k]))
-        measurements.layers = scores.rollouts.shape[1]
         for name, row in scores.whole_texts().items():
             agreement[name][k] = _plausibility(row, marks)
         agreement[RANDOM][k] = np.array([_plausibility(draw, marks) for draw in noise[k]]).mean(0)

@@ -34,6 +34,7 @@ ORDER = (
 SALIENCY, RANDOM = "saliency", "random"
 MARK_MEASURES = ("auprc", "f1", "iou")  # attributes of `globenc.metrics.Plausibility`
 RANDOM_DRAWS = 5
+LOWER_IS_BETTER = ("aopc-least", "sufficiency")
 
 
 @dataclass
@@ -44,23 +45,44 @@ class Measurements:
         methods: names, the costly ones last.
         layers: how many the model has.
         ids: of the texts.
-        correlations: "rollout" and "layer", [texts, methods, layers] each; NaN where there is none.
+        correlations: "rollout" and "layer", [texts, methods, layers] each, of the methods that are rolled out; NaN
+            where there is none.
+        signed_correlations: [texts] by name, of the methods that have signed scores for a label; NaN likewise.
         right: whether the model's answer is the gold label, where there are labels.
         removed: which texts were changed for faithfulness.
         drops: by scorer and measure, [shares, removed texts].
         plausible: by scorer, [sentences, 3]: AUPRC, F1, IOU.
         examples: a few texts with every method's scores.
+        costs: of the methods, in forward passes.
     """
 
     methods: list[str]
     layers: int = 0
     ids: list[Any] = field(default_factory=list)
     correlations: dict[str, np.ndarray] = field(default_factory=dict)
+    signed_correlations: dict[str, np.ndarray] = field(default_factory=dict)
     right: list[bool] = field(default_factory=list)
     removed: list[int] = field(default_factory=list)
     drops: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     plausible: dict[str, np.ndarray] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
+    costs: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rolled_out(self) -> list[str]:
+        """The methods with a value up to every layer."""
+        return [name for name in self.methods if name not in LABEL_METHODS]
+
+    @property
+    def main_method(self) -> str:
+        """The method that the others are compared with: N-Enc, or else the last."""
+        return "N-Enc" if "N-Enc" in self.methods else self.methods[-1]
+
+    def whole_correlation(self, method: str) -> np.ndarray:
+        """The correlation of every text, [texts]: of the rollout up to the last layer, or of signed scores."""
+        if method in LABEL_METHODS:
+            return self.signed_correlations[method]
+        return self.correlations["rollout"][:, self.rolled_out.index(method), -1]
 
 
 def summary_statistics(values: np.ndarray) -> dict[str, Any]:
@@ -108,52 +130,63 @@ def told_apart(values: Mapping[str, np.ndarray], higher: bool) -> str | None:
     return best
 
 
-def main_method(methods: Sequence[str]) -> int:
-    """Which of the methods the others are compared with: N-Enc, or else the last."""
-    return methods.index("N-Enc") if "N-Enc" in methods else len(methods) - 1
-
-
 def summary(measurements: Measurements, asked: Iterable[str]) -> dict[str, Any]:
     """What results.json says of every metric."""
-    main_index = main_method(measurements.methods)
-    main = measurements.methods[main_index]
-    made: dict[str, Any] = {"main_method": main}
+    main = measurements.main_method
+    made: dict[str, Any] = {"main_method": main, "cost": {name: round(n, 2) for name, n in measurements.costs.items()}}
+    best: dict[str, str | None] = {}
     if "correlation" in asked:
-        made["correlation"] = {
-            kind: {
-                name: [summary_statistics(table[:, m, layer]) for layer in range(measurements.layers)]
-                for m, name in enumerate(measurements.methods)
-            }
-            for kind, table in measurements.correlations.items()
-        }
-        last = measurements.correlations["rollout"][:, :, -1]
-        made["correlation"]["main_minus"] = {
-            name: summary_statistics(last[:, main_index] - last[:, m])
-            for m, name in enumerate(measurements.methods)
-            if m != main_index
-        }
+        made["correlation"] = _correlation(measurements)
+        best["correlation"] = told_apart(
+            {name: measurements.whole_correlation(name) for name in measurements.methods}, higher=True
+        )
+        for kind, table in measurements.correlations.items():
+            best[f"best {kind}"] = told_apart(_best_layers(table, measurements.rolled_out), higher=True)
     if "faithfulness" in asked:
-        made["faithfulness"] = {
-            kind: {
+        made["faithfulness"] = {}
+        for kind, measure in MEASURES.items():
+            values = {name: drops[kind].mean(0) for name, drops in measurements.drops.items()}
+            best[kind] = told_apart(values, higher=kind not in LOWER_IS_BETTER)
+            made["faithfulness"][kind] = {
                 name: {
-                    **summary_statistics(drops[kind].mean(0)),
-                    "main_minus_this": summary_statistics((measurements.drops[main][kind] - drops[kind]).mean(0)),
+                    **summary_statistics(row),
+                    "main_minus_this": summary_statistics(values[main] - row),
                     "shares": list(measure.shares),
-                    "drops": [summary_statistics(row)["mean"] for row in drops[kind]],
+                    "drops": [summary_statistics(drops)["mean"] for drops in measurements.drops[name][kind]],
                 }
-                for name, drops in measurements.drops.items()
+                for name, row in values.items()
             }
-            for kind, measure in MEASURES.items()
-        }
     if "plausibility" in asked:
-        made["plausibility"] = {
-            kind: {
-                name: {
-                    **summary_statistics(table[:, column]),
-                    "main_minus_this": summary_statistics((measurements.plausible[main] - table)[:, column]),
-                }
-                for name, table in measurements.plausible.items()
+        made["plausibility"] = {}
+        for column, kind in enumerate(MARK_MEASURES):
+            values = {name: table[:, column] for name, table in measurements.plausible.items()}
+            best[kind] = told_apart(values, higher=True)
+            made["plausibility"][kind] = {
+                name: {**summary_statistics(row), "main_minus_this": summary_statistics(values[main] - row)}
+                for name, row in values.items()
             }
-            for column, kind in enumerate(MARK_MEASURES)
+    return {**made, "best": best}
+
+
+def _best_layers(table: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Of [texts, methods, layers] each method's layer with the highest mean, [texts]."""
+    there = {name: table[:, m] for m, name in enumerate(names) if not np.isnan(table[:, m]).all()}
+    return {name: rows[:, int(np.argmax(np.nanmean(rows, axis=0)))] for name, rows in there.items()}
+
+
+def _correlation(measurements: Measurements) -> dict[str, Any]:
+    rolled_out, main = measurements.rolled_out, measurements.main_method
+    found: dict[str, Any] = {
+        kind: {
+            name: [summary_statistics(table[:, m, layer]) for layer in range(measurements.layers)]
+            for m, name in enumerate(rolled_out)
         }
-    return made
+        for kind, table in measurements.correlations.items()
+    }
+    found["signed"] = {name: summary_statistics(row) for name, row in measurements.signed_correlations.items()}
+    found["main_minus"] = {
+        name: summary_statistics(measurements.whole_correlation(main) - measurements.whole_correlation(name))
+        for name in measurements.methods
+        if name != main
+    }
+    return found

@@ -10,7 +10,8 @@ from ..extraction.rows import Columns
 from ..methods import get_method
 from ..metrics.gradients import OUTPUTS
 from ..rollouts import Position
-from .measurements import COSTLY_METHODS, METRICS, PAPER_ORDER
+from .label_methods import LABEL_METHODS
+from .measurements import COSTLY_ROLLOUTS, METRICS, ORDER
 
 REMOVAL_TEXTS = 200
 
@@ -96,12 +97,12 @@ def checked_methods(methods: Sequence[str] | None) -> tuple[str, ...] | None:
     if isinstance(methods, str):
         raise TypeError(f"methods must be a list of names, got the string {methods!r}")
     for name in methods:
-        if name in COSTLY_METHODS:
+        if name in LABEL_METHODS or name in COSTLY_ROLLOUTS:
             continue
         try:
             get_method(name)
         except ValueError as error:
-            raise ValueError(f"{error}; besides these {', '.join(COSTLY_METHODS)}") from None
+            raise ValueError(f"{error}; besides these {', '.join([*LABEL_METHODS, *COSTLY_ROLLOUTS])}") from None
     if not methods:
         raise ValueError("methods is an empty list: give at least one name")
-    return tuple(sorted(set(methods), key=[*PAPER_ORDER, *COSTLY_METHODS].index))
+    return tuple(sorted(set(methods), key=ORDER.index))

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..render.page import render_page
 from .folder import FIGURES, REPORT, RESULTS
-from .measurements import COSTLY_METHODS, RANDOM, RANDOM_DRAWS, SALIENCY
+from .label_methods import LABEL_METHODS
+from .measurements import COSTLY_ROLLOUTS, RANDOM, RANDOM_DRAWS, SALIENCY
 from .tables import (
     MARKS_COLUMNS,
     REMOVAL_COLUMNS,
@@ -33,7 +34,8 @@ _MEANING = {
     "N-Res": "norms with the residual added as it is",
     "N-ResLN": "norms behind the first LayerNorm",
     "N-Enc": "norms behind the whole layer: with rollout, GlobEnc",
-    **COSTLY_METHODS,
+    **COSTLY_ROLLOUTS,
+    **{name: method.meaning for name, method in LABEL_METHODS.items()},
     SALIENCY: "gradient times input of the answer, no method of attention",
     RANDOM: f"random numbers, mean of {RANDOM_DRAWS} draws",
 }
@@ -64,8 +66,8 @@ def write_report(path: Path, figures: Path, results: Mapping[str, Any]) -> None:
         verdict=verdict(results),
         images={image.stem: base64.b64encode(image.read_bytes()).decode() for image in figures.glob("*.svg")},
         correlation=_correlation(results) if "correlation" in results else None,
-        faithfulness=_measures(results["faithfulness"], REMOVAL_COLUMNS) if "faithfulness" in results else None,
-        plausibility=_measures(results["plausibility"], MARKS_COLUMNS) if "plausibility" in results else None,
+        faithfulness=_measures(results, "faithfulness", REMOVAL_COLUMNS) if "faithfulness" in results else None,
+        plausibility=_measures(results, "plausibility", MARKS_COLUMNS) if "plausibility" in results else None,
         marked=results["plausibility"]["auprc"][SALIENCY]["count"] if "plausibility" in results else 0,
         examples=_examples(results) if "correlation" in results else [],
         circumstances=_circumstances(results),
@@ -88,8 +90,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], best: set[tuple[i
     return {"head": head, "rows": rows, "best": best}
 
 
-def _measures(tables: Mapping[str, Any], columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    return _table(*measure_rows(tables, columns))
+def _measures(results: Mapping[str, Any], name: str, columns: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    return _table(*measure_rows(results, name, columns))
 
 
 def _correlation(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -134,9 +136,9 @@ def _heat(methods: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
 
 
 def _examples(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A few texts, each under saliency, the main method and attention rollout."""
+    """A few texts, each under saliency, the main method, attention rollout and class scores."""
     methods, main = results["settings"]["methods"], results["main_method"]
-    names = [SALIENCY, main, *(name for name in ("W-FixedRes",) if name in methods and name != main)]
+    names = [SALIENCY, main, *(name for name in ("W-FixedRes", "class-scores") if name in methods and name != main)]
     return [
         {
             "title": f"{_AGREEMENT[example['agreement']]}: {example['correlation']:.2f}",
@@ -148,13 +150,13 @@ def _examples(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _coloured_tokens(example: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     scores, special = np.array(example["scores"][name]), np.array(example["special"])
-    top = max(float(scores[~special].max(initial=0.0)), 1e-30)
+    top = max(float(np.abs(scores[~special]).max(initial=0.0)), 1e-30)
     return [
         {
             "text": token,
             "special": bool(is_special),
-            "hue": _GREY if is_special else _BLUE,
-            "alpha": f"{0.6 * min(float(score) / top, 1.0):.3f}",
+            "hue": _GREY if is_special else _BLUE if score >= 0 else _RED,
+            "alpha": f"{0.6 * min(abs(float(score)) / top, 1.0):.3f}",
             "title": f"{score:.4f}",
         }
         for token, score, is_special in zip(example["tokens"], scores, special, strict=True)

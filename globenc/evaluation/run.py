@@ -27,8 +27,9 @@ from . import page
 from .figures import write_figures
 from .files import write_csv, write_examples, write_json
 from .folder import EXAMPLES, FIGURES, REPORT, RESULTS, ROWS, OutputFolder
+from .label_methods import LABEL_METHODS
 from .measure import compare_with_marks, correlate, remove_tokens
-from .measurements import PAPER_ORDER, Measurements, summary
+from .measurements import ORDER, PAPER_ORDER, Measurements, summary
 from .options import REMOVAL_TEXTS, EvaluationOptions, checked_methods, checked_metrics
 from .rationales import Rationale, read_rationales
 from .scorer import MethodScorer
@@ -88,7 +89,8 @@ def evaluate(
 
     Correlation: Spearman's rank correlation of every method with gradient-times-input saliency (17), text by text, for
     the rollout up to every layer and for every single layer. Faithfulness: `aopc`, `comprehensiveness`, `sufficiency`
-    of the whole rollouts, beside saliency and random scores. Plausibility: agreement with words that people marked.
+    of the whole rollouts, and of signed scores as they are, beside saliency and random scores. Plausibility: agreement
+    with words that people marked. Cost: each method's time in plain forward passes of the same texts.
 
     Args:
         inputs, text_column, pair_column, id_column, label_column, format, limit, max_length: as for `globenc.extract`.
@@ -97,8 +99,10 @@ def evaluate(
         model: a text classifier: folder, hub name, `globenc.ModelSource` (which also says device, dtype, backend and
             revision) or GlobEnc; None is the model in the package.
         rationales: JSONL (or what `inputs` may be) of texts as lists of words, with a mark for each.
-        methods: names of the eight, and of "W-Flow", "HTA", "HTA-Input", which take seconds to minutes a text; None is
-            every one of the eight that has a meaning for the model.
+        methods: names of the eight; of "class-scores", "class-scores-model", "class-scores-origin" (signed, for the
+            class of the saliency, by `globenc.class_scores`) and "gradient-x-input"; of "W-Flow", "HTA", "HTA-Input",
+            "integrated-gradients-zero", "integrated-gradients-mask" and "occlusion", which take many forward passes or
+            minutes a text. None is every one but the last six that has a meaning for the model.
         metrics: of "correlation", "faithfulness", "plausibility"; None is all, plausibility where there are rationales.
         seed: of random scores, and of which texts are changed.
         tokens_column, marks_column: of the rationales: a list of words; a list of marks, 0 to 1, or a list of such
@@ -242,7 +246,7 @@ def _measure(
     explainer = GlobEnc.of(model)
     check_model(explainer, with_labels)
     scorer, removal = _scorer(explainer, options), _removal(explainer, options.removal)
-    measurements = Measurements(list(scorer.methods))
+    measurements = Measurements(list(scorer.methods), layers=len(Encoder.of(explainer.model).layers))
     rng = np.random.default_rng(options.seed)
     seconds: dict[str, float] = {}
     with Steps(progress) as steps:
@@ -254,25 +258,36 @@ def _measure(
             if "faithfulness" in options.metrics:
                 sample = sorted(rng.permutation(len(corpus.examples))[: options.removal_texts].tolist())
             with _timed(seconds, "attribution and correlation"):
-                whole_rollouts = correlate(scorer, corpus, sample, options, measurements, steps)
+                whole_texts = correlate(scorer, corpus, sample, options, measurements, steps)
             if sample:
                 with _timed(seconds, "faithfulness"):
-                    remove_tokens(scorer, corpus, whole_rollouts, removal, rng, measurements, steps)
+                    remove_tokens(scorer, corpus, whole_texts, removal, rng, measurements, steps)
         if marked:
             with _timed(seconds, "plausibility"):
                 compare_with_marks(scorer, marked, options.max_length, rng, measurements, steps)
+    measurements.costs = scorer.costs.in_forward_passes()
     return _Evaluated(scorer, removal, corpus, marked, unmarked, measurements, seconds)
 
 
 def _scorer(explainer: GlobEnc, options: EvaluationOptions) -> MethodScorer:
-    meaningful = Encoder.of(explainer.model).methods
     return MethodScorer(
         explainer,
-        options.methods or [name for name in PAPER_ORDER if name in meaningful],
+        options.methods or _default_methods(explainer),
         plain_position(options.position),
         options.saliency_output,
         options.batch_tokens or max(256, explainer.budget() // 8),
     )
+
+
+def _default_methods(explainer: GlobEnc) -> list[str]:
+    """Those that have a meaning for the model and cost few forward passes."""
+    meaningful, can_mask = Encoder.of(explainer.model).methods, explainer.tokenizer.mask_token_id is not None
+    for_labels = [
+        name
+        for name, method in LABEL_METHODS.items()
+        if not method.costly and (can_mask or not method.needs_mask_token)
+    ]
+    return [name for name in ORDER if (name in PAPER_ORDER and name in meaningful) or name in for_labels]
 
 
 def _removal(explainer: GlobEnc, removal: str) -> str:

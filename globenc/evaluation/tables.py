@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from .measurements import RANDOM, SALIENCY
-
 REMOVAL_COLUMNS = (
     ("aopc", "AOPC, most first ↑"),
     ("aopc-least", "AOPC, least first ↓"),
@@ -30,32 +28,31 @@ def tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[s
         ("plausibility", "Plausibility, mean ± half of the 99 % interval", MARKS_COLUMNS),
     ):
         if name in results:
-            head, rows, _ = measure_rows(results[name], columns)
+            head, rows, _ = measure_rows(results, name, columns)
             made.append((title, head, rows))
     return made
 
 
 def correlation_rows(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
-    """Heading, cells and which are the best of their column: whole rollout, best layers, published whole rollout."""
+    """Heading, cells and which are told apart from all others: whole rollout, best layers, published whole rollout.
+
+    Signed scores have no layers: they stand in the first column.
+    """
     correlation, published = results["correlation"], (results.get("published") or {}).get("correlation") or {}
     head = ["method", "whole rollout", "best rollout (layer)", "best single (layer)"]
     head += ["published"] if published else []
     rows: list[list[str]] = []
-    values: list[list[float]] = []
-    for name in correlation["rollout"]:
-        rollout, alone = correlation["rollout"][name], correlation["layer"][name]
-        cells, numbers = [name, mean_and_std(rollout[-1])], [_number(rollout[-1]["mean"])]
-        for layers in (rollout, alone):
-            means = [_number(layer["mean"]) for layer in layers]
-            top = int(np.argmax(means))
+    for name, rollout in correlation["rollout"].items():
+        cells = [name, mean_and_std(rollout[-1])]
+        for layers in (rollout, correlation["layer"][name]):
+            top = int(np.argmax([_number(layer["mean"]) for layer in layers]))
             cells.append(f"{mean_and_std(layers[top])} ({top + 1})")
-            numbers.append(means[top])
         if published:
             cells.append(mean_and_std(published[name]) if name in published else "")
         rows.append(cells)
-        values.append(numbers)
-    best = {(int(np.argmax([row[column] for row in values])), column + 1) for column in range(3)}
-    return head, rows, best
+    for name, numbers in correlation.get("signed", {}).items():
+        rows.append([name, mean_and_std(numbers), *[""] * (len(head) - 2)])
+    return head, rows, _in_bold(results, rows, ("correlation", "best rollout", "best layer"))
 
 
 def layer_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -80,19 +77,28 @@ def layer_tables(results: Mapping[str, Any]) -> list[tuple[str, list[str], list[
 
 
 def measure_rows(
-    tables: Mapping[str, Any], columns: Sequence[tuple[str, str]]
+    results: Mapping[str, Any], name: str, columns: Sequence[tuple[str, str]]
 ) -> tuple[list[str], list[list[str]], set[tuple[int, int]]]:
-    """Heading, cells and which are the best method's, saliency and random aside."""
-    names = list(tables[columns[0][0]])
-    methods = [name for name in names if name not in (SALIENCY, RANDOM)]
-    best = set()
-    for column, (kind, title) in enumerate(columns, 1):
-        there = {name: tables[kind][name]["mean"] for name in methods if tables[kind][name]["mean"] is not None}
-        if there:
-            top = (max if title.endswith("↑") else min)(there, key=lambda name: there[name])
-            best.add((names.index(top), column))
-    rows = [[name, *(mean_and_half(tables[kind][name]) for kind, _ in columns)] for name in names]
-    return ["method", *(title for _, title in columns)], rows, best
+    """Heading, cells and which are told apart from all others, of a metric with several measures; the last column is
+    the cost."""
+    measures, costs = results[name], results.get("cost", {})
+    rows = [
+        [method, *(mean_and_half(measures[kind][method]) for kind, _ in columns), cost_of(costs, method)]
+        for method in measures[columns[0][0]]
+    ]
+    head = ["method", *(title for _, title in columns), "forward passes"]
+    return head, rows, _in_bold(results, rows, [kind for kind, _ in columns])
+
+
+def _in_bold(results: Mapping[str, Any], rows: Sequence[Sequence[str]], kinds: Sequence[str]) -> set[tuple[int, int]]:
+    """Which cells are the best of their column, a paired 95 % interval excluding every other method."""
+    names, best = [row[0] for row in rows], results.get("best", {})
+    return {(names.index(best[kind]), column) for column, kind in enumerate(kinds, 1) if best.get(kind) is not None}
+
+
+def cost_of(costs: Mapping[str, float], method: str) -> str:
+    """What a method costs in forward passes; "" where it was not measured."""
+    return "" if method not in costs else f"{costs[method]:.1f}" if costs[method] < 100 else f"{costs[method]:,.0f}"
 
 
 def published_notes(results: Mapping[str, Any]) -> list[str]:
@@ -132,7 +138,8 @@ def published_of(
 
 
 def as_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """results.json's numbers as rows: metric, setting, method, layer, `summary_statistics` and what was published."""
+    """results.json's numbers as rows: metric, setting, method, layer, `summary_statistics`, the cost of the method in
+    forward passes, and what was published."""
     rows: list[dict[str, Any]] = []
     columns = ("count", "undefined", "mean", "std", "low99", "high99")
     notes = "; ".join((results.get("published") or {}).get("notes", ()))
@@ -145,6 +152,7 @@ def as_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         rows.append(
             {"metric": metric, "setting": setting, "method": method, "layer": layer}
             | {name: numbers[name] for name in columns}
+            | {"forward_passes": results.get("cost", {}).get(method)}
             | there
         )
 
@@ -152,6 +160,8 @@ def as_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         for method, layers in results.get("correlation", {}).get(kind, {}).items():
             for layer, numbers in enumerate(layers, 1):
                 add("correlation", kind, method, layer, numbers)
+    for method, numbers in results.get("correlation", {}).get("signed", {}).items():
+        add("correlation", "signed", method, "", numbers)
     for kind, table in results.get("faithfulness", {}).items():
         for method, numbers in table.items():
             add(kind, results["settings"]["removal"], method, "", numbers)

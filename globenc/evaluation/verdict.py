@@ -25,6 +25,7 @@ def _on_correlation(results: Mapping[str, Any]) -> list[Sentence]:
         return []
     correlation = results["correlation"]
     means = {name: layers[-1]["mean"] for name, layers in correlation["rollout"].items()}
+    means |= {name: numbers["mean"] for name, numbers in correlation.get("signed", {}).items()}
     ranked = sorted((name for name in means if means[name] is not None), key=lambda name: -means[name])
     if not ranked:
         return [Sentence("", "No text has a correlation: scores or saliency are constant in all of them.")]
