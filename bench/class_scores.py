@@ -1,10 +1,11 @@
 """Class scores and methods that answer the same question, by removed tokens and people's marks, on two models.
 
-    python bench/class_scores.py minilm-sst2 validation.jsonl --rationales sst_by_sentence.jsonl
+    python bench/class_scores.py minilm-sst2 validation.jsonl --costly-texts 200 --rationales sst_by_sentence.jsonl
     python bench/class_scores.py modernbert-sst2 validation.jsonl --texts 200 --position mean
     python bench/table.py
 
-Scores are computed in float32, the changed texts are read in bfloat16, the same ones for all methods. ± is half of the
+Scores are computed in float32, the changed texts are read in bfloat16, those of all methods alike. Methods that take
+many forward passes can be measured on fewer of the texts, and are compared with the others on these. ± is half of the
 95 % confidence interval; differences are paired, text by text. Costs are CPU time over that of plain forward passes of
 the same batches.
 """
@@ -26,37 +27,37 @@ import globenc
 from globenc.batching import pad
 from globenc.evaluation.costs import Costs
 from globenc.evaluation.label_methods import LABEL_METHODS
-from globenc.evaluation.measurements import MARK_MEASURES, RANDOM, half_interval, told_apart
+from globenc.evaluation.measurements import LOWER_IS_BETTER, MARK_MEASURES, RANDOM, half_interval, told_apart
 from globenc.evaluation.rationales import read_rationales
 from globenc.evaluation.scorer import MethodScorer
 from globenc.extraction.sources import inputs_of
 from globenc.metrics import align, plausibility
 from globenc.metrics.faithfulness import MEASURES, removal_drops
+from globenc.tokenization import Encoding
 
-ROLLED_OUT = ["W-Res", "N-Enc"]
 BASE = "N-Enc"  # which the others are compared with
+CHEAP = [BASE, *(name for name, method in LABEL_METHODS.items() if not method.costly)]
+COSTLY = [name for name, method in LABEL_METHODS.items() if method.costly]
 BATCH = 16  # texts whose changed versions are read together
-LOWER = ("aopc-least", "sufficiency")  # is better
 
 
-def scorer_of(model: str, position: str) -> MethodScorer:
-    explainer = globenc.GlobEnc.of(globenc.ModelSource(model, dtype=torch.float32))
-    scorer = MethodScorer(explainer, [*ROLLED_OUT, *LABEL_METHODS], position, "logit", 1024)
+def scorer_of(explainer: globenc.GlobEnc, methods: list[str], position: str) -> MethodScorer:
+    scorer = MethodScorer(explainer, methods, position, "logit", 1024)
     scorer.costs = Costs(explainer.device, time.process_time)
     return scorer
 
 
-def drops(scorer: MethodScorer, sentences: list[str], seed: int) -> dict[str, dict[str, np.ndarray]]:
-    """By measure and method the mean drop of every text, [texts]."""
+def drops(scorer: MethodScorer, encodings: list[Encoding], with_random: int | None) -> dict[str, dict[str, np.ndarray]]:
+    """By measure and method the mean drop of every text, [texts]; also of random scores where there is a seed."""
     explainer = scorer.explainer
-    encodings = explainer.encode_each(sentences, None, explainer.limit(None))
-    rng = np.random.default_rng(seed)
     scores: list[dict[str, np.ndarray]] = [{}] * len(encodings)
     predicted = torch.zeros(len(encodings), dtype=torch.long)
     for k, text in scorer.scores(encodings):
-        scores[k], predicted[k] = text.whole_texts(), text.predicted
-    for row, encoding in zip(scores, encodings, strict=True):
-        row[RANDOM] = rng.random(len(encoding))
+        scores[k], predicted[k] = {name: text.whole_texts()[name] for name in scorer.methods}, text.predicted
+    if with_random is not None:
+        rng = np.random.default_rng(with_random)
+        for row, encoding in zip(scores, encodings, strict=True):
+            row[RANDOM] = rng.random(len(encoding))
     changed = copy.deepcopy(explainer.model).to(torch.bfloat16)
     values = {kind: {name: np.full(len(encodings), np.nan) for name in scores[0]} for kind in MEASURES}
     by_length = sorted(range(len(encodings)), key=lambda k: len(encodings[k]))
@@ -98,8 +99,8 @@ def agreement(scorer: MethodScorer, rationales: str, seed: int) -> dict[str, dic
             for segment, (start, end) in zip(encodings[k].segments, encodings[k].offsets, strict=True)
         ]
         marks = align(marked[k].marks, marked[k].words, spans)
-        for name, row in {**text.whole_texts(), RANDOM: rng.random(len(marks))}.items():
-            found = plausibility(row, marks)
+        for name in [*scorer.methods, RANDOM]:
+            found = plausibility(rng.random(len(marks)) if name == RANDOM else text.whole_texts()[name], marks)
             for kind in MARK_MEASURES:
                 values[kind].setdefault(name, np.full(len(marked), np.nan))[k] = getattr(found, kind)
     return values
@@ -110,12 +111,11 @@ def summary(values: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
 
     def numbers(row: np.ndarray) -> dict[str, float]:
         there = row[~np.isnan(row)]
-        return {"mean": float(there.mean()), "half95": half_interval(there, 0.95)}
+        return {"texts": len(there), "mean": float(there.mean()), "half95": half_interval(there, 0.95)}
 
     return {
         kind: {
-            "best": told_apart(table, higher=kind not in LOWER),
-            "texts": int((~np.isnan(table[BASE])).sum()),
+            "best": told_apart(table, higher=kind not in LOWER_IS_BETTER),
             "methods": {
                 name: {**numbers(row), f"minus {BASE}": numbers(row - table[BASE]) if name != BASE else None}
                 for name, row in table.items()
@@ -134,22 +134,30 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("--rationales")
     parser.add_argument("--texts", type=int)
+    parser.add_argument("--costly-texts", type=int, help="of these, for methods that take many forward passes")
     parser.add_argument("--position", default="cls")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     where = circumstances() | {"dtype": "float32, changed texts bfloat16"}
+    explainer = globenc.GlobEnc.of(globenc.ModelSource(options.model, dtype=torch.float32))
     sentences = [json.loads(line)["sentence"] for line in Path(options.data).read_text().splitlines()]
     chosen = np.random.default_rng(options.seed).permutation(len(sentences))[: options.texts]
-    scorer = scorer_of(options.model, options.position)
+    encodings = explainer.encode_each([sentences[k] for k in chosen], None, explainer.limit(None))
+    cheap = scorer_of(explainer, CHEAP, options.position)
+    costly = scorer_of(explainer, COSTLY, options.position)
+    values = drops(cheap, encodings, options.seed)
+    for kind, table in drops(costly, encodings[: options.costly_texts], None).items():
+        for name, row in table.items():
+            values[kind][name] = np.append(row, np.full(len(encodings) - len(row), np.nan))
     row = {
-        "model_class": type(scorer.explainer.model).__name__,
+        "model_class": type(explainer.model).__name__,
         "data": Path(options.data).name,
         "position": options.position,
         "seed": options.seed,
-        "faithfulness": summary(drops(scorer, [sentences[k] for k in sorted(chosen)], options.seed)),
-        "plausibility": summary(agreement(scorer, options.rationales, options.seed)) if options.rationales else None,
-        "cost": scorer.costs.in_forward_passes(),
+        "faithfulness": summary(values),
+        "plausibility": summary(agreement(cheap, options.rationales, options.seed)) if options.rationales else None,
+        "cost": cheap.costs.in_forward_passes() | costly.costs.in_forward_passes(),
         "circumstances": where,
     }
     path = RESULTS / "class_scores.json"
