@@ -297,8 +297,24 @@ def test_what_needs_a_mask_token_is_left_out_without_one(letters, tmp_path):
     options = {"model": explainer, "metrics": ["correlation"], "progress": False}
     found = evaluate([{"text": "a b"}], tmp_path / "out", **options)
     assert found.results["settings"]["methods"][8:] == [name for name in SIGNED if name != "class-scores-model"]
+    reason = "class-scores-model needs a tokenizer with a mask token, and this one has none"
+    assert found.results["settings"]["methods_left_out"] == {"class-scores-model": reason}
+    assert f"class-scores-model was left out: {reason}" in found.report.read_text()
     with pytest.raises(ValueError, match="class-scores-model needs a tokenizer with a mask token, and this one has no"):
         evaluate([{"text": "a b"}], tmp_path / "other", methods=["class-scores-model"], **options)
+
+
+def test_what_a_head_does_not_allow_is_left_out_where_it_was_not_asked_for(letters, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("the scores do not sum to what is explained")
+
+    monkeypatch.setattr("globenc.evaluation.label_methods.class_scores", refuse)
+    options = {"model": letters, "metrics": ["correlation"], "progress": False}
+    found = evaluate([{"text": "a b"}], tmp_path / "out", **options)
+    assert found.results["settings"]["methods"] == [*PAPER_ORDER, "gradient-x-input"]
+    assert list(found.results["settings"]["methods_left_out"]) == SIGNED[:3]
+    with pytest.raises(RuntimeError, match="do not sum"):
+        evaluate([{"text": "a b"}], tmp_path / "other", methods=["class-scores"], **options)
 
 
 def test_bold_is_what_a_paired_interval_tells_apart_from_all_others():

@@ -273,6 +273,8 @@ def _warn(evaluation: Evaluation, preset: str | None) -> None:
     texts = evaluation.results["texts"]
     if preset is not None and evaluation.results["published"] is None:
         say("warning", "no published numbers of this preset are there to stand beside these: see --published")
+    for name, reason in evaluation.results["settings"]["methods_left_out"].items():
+        say("warning", f"{name} was left out: {reason}")
     for count, what in (
         (texts["rejected"], "rows were left out: results.json names the first"),
         (texts["truncated"], "texts were longer than the model takes, and cut"),

@@ -54,6 +54,7 @@ class Measurements:
         plausible: by scorer, [sentences, 3]: AUPRC, F1, IOU.
         examples: a few texts with every method's scores.
         costs: of the methods, in forward passes.
+        left_out: why a method is not measured that would be by default, by name.
     """
 
     methods: list[str]
@@ -67,6 +68,7 @@ class Measurements:
     plausible: dict[str, np.ndarray] = field(default_factory=dict)
     examples: list[dict[str, Any]] = field(default_factory=list)
     costs: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     @property
     def rolled_out(self) -> list[str]:

@@ -170,6 +170,7 @@ def _circumstances(results: Mapping[str, Any]) -> list[str]:
         ", ".join(f"{name} {seconds:,.1f} s" for name, seconds in results["seconds"].items()),
         ", ".join(f"{name} {version}" for name, version in versions.items()),
     ]
+    facts += [f"{name} was left out: {reason}" for name, reason in settings.get("methods_left_out", {}).items()]
     if texts["rejected"]:
         facts.append(f"{texts['rejected']:,} rows were left out; the first: {texts['first_rejects'][0]}")
     if texts["truncated"]:

@@ -27,12 +27,11 @@ from . import page
 from .figures import write_figures
 from .files import write_csv, write_examples, write_json
 from .folder import EXAMPLES, FIGURES, REPORT, RESULTS, ROWS, OutputFolder
-from .label_methods import LABEL_METHODS
 from .measure import compare_with_marks, correlate, remove_tokens
-from .measurements import ORDER, PAPER_ORDER, Measurements, summary
+from .measurements import Measurements, summary
 from .options import REMOVAL_TEXTS, EvaluationOptions, checked_methods, checked_metrics
 from .rationales import Rationale, read_rationales
-from .scorer import MethodScorer
+from .scorer import MethodScorer, default_methods
 from .texts import Corpus, check_model, read_examples, read_tokens
 
 
@@ -102,7 +101,7 @@ def evaluate(
         methods: names of the eight; of "class-scores", "class-scores-model", "class-scores-origin" (signed, for the
             class of the saliency, by `globenc.class_scores`) and "gradient-x-input"; of "W-Flow", "HTA", "HTA-Input",
             "integrated-gradients-zero", "integrated-gradients-mask" and "occlusion", which take many forward passes or
-            minutes a text. None is every one but the last six that has a meaning for the model.
+            minutes a text. None is every one but the last six that can be computed for the model.
         metrics: of "correlation", "faithfulness", "plausibility"; None is all, plausibility where there are rationales.
         seed: of random scores, and of which texts are changed.
         tokens_column, marks_column: of the rationales: a list of words; a list of marks, 0 to 1, or a list of such
@@ -195,6 +194,7 @@ def _results(
         "settings": {
             "metrics": list(options.metrics),
             "methods": measurements.methods,
+            "methods_left_out": measurements.left_out,
             "position": options.position if isinstance(options.position, str) else str(options.position),
             "saliency_of": options.saliency_of,
             "saliency_output": options.saliency_output,
@@ -245,8 +245,10 @@ def _measure(
     with_labels = options.columns.label is not None
     explainer = GlobEnc.of(model)
     check_model(explainer, with_labels)
-    scorer, removal = _scorer(explainer, options), _removal(explainer, options.removal)
-    measurements = Measurements(list(scorer.methods), layers=len(Encoder.of(explainer.model).layers))
+    methods, left_out = default_methods(explainer) if options.methods is None else ([*options.methods], {})
+    scorer, removal = _scorer(explainer, methods, options), _removal(explainer, options.removal)
+    layers = len(Encoder.of(explainer.model).layers)
+    measurements = Measurements(list(scorer.methods), layers=layers, left_out=left_out)
     rng = np.random.default_rng(options.seed)
     seconds: dict[str, float] = {}
     with Steps(progress) as steps:
@@ -269,25 +271,14 @@ def _measure(
     return _Evaluated(scorer, removal, corpus, marked, unmarked, measurements, seconds)
 
 
-def _scorer(explainer: GlobEnc, options: EvaluationOptions) -> MethodScorer:
+def _scorer(explainer: GlobEnc, methods: Sequence[str], options: EvaluationOptions) -> MethodScorer:
     return MethodScorer(
         explainer,
-        options.methods or _default_methods(explainer),
+        methods,
         plain_position(options.position),
         options.saliency_output,
         options.batch_tokens or max(256, explainer.budget() // 8),
     )
-
-
-def _default_methods(explainer: GlobEnc) -> list[str]:
-    """Those that have a meaning for the model and cost few forward passes."""
-    meaningful, can_mask = Encoder.of(explainer.model).methods, explainer.tokenizer.mask_token_id is not None
-    for_labels = [
-        name
-        for name, method in LABEL_METHODS.items()
-        if not method.costly and (can_mask or not method.needs_mask_token)
-    ]
-    return [name for name in ORDER if (name in PAPER_ORDER and name in meaningful) or name in for_labels]
 
 
 def _removal(explainer: GlobEnc, removal: str) -> str:

@@ -12,6 +12,7 @@ import torch
 
 from ..batching import pad
 from ..encoders import Encoder
+from ..errors import in_a_line
 from ..explainer import GlobEnc
 from ..functional import attribute, compare_methods
 from ..layer_maps import contribution_maps
@@ -24,7 +25,7 @@ from ..rollouts import rollout
 from ..tokenization import Encoding
 from .costs import Costs
 from .label_methods import LABEL_METHODS, Batch
-from .measurements import COSTLY_ROLLOUTS, SALIENCY
+from .measurements import COSTLY_ROLLOUTS, PAPER_ORDER, SALIENCY
 
 _TIMED_BATCHES = 4  # on which each method that is rolled out runs alone too
 
@@ -56,6 +57,37 @@ class TextScores:
         return {**rollouts, **signed, SALIENCY: self.saliency.copy()}
 
 
+def default_methods(explainer: GlobEnc) -> tuple[list[str], dict[str, str]]:
+    """The methods that cost few forward passes and can be computed for a model, and by name why others cannot.
+
+    A head of the user's own may compute what class scores cannot hold: they are tried on a text of one letter.
+    """
+    meaningful, model, tokenizer = Encoder.of(explainer.model).methods, explainer.model, explainer.tokenizer
+    methods = [name for name in PAPER_ORDER if name in meaningful]
+    left_out: dict[str, str] = {}
+    (encoding,) = explainer.encode_each(["a"], None, explainer.limit(None))
+    for name, method in LABEL_METHODS.items():
+        if method.costly:
+            continue
+        try:
+            if method.needs_mask_token:
+                _check_mask_token(name, explainer)
+            if isinstance(encoding, Encoding) and not encoding.empty:
+                inputs = pad([encoding], tokenizer, model)
+                special = _special_tokens([encoding], inputs["input_ids"])
+                method.scores(Batch(model, inputs, "predicted", special, tokenizer.mask_token_id, len(encoding)))
+        except (TypeError, ValueError, RuntimeError) as error:
+            left_out[name] = in_a_line(error)
+        else:
+            methods.append(name)
+    return methods, left_out
+
+
+def _check_mask_token(name: str, explainer: GlobEnc) -> None:
+    if explainer.tokenizer.mask_token_id is None:
+        raise ValueError(f"{name} needs a tokenizer with a mask token, and this one has none")
+
+
 class MethodScorer:
     """Attributions of many texts under every method, and their saliency.
 
@@ -85,9 +117,8 @@ class MethodScorer:
         if costly and (position != "cls" or not Encoder.of(explainer.model).family.has_cls):
             raise ValueError(f"{costly[0]} is evaluated for position 'cls' alone, got {position!r}")
         for name in methods:
-            needs_mask = name in LABEL_METHODS and LABEL_METHODS[name].needs_mask_token
-            if needs_mask and explainer.tokenizer.mask_token_id is None:
-                raise ValueError(f"{name} needs a tokenizer with a mask token, and this one has none")
+            if name in LABEL_METHODS and LABEL_METHODS[name].needs_mask_token:
+                _check_mask_token(name, explainer)
 
     def scores(
         self, encodings: Sequence[Encoding], labels: Sequence[int] | None = None
