@@ -150,21 +150,22 @@ def class_scores_table() -> str:
             cells.append(f"{row['cost'][name]:.1f}" if name in row["cost"] else "")
             fewer = "" if aopc[name]["texts"] == most else f" ({aopc[name]['texts']} sentences)"
             lines.append(f"| {name}{fewer} | {' | '.join(cells)} |")
-        marked = f"; AUPRC on {tables['auprc']['methods']['N-Enc']['texts']} with rationales" if "auprc" in shown else ""
+        marked = ""
+        if "auprc" in shown:
+            marked = f"; AUPRC on {tables['auprc']['methods']['N-Enc']['texts']} sentences with rationales"
         lines += [
             "",
             f"Tokens masked{marked}. {where['device']}, one thread, torch {where['torch']}, transformers "
-            f"{where['transformers']}, {where['dtype']}, commit {where['commit']}, {where['date']}, seed {row['seed']}.",
+            f"{where['transformers']}, {where['dtype']}, commit {where['commit']}, {where['date']}, seed "
+            f"{row['seed']}.",
             "",
         ]
-    return "\n".join(
-        [
-            *lines,
-            "± is half of the 95 % confidence interval. Bold: the interval of the difference to every other row, text by "
-            "text, excludes zero; rows of fewer sentences are compared on these. Forward passes: measured CPU time over that "
-            "of plain forward passes of the same batches, the method's own forward pass included.",
-        ]
+    lines.append(
+        "± is half of the 95 % confidence interval. Bold: the interval of the difference to every other row, text by text, "
+        "excludes zero; rows of fewer sentences are compared on these. Forward passes: measured CPU time over that of "
+        "plain forward passes of the same batches, the method's own forward pass included."
     )
+    return "\n".join(lines)
 
 
 def published_table() -> str:
