@@ -162,8 +162,8 @@ def class_scores_table() -> str:
         ]
     lines.append(
         "± is half of the 95 % confidence interval. Bold: the interval of the difference to every other row, text by "
-        "text, excludes zero; rows of fewer sentences are compared on these. Forward passes: measured CPU time over that of "
-        "plain forward passes of the same batches, the method's own forward pass included."
+        "text, excludes zero; rows of fewer sentences are compared on these. Forward passes: measured CPU time over "
+        "that of plain forward passes of the same batches, the method's own forward pass included."
     )
     return "\n".join(lines)
 
