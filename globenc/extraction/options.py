@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..class_score_batches import KnownLabel
+from ..class_score_batches import PREDICTED, KnownLabel
 from ..rollouts import Position
 from .rows import Columns
 
@@ -28,9 +28,9 @@ class RunOptions:
     words: bool
     keep_text: bool
     shard_rows: int
-    class_scores: bool
-    label: KnownLabel
-    reference: str
+    class_scores: bool = False
+    label: KnownLabel = PREDICTED
+    reference: str = "zero"
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -51,7 +51,10 @@ def local(corpus, model, tmp_path_factory) -> Path:
     return folder
 
 
-OPTIONS = {"label_column": "gold", "shard_rows": 7, "words": True, "keep_text": True, "progress": False}
+OPTIONS = {
+    **{"label_column": "gold", "shard_rows": 7, "words": True, "keep_text": True, "progress": False},
+    **{"class_scores": True, "label": "yes"},
+}
 
 
 def assert_same(folder: Path, other: Path) -> None:
