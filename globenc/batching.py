@@ -78,16 +78,21 @@ def image_batches(
     yield batch
 
 
-def memory_budget(model: Any) -> int:
+def memory_budget(model: Any, explained: bool = False) -> int:
     """Tokens of a batch, padding included, for the memory that is free now: 256 to 4,096 on a CPU, whose caches
-    gain nothing by more, 1,024 to 65,536 on a GPU."""
+    gain nothing by more, 1,024 to 65,536 on a GPU. Where class scores are asked for (`explained`), a token takes more:
+    what its activations read is held."""
     device = next(model.parameters()).device
     cuda = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if cuda else free_memory()
     config = model.config
     depth, width, heads = config.num_hidden_layers, config.hidden_size, config.num_attention_heads
     size = max(model.dtype.itemsize, 2) + 2  # half precision is accompanied by float32
-    token = size * (8 * width * depth + 4 * getattr(config, "intermediate_size", 4 * width) + heads * heads)
+    token = (
+        (2 if explained else 1)
+        * size
+        * (8 * width * depth + 4 * getattr(config, "intermediate_size", 4 * width) + heads * heads)
+    )
     low, high = (1024, 65536) if cuda else (256, 4096)
     fitting = high if free is None else max(low, min(high, free // 2 // token))
     return 1 << fitting.bit_length() - 1

@@ -226,7 +226,7 @@ class GlobEnc:
         def score(*batch: int) -> BatchScores:
             return self.score([encodings[i] for i in batch], label=labels_of(labels, batch), **options)
 
-        for batch in self.batches([len(e) for e in encodings], batch_tokens or self.budget()):
+        for batch in self.batches([len(e) for e in encodings], batch_tokens or self.budget(labels is not None)):
             try:
                 scored = score(*batch)
             except Exception as error:
@@ -247,7 +247,7 @@ class GlobEnc:
         labels = known_labels(self.model, None, label, options, None if single else len(given))
         results: list[ImageAttribution] = []
         for batch in image_batches(
-            self._encoder, self.tokenizer, given, position, batch_tokens or self.budget(), single
+            self._encoder, self.tokenizer, given, position, batch_tokens or self.budget(labels is not None), single
         ):
             inputs = {"pixel_values": torch.cat(batch).to(self.device, self.model.dtype)}
             chosen = labels_of(labels, range(len(results), len(results) + len(batch)))
@@ -286,6 +286,6 @@ class GlobEnc:
         """Indices of texts of these lengths, in batches of up to `budget` tokens, padding included."""
         return by_length(lengths, budget, self._family.padding_invariant)
 
-    def budget(self) -> int:
+    def budget(self, explained: bool = False) -> int:
         """Tokens of a batch, padding included, for the memory that is free now, see `batching.memory_budget`."""
-        return memory_budget(self.model)
+        return memory_budget(self.model, explained)

@@ -145,6 +145,13 @@ def test_no_label_leaves_them_out(explainer, monkeypatch):
     assert a.label is not None
 
 
+def test_less_goes_into_a_batch_where_memory_is_short(explainer, monkeypatch):
+    monkeypatch.setattr(globenc.batching, "free_memory", lambda: 12_000_000)
+    assert explainer.budget(explained=True) == explainer.budget() // 2
+    monkeypatch.setattr(globenc.batching, "free_memory", lambda: None)
+    assert explainer.budget(explained=True) == explainer.budget() == 4096
+
+
 def test_a_bare_encoder_has_no_label(bert, wordpiece):
     explainer = globenc.GlobEnc(bert, wordpiece)
     assert explainer(TEXTS)[0].class_scores is None

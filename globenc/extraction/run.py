@@ -228,7 +228,7 @@ def _extract(
         known = model_hash(explainer)
         run_options = {"model": known, **options.identity, "input": [_known(source) for source in sources]}
         earlier = None if execution.overwrite else store.made_by.get("batch_tokens")
-        batch_tokens = execution.batch_tokens or earlier or (None if gpus else explainer.budget())
+        batch_tokens = execution.batch_tokens or earlier or (None if gpus else explainer.budget(options.class_scores))
         made_by = {**provenance(explainer, loading.revision), "batch_tokens": batch_tokens}
         settings = Settings(options, batch_tokens, execution.strict, json.dumps({**made_by, **run_options}))
         names = [source.name for source in sources]

@@ -47,7 +47,7 @@ class Worker:
 
     def __init__(self, explainer: GlobEnc, settings: Settings, advance: Callable[[int, int], None] | None = None):
         self.explainer, self.settings = explainer, settings
-        self.budget = settings.batch_tokens or explainer.budget()
+        self.budget = settings.batch_tokens or explainer.budget(settings.options.class_scores)
         self._advance = advance or (lambda texts, tokens: None)
         self._failures = 0  # texts in a row that the model could not score
         self._tables = TableBuilder(explainer, settings.options)
