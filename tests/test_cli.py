@@ -93,6 +93,48 @@ def test_every_method(run, model, method):
     assert (code, json.loads(out)["method"]) == (0, method)
 
 
+def test_class_scores_are_shown_of_the_label_asked_for(run, model):
+    _, out, _ = run("attribute", "a film", "--label", "no", "--reference", "origin", "-m", model)
+    assert 'Which words speak for "no", and which against it?' in out
+    assert "(reference origin)" in " ".join(out.split())
+    explained = globenc.GlobEnc.from_pretrained(model)("a film", label="no", reference="origin")
+    _, out, _ = run("attribute", "a film", "--label", "no", "--reference", "origin", "--json", "-m", model)
+    found = json.loads(out)
+    assert found == explained.to_dict()
+    assert (found["explained_label"], found["reference"]) == ("no", "origin")
+    assert sum(found["class_scores"]) + found["remainder"] == pytest.approx(found["logit"], abs=1e-4)
+    number = json.loads(run("attribute", "a film", "--label", "0", "--json", "-m", model)[1])
+    assert (number["explained_label"], number["reference"]) == ("no", "zero")
+
+
+def test_class_scores_can_be_left_out(run, model, tmp_path):
+    code, out, _ = run("attribute", "a film", "--no-class-scores", "--html", "a.html", "-m", model)
+    assert code == 0
+    assert "speak for" not in out + (tmp_path / "a.html").read_text(encoding="utf-8")
+    found = json.loads(run("attribute", "a film", "--no-class-scores", "--json", "-m", model)[1])
+    assert [found[name] for name in ("class_scores", "explained_label", "logit", "remainder", "reference")] == [
+        None
+    ] * 5
+
+
+def test_page_and_picture_have_class_scores(run, model, tmp_path):
+    assert run("attribute", "a film", "--html", "a.html", "--plot", "a.svg", "-m", model)[0] == 0
+    for name in ("a.html", "a.svg"):
+        written = (tmp_path / name).read_text(encoding="utf-8")
+        assert "words against" in written, name
+        assert "Which words speak for" in written, name
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [("maybe", "label must be one of this model's (0 no, 1 yes), got 'maybe'"), ("2", "label must be in 0..1")],
+)
+def test_a_label_that_does_not_exist(run, model, label, message):
+    code, out, err = run("attribute", "a film", "--label", label, "-m", model)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"globenc: error: {message}")
+
+
 def test_text_from_file_and_standard_input(run, model, monkeypatch, tmp_path):
     (tmp_path / "text.txt").write_bytes("\ufeffa fílm\n".encode())
     _, out, _ = run("attribute", "--file", "text.txt", "--json", "-m", model)
@@ -147,6 +189,8 @@ USAGE = {
     "device": (["a", "--device", "abacus"], "unknown device 'abacus'"),
     "option": (["a", "--bogus"], "No such option: --bogus"),
     "picture": (["a", "--plot", "a.doc"], "picture 'a.doc' must end in one of"),
+    "label of nothing": (["a", "--label", "0", "--no-class-scores"], "--no-class-scores leaves them out"),
+    "reference": (["a", "--reference", "mask"], "'mask' is not one of 'zero', 'model', 'origin'"),
     "same file": (["a", "--plot", "a.png", "--html", "./a.png"], "--html and --plot are the same file"),
 }
 

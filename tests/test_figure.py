@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import matplotlib.image
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 from render_cases import Parsed, alpha, attribution, printed, whole
 
-from globenc.render.figure import figure
+from globenc.render.figure import AGAINST, FOR, figure
 from globenc.render.html import page
 from globenc.render.token_labels import token_labels
 
@@ -125,6 +126,79 @@ def test_plot_warns_once_of_missing_glyphs(tmp_path):
         "a.png has boxes in place of 2 of the characters: no installed font has them"
     ]
     assert caught[0].filename == __file__
+
+
+CLASS_SCORES = [-0.5, 0.25, 2.0, -1.0, 5.0]
+
+
+def test_class_scores_are_bars_from_zero_on_one_scale_above_the_shares():
+    a = attribution(class_scores=CLASS_SCORES, layers=2)
+    signed, shares, heat = figure(a).axes[:3]
+    bars = sorted(signed.patches, key=lambda bar: bar.get_x())
+    assert [bar.get_height() for bar in bars] == pytest.approx(CLASS_SCORES)
+    low, high = signed.get_ylim()
+    assert -low == high == pytest.approx(2.2)
+    assert [text.get_text() for text in signed.texts] == ["5"]
+    assert [bool(bar.get_hatch()) for bar in bars] == [score < 0 for score in CLASS_SCORES]
+    assert bars[2].get_facecolor()[:3] == pytest.approx(FOR[:3])
+    assert bars[3].get_facecolor()[:3] == pytest.approx(AGAINST[:3])
+    assert bars[0].get_facecolor()[3] < 1 == bars[2].get_facecolor()[3]
+    assert signed.get_ylabel() == "logits"
+    assert [bar.get_height() for bar in shares.patches] == pytest.approx(list(a.scores))
+    colours = {tuple(bar.get_facecolor()[:3]) for bar in shares.patches}
+    assert FOR[:3] not in colours
+    assert heat.images[0].get_cmap().name == "Greys"
+
+
+def test_figure_says_what_was_asked_and_answered():
+    title = figure(attribution(class_scores=CLASS_SCORES))._suptitle.get_text()  # type: ignore[union-attr]
+    assert 'Which words speak for "positive", and which against it?' in title.replace("\n", " ")
+    assert "logit 6.25 = words for 7.25 \N{MINUS SIGN} words against 1.50 + rest 0.50" in title.replace("\n", " ")
+
+
+def test_panels_of_a_long_text_have_the_same_tokens():
+    n = 200
+    scores = np.random.default_rng(1).normal(size=n + 2).tolist()
+    signed, shares = figure(attribution(" ".join("w" * n), class_scores=scores)).axes
+    assert len(signed.patches) == len(shares.patches) == 64
+    heights = sorted((abs(bar.get_height()) for bar in signed.patches), reverse=True)
+    assert heights == pytest.approx(sorted(np.abs(scores).tolist(), reverse=True)[:64])
+    for axes in (signed, shares):
+        assert "the 64 strongest of 202 tokens in order of the text" in axes.get_title()
+
+
+def test_a_pdf_has_truetype_fonts_and_an_svg_letters(tmp_path):
+    a = attribution("caf\u00e9 <b>& $x$ ]]>", class_scores=[float(k) for k in range(-7, 6)])
+    drawn = a.plot(tmp_path / "a.pdf")
+    a.plot(tmp_path / "a.svg")
+    drawn.savefig(tmp_path / "b.pdf")
+    for name in ("a.pdf", "b.pdf"):
+        source = (tmp_path / name).read_bytes()
+        assert b"/CIDFontType2" in source
+        assert b"/Type3" not in source
+    written = ElementTree.parse(tmp_path / "a.svg").getroot()
+    letters = {element.text for element in written.iter("{http://www.w3.org/2000/svg}text")}
+    assert {"caf\u00e9", "&", "$", "<"} <= letters
+    assert matplotlib.rcParams["svg.fonttype"] == "path"
+    assert matplotlib.rcParams["pdf.fonttype"] == 3
+
+
+def test_a_notebook_shows_the_figure_without_a_backend():
+    assert attribution().plot()._repr_png_().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("class_scores", [None, CLASS_SCORES], ids=["shares", "class scores"])
+def test_plot_into_axes_of_ones_own(class_scores, tmp_path):
+    own = Figure()
+    left, right = own.subplots(1, 2)
+    a = attribution(class_scores=class_scores)
+    assert a.plot(tmp_path / "a.png", ax=left) is own
+    expected = list(a.scores) if class_scores is None else class_scores
+    assert sorted(bar.get_height() for bar in left.patches) == pytest.approx(sorted(expected))
+    assert not right.patches
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    with pytest.raises(TypeError, match="ax must be a matplotlib Axes, got Figure"):
+        a.plot(ax=own)
 
 
 def test_plot_leaves_pyplot_alone(tmp_path):

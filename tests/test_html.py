@@ -6,9 +6,11 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from render_cases import Parsed, alpha, attribution, printed, shifted, struck, whole
 
+from globenc import Attribution
 from globenc.render.figure import figure
 from globenc.render.html import fragment, page
 from globenc.render.pieces import pieces
@@ -192,3 +194,94 @@ def test_save_html_and_notebook(tmp_path):
     assert a.save_html(tmp_path / "a.html") == Path(tmp_path / "a.html")
     assert (tmp_path / "a.html").read_text(encoding="utf-8") == page(a)
     assert a._repr_html_() == fragment(a)
+
+
+EVIL = '<script>alert("x")</script>'
+
+
+def explained(**options: object) -> Attribution:
+    return attribution(
+        "low high bad", scores=[0.2, 0.1, 0.3, 0.3, 0.1], class_scores=[-0.5, 0.1, 2.0, -1.0, 0.25], **options
+    )
+
+
+@pytest.mark.parametrize("render", [fragment, page])
+def test_html_says_what_was_asked_and_answered_before_the_text(render):
+    parsed = Parsed(render(explained()))
+    said = "".join(parsed.text)
+    said = " ".join(said[said.index("Which") :].split())
+    assert said.startswith(
+        'Which words speak for "positive", and which against it? logit 1.35 = words for 2.35 \N{MINUS SIGN} '
+        "words against 1.50 + rest 0.50 [CLS] \N{MINUS SIGN}0.50 low high bad [SEP] +0.25"
+    )
+
+
+@pytest.mark.parametrize("render", [fragment, page])
+def test_words_are_blue_for_and_orange_underlined_against_on_one_scale(render):
+    words = Parsed(render(explained())).words
+    assert [title for _, title, _ in words[:3]] == ["low: +0.100000", "high: +2.000000", "bad: -1.000000"]
+    low, high, bad = (style for _, _, style in words[:3])
+    assert "37,99,235" in high and "213,94,0" in bad  # noqa: PT018
+    assert alpha(high) == pytest.approx(0.6)
+    assert alpha(bad) == pytest.approx(0.3)
+    assert alpha(low) == pytest.approx(0.03)
+    assert ["underline" in style for style in (low, high, bad)] == [False, False, True]
+
+
+def test_shares_stay_beside_class_scores_in_grey():
+    a = explained(layers=2)
+    source = page(a)
+    words = Parsed(source).words
+    assert [title for _, title, _ in words[3:]] == ["low: 0.100000", "high: 0.300000", "bad: 0.300000"]
+    assert all("128,128,128" in style for _, _, style in words[3:])
+    assert "How much of each word is in [CLS], the summary that most classifiers decide from" in source
+    rows = re.findall(r"<bdi lang=\"\">(\w+)</bdi></td><td [^>]*>(.\d\.\d\d)</td>.*?<td [^>]*>([\d.]+%)</td>", source)
+    assert rows == [("high", "+2.00", "30.0%"), ("bad", "\N{MINUS SIGN}1.00", "30.0%"), ("low", "+0.10", "10.0%")]
+    assert 'class="bar-against" style="margin-left:25.00%;width:25.00%"' in source
+    assert 'class="bar" style="margin-left:50.00%;width:50.00%"' in source
+    assert "special tokens are grey" not in source
+
+
+def test_several_positions_have_class_scores_once():
+    a = attribution(positions=2, position=[0, -2], class_scores=[0.0, 1.0, -1.0, 0.5, 0.0])
+    source = page(a)
+    assert source.count("Which words speak for") == 1
+    assert source.count("How much of each word is in") == 2
+    assert "Words, highest first, to film (token 3)" in source
+
+
+@pytest.mark.parametrize("render", [fragment, page])
+def test_class_scores_escape_everything(render):
+    a = attribution("A b", pair="c", class_scores=[0.5, -1.0, 1.0, 0.0, 2.0, -0.5])
+    spans = [None, (0, len(EVIL)), (len(EVIL) + 1, 2 * len(EVIL) + 1), None, (0, len(EVIL)), None]
+    texts = {"text": f"{EVIL} {EVIL}", "text_pair": EVIL, "model": EVIL, "label": "a", "explained_label": f"{EVIL}\x1b"}
+    source = render(replace(a, offsets=spans, tokens=[EVIL] * 6, **texts))
+    assert "<script" not in source
+    assert "\x1b" not in source
+    assert [text for text, _, _ in Parsed(source).words] == [EVIL] * 6
+
+
+def test_text_against_is_readable_in_light_and_dark():
+    source = page(attribution("one", class_scores=[0.0, -1.0, 0.0]))
+    pairs = re.findall(r"background: #(\w{6}); color: #(\w{6})", source)
+    assert len(pairs) == 2
+    style = Parsed(source).words[0][2]
+    hue = tuple(int(v) for v in re.search(r"rgba\((\d+),(\d+),(\d+),", style).groups())  # type: ignore[union-attr]
+    for pair in pairs:
+        background, text = (tuple(int(value[i : i + 2], 16) for i in (0, 2, 4)) for value in pair)
+        mixed = tuple(alpha(style) * h + (1 - alpha(style)) * b for h, b in zip(hue, background, strict=True))
+        assert contrast(mixed, text) > 4.5
+
+
+def test_blue_and_orange_are_told_apart_by_colour_blind_readers():
+    """Simulated after Vienot, Brettel and Mollon (1999) for missing red and green cones, in linear RGB."""
+    simulated = {
+        "protan": np.array([[0.11238, 0.88762, 0.0], [0.11238, 0.88762, 0.0], [0.00401, -0.00401, 1.0]]),
+        "deutan": np.array([[0.29275, 0.70725, 0.0], [0.29275, 0.70725, 0.0], [-0.02234, 0.02234, 1.0]]),
+    }
+    words = Parsed(page(attribution("one two", class_scores=[0.0, 1.0, -1.0, 0.0]))).words[:2]
+    hues = [re.search(r"rgba\((\d+),(\d+),(\d+),", style).groups() for _, _, style in words]  # type: ignore[union-attr]
+    linear = np.array([[(int(v) / 255) ** 2.2 for v in hue] for hue in hues])
+    for matrix in simulated.values():
+        seen = (linear @ matrix.T).clip(0, 1) ** (1 / 2.2)
+        assert np.abs(seen[0] - seen[1]).max() > 0.5

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from helpers import randomize, tiny_vision
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
@@ -254,6 +255,51 @@ def test_patches_set_the_scale(explainer, photo):
 def _scale(a: globenc.ImageAttribution) -> tuple[float, str]:
     axes = image.figure(a).axes
     return float(axes[1].images[1].get_clim()[1]), axes[2].get_ylabel()
+
+
+def signed(explainer, photo):
+    """With class scores of 0 for [CLS], 2 for the first patch, -1 for the last, 0.001 for the others."""
+    scores = np.array([0.0, 2.0, *[0.001] * 14, -1.0])
+    fields = {"class_scores": scores, "explained_label": "dog", "logit": float(scores.sum()) + 0.5, "remainder": 0.5}
+    return replace(explainer(photo), **fields, reference="zero")
+
+
+def test_class_scores_of_patches_are_a_map_in_two_hues_from_zero(explainer, photo):
+    a = signed(explainer, photo)
+    drawn = a.plot()
+    first, classes, shares = drawn.axes[:3]
+    heat = classes.images[1]
+    assert heat.get_clim() == (-2.0, 2.0)
+    assert heat.get_array()[0, 0] == 2.0
+    assert heat.get_array()[15, 15] == -1.0
+    blue, orange = heat.get_cmap()(1.0), heat.get_cmap()(0.0)
+    assert blue[2] > blue[0] and orange[0] > orange[2]  # noqa: PT018
+    assert [(text.get_text(), text.xy) for text in classes.texts] == [
+        ("+", (1.5, 1.5)),
+        ("\N{MINUS SIGN}", (13.5, 13.5)),
+    ]
+    assert shares.images[1].get_cmap().name == "inferno"
+    assert not first.texts
+    assert "patches for 2.01" in drawn._suptitle.get_text()
+    own = Figure().subplots()
+    assert a.plot(ax=own) is own.get_figure()
+    assert own.images[1].get_clim() == (-2.0, 2.0)
+
+
+def test_what_is_said_of_class_scores_of_patches(explainer, photo, tmp_path):
+    a = replace(signed(explainer, photo), explained_label="<b>d\x1bg")
+    html = a.save_html(tmp_path / "a.html").read_text(encoding="utf-8")
+    for source in (html, a._repr_html_()):
+        assert "Which patches speak for &#34;&lt;b&gt;d\ufffdg&#34;" in source
+        assert "patches for 2.01" in source
+        assert "\x1b" not in source
+    console = Console(file=io.StringIO(), width=100)
+    image.show(a, console, 3)
+    out = console.file.getvalue()
+    assert "logit 1.51 = patches for 2.01 - patches against 1.00 + rest 0.50" in out
+    assert re.search(r"^ *0 +0 +\+2\.00$", out, re.M)
+    assert re.search(r"^ *3 +3 +-1\.00$", out, re.M)
+    assert "\x1b" not in out
 
 
 def test_images_go_in_batches(explainer, photo, monkeypatch):

@@ -32,7 +32,6 @@ from .options import (
     RowNormalize,
     TrustRemoteCode,
     model_source,
-    parse_label,
     parse_position,
 )
 
@@ -143,7 +142,7 @@ def attribute(
                 position=parse_position(position),
                 per_layer=per_layer,
                 row_normalize=row_normalize,
-                label=None if no_class_scores else parse_label(label, explainer.model),
+                label=None if no_class_scores else label,
                 reference=reference,
                 max_length=max_length,
             )

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ..methods import METHODS, get_method
-from ..predictions import class_count, label_names
 from .console import UsageError, check_device
 
 if TYPE_CHECKING:
@@ -44,14 +43,6 @@ def parse_position(written: str) -> str | int | list[int]:
             f"position must be cls, mean, all, a token position or positions separated by commas; got {written!r}"
         ) from None
     return positions if "," in written else positions[0]
-
-
-def parse_label(written: str, model: Any) -> str | int:
-    """--label as `GlobEnc` takes it: a label's name, or where none is called so, a number."""
-    named = label_names(model, class_count(model))
-    if written in named or not written.removeprefix("-").isdecimal():
-        return written
-    return int(written)
 
 
 def names(written: str | None) -> list[str] | None:

@@ -86,10 +86,11 @@ def figure(attribution: TextResult, ax: Any = None) -> Figure:
 def _panels(attribution: TextResult, shown: list[View], explained: Evidence | None) -> list[tuple[float, Any]]:
     """Height in inches of every panel, and what draws it into axes."""
     look = _BLUE_LOOK if explained is None else _GREY_LOOK
-    tokens = shown_tokens(attribution, np.max([view.scores for view in shown], 0))
+    highest = np.max([view.scores for view in shown], 0) if explained is None else np.abs(explained.scores)
+    tokens = shown_tokens(attribution, highest)
     panels: list[tuple[float, Any]] = []
     if explained is not None:
-        panels.append((2.6, lambda axes: _signed_bars(axes, attribution, explained)))
+        panels.append((2.6, lambda axes: _signed_bars(axes, attribution, explained, tokens)))
     if len(shown) == 1:
         panels.append((2.6, lambda axes: _bars(axes, attribution, shown[0], tokens, look)))
     else:
@@ -114,8 +115,9 @@ def _title(attribution: TextResult, shown: list[View], explained: Evidence | Non
     return lines if lost is None else [*lines, lost]
 
 
-def _choice(attribution: TextResult, tokens: np.ndarray, most: str = "highest") -> str:
+def _choice(attribution: TextResult, tokens: np.ndarray) -> str:
     n = len(attribution.tokens)
+    most = "highest" if attribution.class_scores is None else "strongest"
     return "" if len(tokens) == n else f", the {len(tokens)} {most} of {n:,} tokens in order of the text"
 
 
@@ -123,9 +125,8 @@ def _rows_height(rows: int) -> float:
     return min(max(0.28 * rows, 1.2), 9.0)
 
 
-def _signed_bars(axes: Any, attribution: TextResult, explained: Evidence) -> None:
+def _signed_bars(axes: Any, attribution: TextResult, explained: Evidence, tokens: np.ndarray) -> None:
     """Class scores up and down from zero, on one scale; special tokens are pale, and cut where they go beyond."""
-    tokens = shown_tokens(attribution, np.abs(explained.scores))
     special, scores = special_tokens(attribution)[tokens], explained.scores[tokens]
     for chosen, hue, hatch in ((scores >= 0, FOR, ""), (scores < 0, AGAINST, "////")):
         colours = [(*hue[:3], _PALE if pale else 1.0) for pale in special[chosen]]
@@ -138,8 +139,7 @@ def _signed_bars(axes: Any, attribution: TextResult, explained: Evidence) -> Non
     _mark_cut(axes, scores, top)
     axes.set_ylabel("logits" if explained.quantity == "logit" else "value")
     axes.spines[["top", "right", "bottom"]].set_visible(False)
-    choice = _choice(attribution, tokens, "strongest")
-    named = "Class score of each token" + choice
+    named = f"Class score of each token{_choice(attribution, tokens)}"
     _plain(axes.set_title(f"{named} (blue for, orange and hatched against, special ones pale)", fontsize=10))
     _label_tokens(axes, token_labels(attribution), tokens)
 

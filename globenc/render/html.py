@@ -111,6 +111,7 @@ def _long_text(attribution: TextResult, view: View) -> dict[str, Any]:
     return {
         **_document(attribution, sections, view.percent, exact, mark),
         "position": view.position if attribution.scores.ndim > 1 else None,
+        "most": "Top",
         "strip_note": "The text from beginning to end, pale where a stretch has least of the attribution for its "
         "length, deep where it has most.",
         "special": [_chip(view, word) for word in view.words if word.special],
@@ -129,13 +130,15 @@ def _long_evidence(attribution: TextResult, explained: Evidence) -> dict[str, An
             lambda score: explained.signed(score, MINUS),
             lambda score: exact(score, signed=True),
             signed_mark,
+            _passage_shares(attribution),
         ),
         "position": None,
+        "most": "Strongest",
         "strip_note": "The text from beginning to end, blue where a stretch speaks for the label, orange where it "
         "speaks against it.",
         "special": [evidence_html.signed_chip(explained, word) for word in explained.special()],
         "note": f"{evidence_html.note(explained, sections.scale)} and beyond, the {FULL_COLOURS} strongest words; what "
-        "is against is underlined",
+        "is against is underlined. Special tokens",
     }
 
 
@@ -145,13 +148,20 @@ def _document(
     number: Callable[[float], str],
     exactly: Callable[[float], str],
     marked: Callable[..., Any],
+    shares: dict[tuple[int, int, int], str] | None = None,
 ) -> dict[str, Any]:
-    """What both have in common; `number` writes a score, `exactly` writes it in full."""
+    """What both have in common; `number` writes a score, `exactly` writes it in full, `shares` has passages' shares."""
 
     def passages(chosen: list[tuple[Passage, str]]) -> list[dict[str, str]]:
         """Scores, and the beginnings of passages as links to where they stand."""
         return [
-            {"share": number(p.score), "exact": exactly(p.score), "anchor": anchor, "text": short(p.text)}
+            {
+                "score": number(p.score),
+                "exact": exactly(p.score),
+                "share": (shares or {}).get((p.segment, p.start, p.end), ""),
+                "anchor": anchor,
+                "text": short(p.text),
+            }
             for p, anchor in chosen
         ]
 
@@ -182,6 +192,14 @@ def _document(
             for group in sections.groups
         ],
     }
+
+
+def _passage_shares(attribution: TextResult) -> dict[tuple[int, int, int], str]:
+    """The shares of sentences and paragraphs, where one position is asked for."""
+    if attribution.scores.ndim > 1:
+        return {}
+    passages = [*attribution.sentences(), *attribution.paragraphs()]
+    return {(p.segment, p.start, p.end): f"share {p.score:.1%}" for p in passages}
 
 
 def _chip(view: View, word: Word) -> dict[str, str]:

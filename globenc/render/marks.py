@@ -55,8 +55,9 @@ def word_colour(relative: float) -> str:
     """A word's style by its score, -1 to 1: below zero orange, and underlined as strongly as it is coloured."""
     if relative >= 0:
         return colour(relative, _TEXT_ALPHA)
-    line = f"rgba({AGAINST_HUE},{min(-relative, 1.0):.3f})"
-    return f"{colour(relative, _TEXT_ALPHA)};text-decoration:underline solid {line} .16em;text-underline-offset:.2em"
+    line = f"underline solid rgba({AGAINST_HUE},{min(-relative, 1.0):.3f}) .16em"
+    below = "text-underline-offset:.2em;text-decoration-skip-ink:none"
+    return f"{colour(relative, _TEXT_ALPHA)};text-decoration:{line};{below}"
 
 
 def colour(relative: float, alpha: float, hue: str | None = None) -> str:
