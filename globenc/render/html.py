@@ -111,6 +111,7 @@ def _long_text(attribution: TextResult, view: View) -> dict[str, Any]:
     return {
         **_document(attribution, sections, view.percent, exact, mark),
         "position": view.position if attribution.scores.ndim > 1 else None,
+        "quantity": "",
         "most": "Top",
         "strip_note": "The text from beginning to end, pale where a stretch has least of the attribution for its "
         "length, deep where it has most.",
@@ -133,6 +134,7 @@ def _long_evidence(attribution: TextResult, explained: Evidence) -> dict[str, An
             _passage_shares(attribution),
         ),
         "position": None,
+        "quantity": explained.quantity if attribution.scores.ndim == 1 else "",
         "most": "Strongest",
         "strip_note": "The text from beginning to end, blue where a stretch speaks for the label, orange where it "
         "speaks against it.",
@@ -199,7 +201,7 @@ def _passage_shares(attribution: TextResult) -> dict[tuple[int, int, int], str]:
     if attribution.scores.ndim > 1:
         return {}
     passages = [*attribution.sentences(), *attribution.paragraphs()]
-    return {(p.segment, p.start, p.end): f"share {p.score:.1%}" for p in passages}
+    return {(p.segment, p.start, p.end): f"{p.score:.1%}" for p in passages}
 
 
 def _chip(view: View, word: Word) -> dict[str, str]:
