@@ -200,7 +200,11 @@ def test_documents_by_class_scores_have_the_strongest_first_for_or_against(long_
 
 def test_renderings_of_a_long_text_with_class_scores(long_explained):
     html = page(long_explained)
-    assert "orange where it speaks against it" in html
+    assert "below, in orange, what speaks against it" in html
+    halves = re.findall(r'<a href="#[^"]+" title="[^"]+: ([+\N{MINUS SIGN}]?)[\d.]+" style="[^"]*gradient\((t?)', html)
+    assert len(halves) > 100
+    assert {lower for sign, lower in halves if sign == "+"} == {""}
+    assert {lower for sign, lower in halves if sign == "\N{MINUS SIGN}"} == {"t"}
     assert re.search(r'<td class="number" title="-[\d.]+">\N{MINUS SIGN}\d', html)
     assert "finest film of all" in html[: html.index("The text</h2>")]
     out = io.StringIO()

@@ -14,7 +14,7 @@ from . import evidence_html
 from .captions import circumstances, meaning, prediction, share_meaning, summary_of, truncation
 from .document import FULL_COLOURS, Document, document, is_long, short
 from .evidence import MINUS, Evidence, text_evidence
-from .marks import CELL_ALPHA, GREY, HUE, colour, exact, mark, signed_mark
+from .marks import CELL_ALPHA, GREY, HUE, colour, exact, mark, signed_mark, stretch_colour
 from .page import render_cell, render_page
 from .pieces import pieces
 from .protocols import TextResult
@@ -109,7 +109,7 @@ def _long_text(attribution: TextResult, view: View) -> dict[str, Any]:
     """A long text: where in it the attribution is, its top sentences, and its paragraphs with the low ones folded."""
     sections = document(attribution, view)
     return {
-        **_document(attribution, sections, view.percent, exact, mark),
+        **_document(attribution, sections, view.percent, exact, mark, lambda share: colour(share, CELL_ALPHA)),
         "position": view.position if attribution.scores.ndim > 1 else None,
         "quantity": "",
         "most": "Top",
@@ -131,13 +131,14 @@ def _long_evidence(attribution: TextResult, explained: Evidence) -> dict[str, An
             lambda score: explained.signed(score, MINUS),
             lambda score: exact(score, signed=True),
             signed_mark,
+            stretch_colour,
             _passage_shares(attribution),
         ),
         "position": None,
         "quantity": explained.quantity if attribution.scores.ndim == 1 else "",
         "most": "Strongest",
-        "strip_note": "The text from beginning to end, blue where a stretch speaks for the label, orange where it "
-        "speaks against it.",
+        "strip_note": "The text from beginning to end: above, in blue, what speaks for the label, below, in orange, "
+        "what speaks against it.",
         "special": [evidence_html.signed_chip(explained, word) for word in explained.special()],
         "note": f"{evidence_html.note(explained, sections.scale)} and beyond, the {FULL_COLOURS} strongest words; what "
         "is against is underlined. Special tokens",
@@ -150,9 +151,11 @@ def _document(
     number: Callable[[float], str],
     exactly: Callable[[float], str],
     marked: Callable[..., Any],
+    coloured: Callable[[float], str],
     shares: dict[tuple[int, int, int], str] | None = None,
 ) -> dict[str, Any]:
-    """What both have in common; `number` writes a score, `exactly` writes it in full, `shares` has passages' shares."""
+    """What both have in common; `number` writes a score, `exactly` writes it in full, `marked` and `coloured` are for
+    the words of the text and the stretches of the strip, `shares` has those of passages."""
 
     def passages(chosen: list[tuple[Passage, str]]) -> list[dict[str, str]]:
         """Scores, and the beginnings of passages as links to where they stand."""
@@ -175,8 +178,7 @@ def _document(
                 "anchor": stretch.anchor,
                 "title": f"{stretch.text}: {number(stretch.score)}" if stretch.read else stretch.text,
                 "read": stretch.read,
-                "style": f"flex:{stretch.length} 0 0"
-                + (f";{colour(stretch.relative, CELL_ALPHA)}" if stretch.read else ""),
+                "style": f"flex:{stretch.length} 0 0" + (f";{coloured(stretch.relative)}" if stretch.read else ""),
             }
             for stretch in sections.strip
         ],

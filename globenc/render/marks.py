@@ -66,6 +66,13 @@ def colour(relative: float, alpha: float, hue: str | None = None) -> str:
     return f"background:rgba({hue},{alpha * min(abs(float(relative)), 1.0):.3f})"
 
 
+def stretch_colour(relative: float) -> str:
+    """A background of class scores, -1 to 1: the upper half blue, or where it is below zero the lower half orange."""
+    shade = colour(relative, CELL_ALPHA).removeprefix("background:")
+    halves = f"{shade} 0 50%,transparent 50%" if relative >= 0 else f"transparent 0 50%,{shade} 50%"
+    return f"background:linear-gradient({halves})"
+
+
 def exact(score: float, signed: bool = False) -> str:
     """A score in full, for a title."""
     sign = "+" if signed else ""
