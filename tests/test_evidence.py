@@ -57,10 +57,7 @@ def test_a_printed_sum_is_never_false(size):
 
 def test_what_half_precision_leaves_open_is_a_term():
     found = explained([0.0, 2.0, -1.0, 0.0], remainder=0.5, logit=1.54)
-    assert (
-        found.equation()
-        == "logit 1.54 = words for 2.00 - words against 1.00 + rest 0.50 + rounding of half precision 0.04"
-    )
+    assert found.equation() == "logit 1.54 = words for 2.00 - words against 1.00 + rest 0.50 + rounding 0.04"
     assert sum_as_printed(found.equation()) == (Decimal("1.54"), Decimal("1.54"))
 
 

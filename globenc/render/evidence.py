@@ -96,7 +96,7 @@ class Evidence:
         """The logit's digits, with its sign, and the terms that sum to it digit by digit, as printed.
 
         Each printed number is the true one rounded up or down; which way is chosen so that the sum is right. What the
-        model's half precision leaves open is a term.
+        model's rounding leaves open, in half precision, is a term.
         """
         unit = 10.0**-self.decimals
         scores = [word.score for word in self.words] if self.words else self.scores.tolist()
@@ -108,7 +108,7 @@ class Evidence:
         ]
         gap = self.logit - speaks_for - against - self.remainder
         if abs(gap) >= unit / 2:
-            named.append(("rounding", "rounding of half precision", gap))
+            named.append(("rounding", "rounding", gap))
         total = round(self.logit / unit)
         counts = _rounded_to([value / unit for _, _, value in named], total)
         terms = []
