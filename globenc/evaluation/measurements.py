@@ -127,7 +127,7 @@ def told_apart(values: Mapping[str, np.ndarray], higher: bool) -> str | None:
     for name in means:
         difference = (values[best] - values[name]) * (1 if higher else -1)
         there = difference[~np.isnan(difference)]
-        if name != best and not there.mean() > half_interval(there, 0.95):
+        if name != best and (len(there) < 2 or not there.mean() > half_interval(there, 0.95)):
             return None
     return best
 
