@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from harness import RESULTS, circumstances
 
 import globenc
 from globenc.batching import pad
-from globenc.evaluation.costs import Costs
 from globenc.evaluation.label_methods import LABEL_METHODS
 from globenc.evaluation.measurements import LOWER_IS_BETTER, MARK_MEASURES, RANDOM, half_interval, told_apart
 from globenc.evaluation.rationales import read_rationales
@@ -42,9 +40,7 @@ BATCH = 16  # texts whose changed versions are read together
 
 
 def scorer_of(explainer: globenc.GlobEnc, methods: list[str], position: str) -> MethodScorer:
-    scorer = MethodScorer(explainer, methods, position, "logit", 1024)
-    scorer.costs = Costs(explainer.device, time.process_time)
-    return scorer
+    return MethodScorer(explainer, methods, position, "logit", 1024)
 
 
 def drops(scorer: MethodScorer, encodings: list[Encoding], with_random: int | None) -> dict[str, dict[str, np.ndarray]]:

@@ -14,13 +14,16 @@ T = TypeVar("T")
 class Costs:
     """Times of methods beside those of plain forward passes.
 
+    On a CPU it is the process's time on it, which other programs change little, and on a GPU the time that passes.
+
     Args:
         device: of the model.
-        clock: seconds.
+        clock: seconds; None goes by the device.
     """
 
-    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter):
-        self.device, self.clock = device, clock
+    def __init__(self, device: torch.device, clock: Callable[[], float] | None = None):
+        self.device = device
+        self.clock = clock or (time.process_time if device.type == "cpu" else time.perf_counter)
         self._forward = 0.0  # seconds of the present batch's forward pass
         self._sums: dict[str, list[float]] = {}
 
