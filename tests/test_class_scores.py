@@ -101,7 +101,7 @@ def test_labels_by_name_number_and_text():
     model.config.id2label = {0: "negative", 1: "neutral", 2: "positive"}
     by_name = globenc.class_scores(model, label="positive", **inputs)
     assert by_name.label_names == ["positive", "positive"]
-    for label in (2, "Positive", [2, 2], ["positive", 2], torch.tensor([2, 2])):
+    for label in (2, "2", "Positive", [2, 2], ["positive", 2], torch.tensor([2, 2])):
         assert (globenc.class_scores(model, label=label, **inputs).scores == by_name.scores).all()
     mixed = globenc.class_scores(model, label=["negative", "neutral"], **inputs)
     assert mixed.label_names == ["negative", "neutral"]
@@ -228,21 +228,28 @@ def test_max_pooling_holds_which_token_it_takes():
 @pytest.mark.parametrize(
     ("answer", "kind", "says"),
     [
-        (lambda output: output.logits, ValueError, r"answer must return one number for each text, a tensor \[batch\]"),
+        (lambda output: output.logits, ValueError, r"answer must return one number for each text, as .*a tensor \[batch\] = \[2\], got \[2, 3\]"),
         (lambda output: 3.0, ValueError, "answer must return one number for each text"),
         (lambda output: output.logits.argmax(-1), TypeError, "answer must return floating point numbers"),
         (lambda output: torch.ones(2), ValueError, "does not depend on the text"),
         (lambda output: output.logits[:, 0].detach(), ValueError, "does not depend on the text"),
-        (lambda output: output.logits.softmax(-1)[:, 0], ValueError, "softmax alone, which is held"),
+        (lambda output: output.logits.softmax(-1)[:, 0], ValueError, "a softmax .give its logit. or a length"),
         (lambda output: output.logits[:, 0] * output.logits[:, 1], RuntimeError, "the scores do not sum"),
         (lambda output: output.logits[:, 0] ** 2, RuntimeError, "the scores do not sum"),
         (lambda output: output.logits[:, 0] / 0, FloatingPointError, "not finite"),
+        (lambda output: output.logits.norm(dim=-1), ValueError, "does not depend on the text"),
         ("logits", TypeError, "answer must be a function"),
     ],
 )
 def test_answers_that_cannot_be_explained(answer, kind, says):
     with pytest.raises(kind, match=says):
         globenc.class_scores(classifier(), answer=answer, **token_batch((5, 5)))
+
+
+@pytest.mark.parametrize("beside", [{"label": 1}, {"label": "all"}, {"position": 0}])
+def test_an_answer_stands_alone(beside):
+    with pytest.raises(ValueError, match="answer says what is explained, and so do label and position"):
+        globenc.class_scores(classifier(), answer=lambda output: output.logits[:, 0], **beside, **token_batch((5,)))
 
 
 def test_models_without_a_head_need_an_answer():

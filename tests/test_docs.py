@@ -65,7 +65,8 @@ def test_evaluation(programs, tmp_path):
 
 @posix
 def test_corpora(programs, tmp_path):
-    corpus, extract, query, library, picture = followed("corpora.md", tmp_path, programs)
+    corpus, extract, signed, query, library, picture = followed("corpora.md", tmp_path, programs)
+    assert {word for word in ("dull", "boring") if word in signed}
     assert (corpus, picture) == ("", "")
     assert "wrote attributions: 23 of 24 rows" in extract
     assert "1 rows were rejected" in extract

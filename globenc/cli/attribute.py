@@ -120,39 +120,41 @@ def attribute(
     """
     if image is not None and (text or file is not None or pair is not None or max_length is not None):
         raise UsageError("--image goes alone: without TEXT, --file, --pair and --max-length")
-    if no_class_scores and label != "predicted":
+    if no_class_scores and (label != "predicted" or reference != "zero"):
+        given = "--label" if label != "predicted" else "--reference"
         raise UsageError(
-            "--label says what class scores explain, and --no-class-scores leaves them out: give one of both"
+            f"{given} says what class scores explain, and --no-class-scores leaves them out: give one of both"
         )
     first: Any = read_text(text, file) if image is None else image
     second = None if pair is None else checked_text("--pair", pair)
     if html is not None and plot is not None and os.path.realpath(html) == os.path.realpath(plot):
         raise UsageError("--html and --plot are the same file")
-    with errors_in_a_line(), warnings_in_a_line(), contextlib.ExitStack() as outputs:
-        plot_part = None if plot is None else outputs.enter_context(replacing(picture_path(plot)))
-        html_part = None if html is None else outputs.enter_context(replacing(html))
-        with status(f"loading {model or 'the default model'}"):
-            explainer = _load(model, device, dtype, backend, revision, trust_remote_code)
-        _check_reads(explainer, image is not None)
-        with status("reading the text" if image is None else "reading the image"):
-            result = explainer(
-                first,
-                second,
-                method=method,
-                position=parse_position(position),
-                per_layer=per_layer,
-                row_normalize=row_normalize,
-                label=None if no_class_scores else label,
-                reference=reference,
-                max_length=max_length,
-            )
-        if plot_part is not None:
-            with status("drawing"):
-                logging.getLogger("matplotlib").setLevel(logging.ERROR)
-                result.plot(plot_part)
-        if html_part is not None:
-            result.save_html(html_part)
-        _print(result, as_json, top)
+    with errors_in_a_line(), warnings_in_a_line():
+        with contextlib.ExitStack() as outputs:
+            plot_part = None if plot is None else outputs.enter_context(replacing(picture_path(plot)))
+            html_part = None if html is None else outputs.enter_context(replacing(html))
+            with status(f"loading {model or 'the default model'}"):
+                explainer = _load(model, device, dtype, backend, revision, trust_remote_code)
+            _check_reads(explainer, image is not None)
+            with status("reading the text" if image is None else "reading the image"):
+                result = explainer(
+                    first,
+                    second,
+                    method=method,
+                    position=parse_position(position),
+                    per_layer=per_layer,
+                    row_normalize=row_normalize,
+                    label=None if no_class_scores else label,
+                    reference=reference,
+                    max_length=max_length,
+                )
+            if plot_part is not None:
+                with status("drawing"):
+                    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+                    result.plot(plot_part)
+            if html_part is not None:
+                result.save_html(html_part)
+        _print(result, as_json, top)  # behind the files: who reads it may not read on
     for path in (html, plot):
         if path is not None:
             say("wrote", str(path))

@@ -56,6 +56,11 @@ def explained(
     if answer is not None:
         if not callable(answer):
             raise TypeError(f"answer must be a function of the model's output, got {type(answer).__name__}")
+        if position is not None or not (isinstance(label, str) and label == "predicted"):
+            raise ValueError(
+                "answer says what is explained, and so do label and position: give one of them (a function such as "
+                "lambda output: output.logits[:, 1] explains label 1)"
+            )
         return _OwnAnswer(answer, len(mask))
     head = head_of(model)
     if head == "QuestionAnswering":
@@ -81,7 +86,8 @@ class _OwnAnswer(Explained):
         if not isinstance(value, Tensor) or value.shape != (self.batch,):
             got = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
-                f"answer must return one number for each text, a tensor [batch] = [{self.batch}], got {got}"
+                f"answer must return one number for each text, as lambda output: output.logits[:, 1] does: a tensor "
+                f"[batch] = [{self.batch}], got {got}"
             )
         if not value.is_floating_point():
             raise TypeError(f"answer must return floating point numbers, got {value.dtype}")
@@ -230,6 +236,8 @@ def _number(label: Any, count: int, names: list[str]) -> int:
         alike = [k for k, name in enumerate(names) if name.lower() == label.lower()]
         if len(alike) == 1:
             return alike[0]
+        if label.isdecimal() and int(label) < count:  # as it comes from a command line
+            return int(label)
         raise ValueError(f"label must be one of this model's ({known}), got {label!r}")
     if isinstance(label, bool) or not isinstance(label, Integral):
         raise TypeError(f"label must be a number or a name, got {label!r}")

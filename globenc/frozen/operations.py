@@ -113,14 +113,15 @@ class Line:
     """The straight line that stands for an activation phi: through the model's point (h, phi(h)), with a slope.
 
     Attributes:
-        h, output: the model's point, any shape.
+        h: the model's point, any shape.
+        output: phi(h); None where it is made anew when it is needed.
         compute: phi.
         slope: of the line, the same shape; None until it has one.
         through_origin: the line passes through 0, and its slope is made when it is used.
         used: whether the answer reaches it.
     """
 
-    def __init__(self, h: Tensor, output: Tensor, compute: Callable[[Tensor], Tensor]):
+    def __init__(self, h: Tensor, output: Tensor | None, compute: Callable[[Tensor], Tensor]):
         self.h, self.output, self.compute = h, output, compute
         self.slope: Tensor | None = None
         self.through_origin = False
@@ -137,13 +138,14 @@ class Line:
         """
         shortest = _shortest(self.h.dtype)
         slope, value = torch.empty_like(self.h), torch.empty_like(self.h)
-        h, output, slopes, values = _rows_of(self.h, self.output, slope, value)
-        (starts,) = _rows_of(start.expand(self.h.shape))
+        h, slopes, values, starts = _rows_of(self.h, slope, value, start.expand(self.h.shape))
+        known = None if self.output is None else _rows_of(self.output)[0]
         for rows in _parts(h):
+            output = self.compute(h[rows]) if known is None else known[rows]
             run = h[rows] - starts[rows]
             longer = run.abs().clamp_min_(shortest).copysign_(run)
-            torch.div(output[rows] - self.compute(h[rows] - longer), longer, out=slopes[rows])
-            torch.addcmul(output[rows], slopes[rows], run, value=-1, out=values[rows])
+            torch.div(output - self.compute(h[rows] - longer), longer, out=slopes[rows])
+            torch.addcmul(output, slopes[rows], run, value=-1, out=values[rows])
         self.slope = slope
         return value
 
@@ -155,13 +157,13 @@ class Line:
             return gradient, None
         if torch._C._functorch.is_batchedtensor(gradient):
             pulled = gradient * self.slope
-            return pulled, ((gradient * self.output - pulled * self.h).sum(-1) if with_constants else None)
+            return pulled, ((gradient * self._value() - pulled * self.h).sum(-1) if with_constants else None)
         pulled, constants = self.slope, None
         if with_constants:
             constants = gradient.new_empty(gradient.shape[:-1])
             sums = constants.view(-1)
         gradients, pulls = _rows_of(gradient, pulled)
-        h, output = _rows_of(self.h, self.output) if with_constants else (pulls, pulls)
+        h, output = _rows_of(self.h, self._value()) if with_constants else (pulls, pulls)
         for rows in _parts(pulls):
             pulls[rows].mul_(gradients[rows])
             if with_constants:
@@ -171,13 +173,16 @@ class Line:
 
     def release_point(self) -> None:
         """Let go of the model's point, when the line has its slope: only constants and replays need it."""
-        self.h = self.output = self.h.new_empty(0, self.h.shape[-1])
+        self.h, self.output = self.h.new_empty(0, self.h.shape[-1]), None
+
+    def _value(self) -> Tensor:
+        return self.compute(self.h) if self.output is None else self.output
 
     def _pull_through_origin(self, gradient: Tensor) -> Tensor:
         if torch._C._functorch.is_batchedtensor(gradient):
-            return gradient * (self.output / self.h).nan_to_num_(0.5)
+            return gradient * (self._value() / self.h).nan_to_num_(0.5)
         pulled = torch.empty_like(gradient)
-        gradients, h, output, pulls = _rows_of(gradient, self.h, self.output, pulled)
+        gradients, h, output, pulls = _rows_of(gradient, self.h, self._value(), pulled)
         for rows in _parts(h):
             torch.div(output[rows], h[rows], out=pulls[rows]).nan_to_num_(0.5).mul_(gradients[rows])
         return pulled
@@ -186,7 +191,7 @@ class Line:
         """The line's value at other points; the first of them are its chord's start where it has no slope yet."""
         if self.slope is None:
             return self.chord_from(h)
-        return self.output + self.slope * (h - self.h)
+        return self._value() + self.slope * (h - self.h)
 
 
 def _rows_of(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from .operations import Chord, HeldLinear, HeldNorm, Line, WithConstant, on_rows
 
+UNITS_HELD = 1 << 21  # of an activation whose output is held in memory
+
 Recorder = Callable[..., tuple[Any, "Piece | None"]]
 """(unit, the function called, its arguments) -> its output and the piece, or None where it is a straight line."""
 
@@ -115,8 +117,10 @@ def chord(
 ) -> tuple[Tensor, Piece]:
     """The same for any function of single numbers."""
     h_now = h.detach()
-    line = Line(h_now, compute(h_now) if output is None else output, compute)
-    result: Any = Chord.apply(h, unit, line.output, line)
+    output = compute(h_now) if output is None else output
+    # where constants are asked for it is needed again; else one more phi, in parts, is cheaper than so much memory
+    line = Line(h_now, output if unit is not None or output.numel() < UNITS_HELD else None, compute)
+    result: Any = Chord.apply(h, unit, output, line)
 
     def replay(h: Tensor, *_: Any, **__: Any) -> Tensor:
         value = line.replay(h)
@@ -128,10 +132,10 @@ def chord(
 
 
 def unchanged(piece: Piece) -> Callable[..., Tensor]:
-    """The replay of an activation that the answer does not reach, since it is held as a gate: its output as it is."""
+    """The replay of an activation that the answer does not reach, since it is held as a gate: whatever it reads."""
     assert piece.line is not None
-    output, piece.line.used = piece.line.output, False
-    return lambda *_, **__: output
+    piece.line.used = False
+    return lambda h, *_, **__: h
 
 
 def held(unit: Tensor | None, function: Any, *arguments: Any, **named: Any) -> tuple[Any, Piece]:

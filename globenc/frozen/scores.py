@@ -92,8 +92,8 @@ def class_scores(
             For questions "predicted" (start plus end logit of the best answer), "start" or "end".
         position: of heads that answer for tokens, which token: an int, or a list for the mean over a span; None is the
             mask token of a masked language model whose `mask_token_id` is known.
-        answer: any number of the model's output, for instance a margin or a similarity: a function from the output
-            to a tensor [batch]. Lengths in cosines and normalisations are held as norms are.
+        answer: any number of the model's output instead of a label, for instance a margin or a similarity: a function
+            from the output to a tensor [batch]. Lengths in cosines and normalisers of softmaxes are held as norms are.
         reference: from where the slope of an activation is taken, phi(h) being reached from phi(h_ref): "zero", h_ref
             of empty input through this text's attention and norms (a second pass without queries and keys); "model",
             of a text of mask tokens, read once for a model and kept, and 0 in the head; "origin", h_ref = 0.
@@ -242,8 +242,8 @@ def _mask_tokens(forward_pass: ForwardPass, mask_token_id: int | None) -> Tensor
 def _check_value(value: Tensor) -> None:
     if value.grad_fn is None:
         raise ValueError(
-            "what is explained does not depend on the text: answer must use the model's output, and not by way of a "
-            "softmax alone, which is held (give its logit)"
+            "what is explained does not depend on the text: answer must use the model's output, with its gradient, and "
+            "other than by what is held: a softmax (give its logit) or a length"
         )
     if not bool(torch.isfinite(value).all()):
         raise FloatingPointError(
