@@ -136,8 +136,8 @@ def class_scores_table() -> str:
         lines += [
             f"`{model}` ({row['model_class']}), {most} validation sentences of SST-2, position `{row['position']}`:",
             "",
-            f"| method | {' | '.join(shown.values())} | AOPC minus N-Enc | forward passes |",
-            f"|---|{'---:|' * (len(shown) + 2)}",
+            f"| method | {' | '.join(shown.values())} | AOPC minus N-Enc | AOPC minus class-scores | forward passes |",
+            f"|---|{'---:|' * (len(shown) + 3)}",
         ]
         for name in sorted(aopc, key=lambda name: -aopc[name]["mean"]):
             cells = []
@@ -145,8 +145,9 @@ def class_scores_table() -> str:
                 numbers = tables[kind]["methods"].get(name)
                 cell = "" if numbers is None else f"{numbers['mean']:.3f} ± {numbers['half95']:.3f}"
                 cells.append(f"**{cell}**" if tables[kind]["best"] == name else cell)
-            against = aopc[name]["minus N-Enc"]
+            against, ours = aopc[name]["minus N-Enc"], tables["aopc"]["class-scores minus"].get(name)
             cells.append("" if against is None else f"{against['mean']:+.3f} ± {against['half95']:.3f}")
+            cells.append("" if ours is None else f"{-ours['mean']:+.3f} ± {ours['half95']:.3f}")
             cells.append(f"{row['cost'][name]:.1f}" if name in row["cost"] else "")
             fewer = "" if aopc[name]["texts"] == most else f" ({aopc[name]['texts']} sentences)"
             lines.append(f"| {name}{fewer} | {' | '.join(cells)} |")
