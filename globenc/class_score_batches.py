@@ -197,9 +197,13 @@ def _number(model: Any, tokenizer: Any, label: Any) -> str | int:
     head = head_of(model)
     if head == "MaskedLM":
         return _token_number(model, tokenizer, label)
-    if head is None and isinstance(label, str | Integral):
-        return label if isinstance(label, str) else int(label)
     names = label_names(model, class_count(model))
+    if head is None and isinstance(label, str | Integral) and not isinstance(label, bool):
+        if isinstance(label, str) and label.isdecimal() and label not in names:
+            label = int(label)  # as a command line and a table of text have it
+        if label != "all":
+            return label if isinstance(label, str) else int(label)
+        # globenc.class_scores would explain every label, and a result has one
     known = ", ".join(f"{k} {name}" for k, name in enumerate(names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
     if isinstance(label, str):
         alike = [k for k, name in enumerate(names) if name == label]

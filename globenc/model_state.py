@@ -180,7 +180,9 @@ class Loan:
 
     def no_parameter_gradients(self, model: nn.Module) -> None:
         """Gradients flow through the model, and its parameters get none."""
-        _frozen.take(self, [p for p in model.parameters() if p.requires_grad or p in _frozen])
+        parameters = [p for p in model.parameters() if p.requires_grad or p in _frozen]
+        # those that were made in inference mode get none anyway, and could not be given back
+        _frozen.take(self, [p for p in parameters if not p.is_inference()])
 
     def attention(self, modules: list[nn.Module]) -> None:
         """The capturing attention in the place of the model's."""

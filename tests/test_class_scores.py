@@ -442,3 +442,61 @@ def test_scores_are_gradients_of_a_network_with_detached_parts():
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), entered[0])
     out = globenc.class_scores(model, label=1, reference="origin", **inputs)
     assert (out.scores - (gradient * entered[0]).sum(-1)).abs().max() < 1e-10
+
+
+def test_a_model_that_was_made_in_inference_mode():
+    inputs = token_batch((9, 4))
+    with torch.inference_mode():
+        made = classifier()
+    other = classifier()
+    for reference in REFERENCES:
+        options = {"reference": reference, "mask_token_id": MASK_TOKEN, **inputs}
+        assert (globenc.class_scores(made, **options).scores == globenc.class_scores(other, **options).scores).all()
+    assert all(p.requires_grad for p in made.parameters())
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_a_hook_on_an_activation_is_part_of_the_model(reference):
+    """Set to zero by the activation or by the module around it, a unit says nothing."""
+
+    def replace(module, args, output):
+        return output * (torch.arange(output.shape[-1]) != 3)
+
+    def write(module, args, output):
+        output[..., 3] = 0
+
+    scores = []
+    for path, hook in (("intermediate", replace), ("intermediate.intermediate_act_fn", replace)):
+        model = classifier()
+        model.get_submodule(f"bert.encoder.layer.1.{path}").register_forward_hook(hook)
+        scores.append(globenc.class_scores(model, reference=reference, mask_token_id=4, **token_batch((9,))).scores)
+    model = classifier()
+    model.bert.encoder.layer[1].intermediate.intermediate_act_fn.register_forward_hook(write)
+    scores.append(globenc.class_scores(model, reference=reference, mask_token_id=4, **token_batch((9,))).scores)
+    assert (scores[0] - scores[1]).abs().max() < 1e-12
+    assert (scores[0] - scores[2]).abs().max() < 1e-12
+    model.bert.encoder.layer[1].output.LayerNorm.register_forward_hook(write)
+    with pytest.raises(RuntimeError, match="writes into what attention, a norm or an activation has put out"):
+        globenc.class_scores(model, reference=reference, mask_token_id=4, **token_batch((9,)))
+
+
+def test_constants_of_a_model_are_those_without_a_hook_that_is_gone():
+    options = {"reference": "model", "mask_token_id": MASK_TOKEN, **token_batch((7,))}
+    model, plain = classifier(), globenc.class_scores(classifier(), **options).scores
+    handle = model.bert.encoder.layer[0].attention.self.value.register_forward_hook(lambda _, __, output: output * 0)
+    globenc.class_scores(model, **options)
+    handle.remove()
+    assert (globenc.class_scores(model, **options).scores == plain).all()
+
+
+def test_a_mask_token_says_nothing_about_a_token_classifier():
+    model, inputs = tiny_model("bert", head="TokenClassification", num_labels=4), token_batch((6, 6))
+    inputs["input_ids"][:, 2] = MASK_TOKEN
+    with pytest.raises(ValueError, match="position must say which token of BertForTokenClassification"):
+        globenc.class_scores(model, mask_token_id=MASK_TOKEN, **inputs)
+
+
+@pytest.mark.parametrize(("head", "asked"), [("QuestionAnswering", {}), ("TokenClassification", {"position": 0})])
+def test_outputs_without_names(head, asked):
+    with pytest.raises(ValueError, match=r"by name \(leave return_dict out\)"):
+        globenc.class_scores(tiny_model("bert", head=head), return_dict=False, **asked, **token_batch((6,)))

@@ -66,6 +66,7 @@ def explained(
     if head == "QuestionAnswering":
         return _AnswerSpan(mask, label, position)
     if head in TOKEN_HEADS:
+        masked = masked if head == "MaskedLM" else None
         return _TokenLogits(model, _token_weights(model, mask, position, masked), label)
     if position is not None:
         raise ValueError(
@@ -139,7 +140,9 @@ class _TokenLogits(_TextLogits):
     def logits(self, output: Any) -> Tensor:
         logits = logits_of(self.model, output)
         if logits is None or logits.ndim != 3:
-            raise ValueError(f"{type(self.model).__name__} gives no logits for each token: give answer=")
+            raise ValueError(
+                f"{type(self.model).__name__} gives no logits for each token{_by_name_hint(output)}: give answer="
+            )
         weights = self.weights.to(logits.dtype)
         return (logits[:, : weights.shape[1]] * weights[..., None]).sum(1)
 
@@ -156,6 +159,11 @@ class _AnswerSpan(Explained):
         self.tokens: Tensor | None = None
 
     def __call__(self, output: Any) -> Tensor:
+        if not (hasattr(output, "start_logits") and hasattr(output, "end_logits")):
+            raise ValueError(
+                f"the model gives no start_logits and end_logits{_by_name_hint(output)}: give answer=, a function of "
+                "its output that gives one number for each text"
+            )
         scores = torch.stack([output.start_logits, output.end_logits], 1)[:, :, : self.mask.shape[1]]
         if self.tokens is None:
             self.tokens = self._span(scores.detach())
@@ -173,6 +181,10 @@ class _AnswerSpan(Explained):
         best_end, where = best_end.flip(1), (end.shape[1] - 1 - where).flip(1)
         first = (start + best_end).argmax(1)
         return torch.stack([first, where.gather(1, first[:, None])[:, 0]], 1)
+
+
+def _by_name_hint(output: Any) -> str:
+    return " by name (leave return_dict out)" if isinstance(output, tuple) else ""
 
 
 def _token_weights(model: Any, mask: Tensor, position: Position | None, masked: Tensor | None) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,6 +62,7 @@ class FrozenNetwork:
         self._replayed: int | None = None  # how many pieces a replay has passed; None while recording
         self._embeddings: Tensor | None = None  # of a replay
         self._layers = 0  # that the pass has entered
+        self._answering = False  # whether the model is done, so that what runs is `answer`
 
     @property
     def lines(self) -> list[Line]:
@@ -108,7 +110,7 @@ class FrozenNetwork:
 
     def replay(self, embeddings: Tensor, answer: Answer) -> Tensor:
         """`answer` of the frozen network's output for other embeddings [B, n, d]."""
-        self._replayed, self._embeddings, self._layers = 0, embeddings, 0
+        self._replayed, self._embeddings = 0, embeddings
         try:
             with torch.no_grad():
                 return self._run(answer)[1]
@@ -136,16 +138,21 @@ class FrozenNetwork:
                 loan.hook(norm.register_forward_hook, mode.leave_norm)
             for module in activations:
                 loan.hook(module.register_forward_pre_hook, mode.enter_activation)
-                loan.hook(module.register_forward_hook, mode.leave_activation)
+                # before the caller's hooks: what they do to the output is part of the model behind the activation
+                loan.hook(module.register_forward_hook, mode.leave_activation, prepend=True)
             loan.recorder(self)
-            with precise(self.mask.device), mode:
+            with precise(self.mask.device), _written_tensors_named(), mode:
+                self._layers, self._answering = 0, False
                 output = model(**self.inputs)
+                if self._layers != len(layers):
+                    raise _other_passes(self._layers, len(layers))
+                self._answering = True
                 return output, answer(output)
 
         return loan.run(run)
 
     def _enter_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if active_recorder() is not self:
+        if self._elsewhere():
             return None
         states = args[0] if args else kwargs["hidden_states"]
         self._layers += 1
@@ -154,18 +161,28 @@ class FrozenNetwork:
         if self._replayed is not None:
             states = self._embeddings
         else:
+            if torch.is_inference_mode_enabled():
+                raise ValueError(
+                    "the model runs its encoder in torch.inference_mode(), where nothing can be pulled back: let its "
+                    "forward use torch.no_grad()"
+                )
+            torch.set_grad_enabled(True)  # heads over an encoder that is not trained run it in torch.no_grad()
             states = states.detach().requires_grad_()
             self.states.append(states)
         return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
 
     def _leave_layer(self, module: nn.Module, args: tuple, output: Any) -> None:
-        if active_recorder() is self and self._replayed is None:
+        if not self._elsewhere() and self._replayed is None:
             self.states.append(output[0] if isinstance(output, tuple) else output)
             self.layer_ends.append(len(self.pieces))
 
     def _enter_output_projection(self, module: nn.Module, args: tuple) -> None:
-        if active_recorder() is self and self._replayed is None:
+        if not self._elsewhere() and self._replayed is None:
             self.contexts.append(args[0])
+
+    def _elsewhere(self) -> bool:
+        """Whether a hook was called by another forward pass: another thread's, or one that `answer` makes."""
+        return active_recorder() is not self or self._answering
 
     def computed_attention(self, inputs: ScoredAttention) -> AttentionResult | None:
         """As `capture.Recorder`: attention with its weights held."""
@@ -177,6 +194,8 @@ class FrozenNetwork:
         self.pieces.append(None)
         if not inputs.value.requires_grad:
             return None
+        if self._answering or self._layers > len(self.encoder.layers):
+            raise _other_passes(self._layers, len(self.encoder.layers))
         with torch._C.DisableTorchFunction():
             fixed = replace(inputs, query=inputs.query.detach(), key=inputs.key.detach(), value=inputs.value.detach())
             with torch.no_grad():
@@ -288,7 +307,31 @@ class _Pieces(TorchFunctionMode):
         if not args[0].requires_grad:
             return None
         output, network.pieces[place] = chord(network.unit, type(module), args[0], module.forward, output.detach())
-        return output
+        return output.clone() if len(module._forward_hooks) > 1 else output  # hooks may write into it
+
+
+def _other_passes(layers: int, expected: int) -> RuntimeError:
+    if layers < expected:
+        return RuntimeError(
+            f"the model ran {layers} of its encoder's {expected} layers: class scores need a pass through all of them"
+        )
+    return RuntimeError(
+        "the model runs its encoder more than once: class scores explain one pass through it, not a model that reads a "
+        "pair of texts in two passes (explain one of them: model.base_model with answer=)"
+    )
+
+
+@contextlib.contextmanager
+def _written_tensors_named() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "is being modified inplace" not in str(error):
+            raise
+        raise RuntimeError(
+            "the model, a hook in it or `answer` writes into what attention, a norm or an activation has put out, "
+            f"which class scores hold: let it write into a clone ({str(error).split('.')[0]})"
+        ) from error
 
 
 def _lines(pieces: Sequence[Piece | None]) -> list[Line]:

@@ -17,6 +17,11 @@ from .operations import Chord, HeldLinear, HeldNorm, Line, WithConstant, on_rows
 
 UNITS_HELD = 1 << 21  # of an activation whose output is held in memory
 
+_STRAIGHT = (
+    "AddBackward0", "SubBackward0", "RsubBackward1", "MulBackward0", "NegBackward0", "WithConstantBackward",
+    "CloneBackward0",
+)  # fmt: skip
+
 Recorder = Callable[..., tuple[Any, "Piece | None"]]
 """(unit, the function called, its arguments) -> its output and the piece, or None where it is a straight line."""
 
@@ -107,9 +112,14 @@ def rms_norm(
 
 
 def activation(unit: Tensor | None, function: Any, input: Tensor, *options: Any, **named: Any) -> tuple[Tensor, Piece]:
-    """phi(h) by the chord of a reference."""
-    named.pop("inplace", None)
-    return chord(unit, function, input, lambda h: function(h, *options, **named))
+    """phi(h) by the chord of a reference; also where it is written in the place of h."""
+    name = getattr(function, "__name__", "")
+    if not (named.get("inplace") or any(option is True for option in options) or name.endswith("_")):
+        return chord(unit, function, input, lambda h: function(h, *options, **named))
+    result, piece = chord(unit, function, input.clone(), lambda h: function(h.clone(), *options, **named))
+    straight = piece.replay
+    piece.replay = lambda input, *_, **__: input.copy_(straight(input.clone()))
+    return input.copy_(result), piece
 
 
 def chord(
@@ -240,7 +250,7 @@ def _depends(part: Any) -> bool:
 def _activated(part: Tensor) -> bool:
     """Whether a tensor is an activation's output, or that times or plus constants."""
     node: Any = part.grad_fn
-    while type(node).__name__ in ("AddBackward0", "MulBackward0", "WithConstantBackward"):
+    while type(node).__name__ in _STRAIGHT:
         node = next((parent for parent, _ in node.next_functions if parent is not None), None)
     return type(node).__name__ == "ChordBackward"
 

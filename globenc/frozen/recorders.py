@@ -46,6 +46,7 @@ _ACTIVATIONS = (
 _HELD = ("rsqrt", "sqrt", "reciprocal", "softmax", "norm", "std", "var", "logsumexp")
 _BY_NAME: dict[str, Recorder] = {
     **dict.fromkeys(_ACTIVATIONS, activation),
+    **dict.fromkeys((name + "_" for name in _ACTIVATIONS), activation),  # in place
     **dict.fromkeys(_HELD, held),
     "linear": linear,
     "layer_norm": layer_norm,
@@ -62,6 +63,8 @@ _BY_NAME: dict[str, Recorder] = {
     "amax": largest,
     "add": total,
     "sub": total,
+    "rsub": total,
+    "__rsub__": total,
     "conv1d": affine,
     "conv2d": affine,
     "batch_norm": affine,

@@ -79,10 +79,17 @@ def cache_points(model: nn.Module, key: object, starts: list[Tensor]) -> None:
 
 
 def _state_of(model: nn.Module) -> tuple:
-    """What tells a model's weights from other ones: where they are, how often they were written to, and some of them,
-    since writes through `.data` are not counted."""
+    """What tells a model's weights from other ones: where they are, how often they were written to, some of them,
+    since writes through `.data` are not counted, and the caller's hooks, which may change what is computed of them."""
     parameters = list(model.parameters())
     counters = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
     with torch.no_grad():
         samples = torch.stack([p.flatten()[:: max(1, p.numel() // 32)].double().sum() for p in parameters])
-    return counters, tuple(samples.tolist())
+    hooks = tuple(
+        key
+        for module in model.modules()
+        for table in (module._forward_pre_hooks, module._forward_hooks)
+        for key, hook in list(table.items())
+        if not str(getattr(hook, "__module__", "")).startswith(__package__.split(".")[0] + ".")  # of other threads
+    )
+    return counters, tuple(samples.tolist()), hooks

@@ -243,7 +243,8 @@ def _check_value(value: Tensor) -> None:
     if value.grad_fn is None:
         raise ValueError(
             "what is explained does not depend on the text: answer must use the model's output, with its gradient, and "
-            "other than by what is held: a softmax (give its logit) or a length"
+            "other than by what is held: a softmax (give its logit) or a length; nor may the model, its head or a hook "
+            "detach it"
         )
     if not bool(torch.isfinite(value).all()):
         raise FloatingPointError(
