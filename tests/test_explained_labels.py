@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from helpers import tiny_model, tiny_vision
+from test_predictions import own
 from transformers import ViTConfig
 
 import globenc
@@ -296,3 +297,30 @@ def test_the_text_that_fails_alone_is_named(explainer, monkeypatch):
     longest = max(range(len(TEXTS)), key=lambda k: len(TEXTS[k]))
     with pytest.raises(RuntimeError, match=f"^text {longest}: too long for me"):
         explainer(TEXTS, label=[1, 0, 1, 0, 1, 0], batch_tokens=300)
+
+
+@pytest.mark.parametrize("form", ["named", "tuple", "bare"])
+def test_labels_of_a_head_that_only_its_author_knows(form, wordpiece):
+    explainer = globenc.GlobEnc(own(form, num_labels=3, id2label={0: "bad", 1: "7", 2: "all"}), wordpiece)
+    given = ["bad", 0, "0", "7", "2", 2]
+    wanted = ["bad", "bad", "bad", "7", "all", "all"]
+    assert [a.explained_label for a in explainer(TEXTS, label=given)] == wanted
+    for label, name in zip((*given, "all"), (*wanted, "all"), strict=True):
+        a = explainer(TEXTS[0], label=label)
+        assert a.explained_label == name
+        assert_complete(a)
+    for label, message in (("9", "label must be in 0..2"), ("nice", "label must be one of this model's")):
+        with pytest.raises(ValueError, match=message):
+            explainer(TEXTS[0], label=label)
+    with pytest.raises(TypeError, match="label must be a number or a name, got True"):
+        explainer(TEXTS[0], label=True)
+    explainer.model.config.id2label = {0: "bad", 1: "fair", 2: "good"}
+    with pytest.raises(ValueError, match="label must be one of this model's .*, got 'all'"):
+        explainer(TEXTS[0], label="all")
+
+
+def test_one_logit_for_each_token_is_no_label(wordpiece):
+    explainer = globenc.GlobEnc(own("tokens", num_labels=3), wordpiece)
+    assert explainer(TEXTS[0]).class_scores is None
+    with pytest.raises(ValueError, match="as many as a text has tokens, and its configuration names 3 labels"):
+        explainer(TEXTS, label=0)

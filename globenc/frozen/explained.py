@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..predictions import head_of, label_names, logits_of
+from ..predictions import class_count, head_of, label_names, logits_of
 from ..rollouts import Position, requested_rows
 
 Label = str | int | Sequence[str | int] | Tensor
@@ -73,7 +73,7 @@ def explained(
             f"position must be None for {type(model).__name__}: it answers about whole texts; a base model is asked "
             "about a token by answer="
         )
-    return _TextLogits(model, label, len(mask))
+    return _TextLogits(model, label, *mask.shape)
 
 
 class _OwnAnswer(Explained):
@@ -98,8 +98,8 @@ class _OwnAnswer(Explained):
 class _TextLogits(Explained):
     """Logits of whole texts, [B, labels]."""
 
-    def __init__(self, model: nn.Module, label: Label, batch: int):
-        self.model, self.label, self.batch = model, label, batch
+    def __init__(self, model: nn.Module, label: Label, batch: int, n: int | None = None):
+        self.model, self.label, self.batch, self.n = model, label, batch, n
 
     def logits(self, output: Any) -> Tensor:
         logits = logits_of(self.model, output)
@@ -115,6 +115,13 @@ class _TextLogits(Explained):
             raise ValueError(
                 f"{name} gives logits of shape {list(logits.shape)}: give answer=, a function of its output that gives "
                 "one number for each text"
+            )
+        # of a head that only its author knows
+        if head_of(self.model) is None and logits.shape[1] == self.n and self.n not in (1, class_count(self.model)):
+            raise ValueError(
+                f"{name} gives logits of shape {list(logits.shape)}, as many as a text has tokens, and its "
+                f"configuration names {class_count(self.model)} labels: give answer=, or config.num_labels if they are "
+                "labels"
             )
         return logits
 
