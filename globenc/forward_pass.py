@@ -42,6 +42,7 @@ class ForwardPass:
         self.norms_ran_first: list[bool] = []
         self.mismatches: list[Tensor] = []
         self.stale_cache_flags: list[Tensor] = []
+        self._prepared = False  # whether the model is changed and locked
 
     @property
     def dtype(self) -> torch.dtype:
@@ -95,7 +96,7 @@ class ForwardPass:
     def prepared(self, body: Callable[[], T]) -> T:
         """body(), while the model is changed as its forward pass over so many tokens would change it."""
         model, prepare = self.encoder.model, self.encoder.family.prepare
-        if prepare is None:
+        if prepare is None or self._prepared:
             return body()
         loan, base_model = Loan(), model.base_model
 
@@ -104,10 +105,13 @@ class ForwardPass:
             change = prepare(base_model, self.mask.shape[1])
             if change is not None:
                 loan.change(*change)
-            self.encoder = Encoder.of(model)
+            self.encoder, self._prepared = Encoder.of(model), True
             return body()
 
-        return loan.run(changed)
+        try:
+            return loan.run(changed)
+        finally:
+            self._prepared = False
 
     def check(self, trace: AttentionTrace) -> None:
         """Note what `with_fresh_weights` and `check_residuals` read when all layers are done, so that a GPU need not be

@@ -500,3 +500,28 @@ def test_a_mask_token_says_nothing_about_a_token_classifier():
 def test_outputs_without_names(head, asked):
     with pytest.raises(ValueError, match=r"by name \(leave return_dict out\)"):
         globenc.class_scores(tiny_model("bert", head=head), return_dict=False, **asked, **token_batch((6,)))
+
+
+@pytest.mark.parametrize("family", ["bert", "big_bird"])
+def test_maps_in_one_thread_change_nothing_in_another(family):
+    model, inputs = classifier(family), token_batch((9, 4))
+    before = attention_state(model)
+    alone, attributed = globenc.class_scores(model, maps=True, **inputs), globenc.attribute(model, **inputs).scores
+    found: list[bool] = []
+
+    def explain() -> None:
+        for _ in range(12):
+            found.append(bool((globenc.class_scores(model, maps=True, **inputs).maps == alone.maps).all()))
+
+    def attribute() -> None:
+        for _ in range(40):
+            found.append(bool((globenc.attribute(model, **inputs).scores == attributed).all()))
+
+    threads = [threading.Thread(target=work) for work in (explain, explain, attribute)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 64
+    assert all(found)
+    assert attention_state(model) == before

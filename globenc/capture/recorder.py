@@ -126,8 +126,9 @@ class Recorder:
             "model, correct them with globenc.register_encoder"
         )
 
-    def enter_block(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if self.elsewhere():
+    def enter_block(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        # another thread's pass may come to a hook before it is registered whole, and has no kwargs then
+        if kwargs is None or self.elsewhere():
             return
         hidden_states = args[0] if args else kwargs["hidden_states"]
         block = _Block(hidden_states)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,8 +50,11 @@ def _constant_values(forward_pass: ForwardPass) -> list[tuple[Tensor, Tensor | N
     """What every layer's value vectors are where the layer reads zeros, b_V and what a norm in front adds, and that of
     tokens with global attention: [B, H, 1, d_h] each."""
 
-    def zeros(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-        if active_recorder() is None:
+    thread = threading.get_ident()
+
+    def zeros(module: nn.Module, args: tuple, kwargs: dict[str, Any] | None = None) -> Any:
+        # another thread's pass may come to a hook before it is registered whole, and has no kwargs then
+        if kwargs is None or active_recorder() is None or threading.get_ident() != thread:
             return None
         if args:
             return (torch.zeros_like(args[0]), *args[1:]), kwargs

@@ -151,8 +151,9 @@ class FrozenNetwork:
 
         return loan.run(run)
 
-    def _enter_layer(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-        if self._elsewhere():
+    def _enter_layer(self, module: nn.Module, args: tuple, kwargs: dict | None = None) -> tuple[tuple, dict] | None:
+        # another thread's pass may come to a hook before it is registered whole, and has no kwargs then
+        if kwargs is None or self._elsewhere():
             return None
         states = args[0] if args else kwargs["hidden_states"]
         self._layers += 1
