@@ -315,7 +315,7 @@ def test_labels_of_a_head_that_only_its_author_knows(form, wordpiece):
     with pytest.raises(TypeError, match="label must be a number or a name, got True"):
         explainer(TEXTS[0], label=True)
     explainer.model.config.id2label = {0: "bad", 1: "fair", 2: "good"}
-    with pytest.raises(ValueError, match="label must be one of this model's .*, got 'all'"):
+    with pytest.raises(ValueError, match=r"label must be one of this model's .*, got 'all'"):
         explainer(TEXTS[0], label="all")
 
 
