@@ -228,7 +228,11 @@ def test_max_pooling_holds_which_token_it_takes():
 @pytest.mark.parametrize(
     ("answer", "kind", "says"),
     [
-        (lambda output: output.logits, ValueError, r"answer must return one number for each text, as .*a tensor \[batch\] = \[2\], got \[2, 3\]"),
+        (
+            lambda output: output.logits,
+            ValueError,
+            r"answer must return one number for each text, as .*a tensor \[batch\] = \[2\], got \[2, 3\]",
+        ),
         (lambda output: 3.0, ValueError, "answer must return one number for each text"),
         (lambda output: output.logits.argmax(-1), TypeError, "answer must return floating point numbers"),
         (lambda output: torch.ones(2), ValueError, "does not depend on the text"),

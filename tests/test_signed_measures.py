@@ -3,6 +3,8 @@ reasoning."""
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from helpers import assert_rows_close, attention_state, tiny_model, token_batch
@@ -10,7 +12,7 @@ from test_evaluate import FAMILIES, answer_from, classifier, states_of
 from test_faithfulness import MASK, NOTHING, STRONG, WEAK, adding, p, text  # noqa: F401
 
 from globenc.metrics import gradient_times_input, integrated_gradients, occlusion, saliency
-from globenc.metrics.gradients import AnswerGradients
+from globenc.metrics.gradients import AnswerGradients, hta_maps
 
 MEASURES = {
     "gradient x input": gradient_times_input,
@@ -168,3 +170,26 @@ def test_a_bare_encoder_has_no_answer():
         integrated_gradients(tiny_model("bert"), **token_batch((5,)))
     with pytest.raises(ValueError, match="BertModel has no class logits"):
         occlusion(tiny_model("bert"), mask_token_id=1, **token_batch((5,)))
+
+
+def test_a_gradient_in_one_thread_is_of_its_own_text():
+    model = classifier(FAMILIES[0])
+    batches = [token_batch((n,)) for n in (4, 7, 9)]
+    measures = (gradient_times_input, hta_maps)
+
+    def values() -> list[torch.Tensor]:
+        return [measure(model, **inputs) for inputs in batches for measure in measures]
+
+    alone, found = values(), []
+
+    def work() -> None:
+        for _ in range(10):
+            found.append(all(torch.equal(*pair) for pair in zip(values(), alone, strict=True)))
+
+    threads = [threading.Thread(target=work) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 30
+    assert all(found)

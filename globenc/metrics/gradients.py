@@ -5,6 +5,7 @@ Equation numbers: Modarressi et al., NAACL 2022. HTA: Brunner et al., "On Identi
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -131,8 +132,11 @@ class AnswerGradients:
         eager: Any = self.encoder.model
         entered: list[Tensor] = []
 
-        def enter(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-            if entered:  # shared layers run again
+        thread = threading.get_ident()
+
+        def enter(module: nn.Module, args: tuple, kwargs: dict | None = None) -> tuple[tuple, dict] | None:
+            # shared layers run again; another thread may come to a hook that is not registered whole
+            if entered or kwargs is None or threading.get_ident() != thread:
                 return None
             embeddings = args[0] if args else kwargs["hidden_states"]
             chosen = embeddings if states is None else states.to(embeddings.dtype)
@@ -236,8 +240,11 @@ def hta_maps(model: nn.Module, *, times_input: bool = True, **model_inputs: Any)
     mask = check_inputs(encoder, model_inputs)
     maps: list[Tensor] = []
 
-    def enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if running:
+    thread = threading.get_ident()
+
+    def enter(module: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        # another thread may come to a hook that is not registered whole
+        if running or kwargs is None or threading.get_ident() != thread:
             return
         states = args[0] if args else kwargs["hidden_states"]
 
