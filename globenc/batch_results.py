@@ -40,6 +40,7 @@ def scored_batch(
     *,
     label: KnownLabel = None,
     reference: str = "zero",
+    required: bool = True,
     **options: Any,
 ) -> BatchScores:
     """A batch of `count` texts or images through the model.
@@ -47,7 +48,7 @@ def scored_batch(
     Args:
         model, tokenizer: what scores it.
         backend, **options: as in `globenc.attribute`, which has all of its options here.
-        label, reference: as in `batch_class_scores`.
+        label, reference, required: as in `batch_class_scores`.
     """
     out = attribute(model, backend=backend, **options, **inputs)
     predictions = predictions_of(model, out.model_output, count)
@@ -65,6 +66,7 @@ def scored_batch(
             predictions,
             label=label,
             reference=reference,
+            required=required,
             position=options["position"],
             backend=backend,
         ),

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .errors import blames_text, named
+from .errors import blames_text, in_a_line, named, warn_caller
 from .frozen.explained import TOKEN_HEADS
 from .frozen.references import REFERENCES
 from .frozen.scores import class_scores
@@ -133,6 +133,7 @@ def batch_class_scores(
     *,
     label: KnownLabel,
     reference: str,
+    required: bool,
     position: Position,
     backend: str,
 ) -> BatchClassScores | None:
@@ -144,6 +145,8 @@ def batch_class_scores(
         output: what the model returned for them.
         predictions: made of it, one for each text; what is explained as "predicted" is their label.
         label, reference, position: as from `known_labels`.
+        required: a model whose head cannot be held is an error; else class scores are left out with a warning where
+            nobody has asked for a label or reference.
         backend: as in `globenc.class_scores`.
 
     Raises:
@@ -168,7 +171,11 @@ def batch_class_scores(
             **inputs,
         )
     except Exception as error:
-        if label == PREDICTED and reference == REFERENCES[0] and blames_text(error):
+        by_default = label == PREDICTED and reference == REFERENCES[0] and blames_text(error)
+        if by_default and not required and not isinstance(error, FloatingPointError):
+            warn_caller(f"class scores are left out (label=None leaves them out without a word): {in_a_line(error)}")
+            return None
+        if by_default:
             raise named(error, "class scores, which can be left out") from error
         raise
     return BatchClassScores(

@@ -224,7 +224,8 @@ class GlobEnc:
         results: list[Attribution | None] = [None] * len(encodings)
 
         def score(*batch: int) -> BatchScores:
-            return self.score([encodings[i] for i in batch], label=labels_of(labels, batch), **options)
+            asked = {"label": labels_of(labels, batch), "required": labels != PREDICTED}
+            return self.score([encodings[i] for i in batch], **asked, **options)
 
         for batch in self.batches([len(e) for e in encodings], batch_tokens or self.budget(labels is not None)):
             try:
@@ -251,7 +252,7 @@ class GlobEnc:
         ):
             inputs = {"pixel_values": torch.cat(batch).to(self.device, self.model.dtype)}
             chosen = labels_of(labels, range(len(results), len(results) + len(batch)))
-            scored = self._scored(len(batch), inputs, label=chosen, **options)
+            scored = self._scored(len(batch), inputs, label=chosen, required=labels != PREDICTED, **options)
             results += [
                 image_result(self._encoder, self.tokenizer, pixels, scored, row, options)
                 for row, pixels in enumerate(batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -70,27 +70,39 @@ class TorchBackend:
 
 
 class TorchHeldWeights:
-    """As `HeldWeights`: alpha is made anew in blocks, from queries and keys."""
+    """As `HeldWeights`: alpha is made anew in blocks, from queries and keys, where it is larger than these."""
 
     def __init__(self, attention: ScoredAttention, mask: Tensor | None):
-        self.weights = RecomputedWeights(attention, None if mask is None else mask.to(attention.query.device))
+        mask = None if mask is None else mask.to(attention.query.device)
+        self.weights: RecomputedWeights | None = RecomputedWeights(attention, mask)
+        self.dtype = self.weights.dtype
+        n, size = attention.query.shape[2:]
+        self.stored: list[tuple[slice, Keys, Tensor]] | None = [] if n <= 2 * size else None
+
+    def _blocks(self) -> Iterable[tuple[slice, Keys, Tensor]]:
+        if self.stored is None:
+            assert self.weights is not None
+            return self.weights.blocks(whole_rows=False)
+        if self.weights is not None:
+            self.stored, self.weights = list(self.weights.blocks(whole_rows=False)), None
+        return self.stored
 
     def product(self, value: Tensor) -> Tensor:
         """As `HeldWeights.product`."""
-        dtype, value = value.dtype, value.transpose(0, 1).to(self.weights.dtype)
+        dtype, value = value.dtype, value.transpose(0, 1).to(self.dtype)
         heads, batch, _, d = value.shape
         result = torch.zeros_like(value, memory_format=torch.contiguous_format)
-        for rows, keys, alpha in self.weights.blocks(whole_rows=False):
+        for rows, keys, alpha in self._blocks():
             part = torch.bmm(alpha.flatten(0, 1).transpose(1, 2), value[:, :, keys].reshape(heads * batch, -1, d))
             result[:, :, rows] += part.view(heads, batch, -1, d)
         return result.permute(1, 2, 0, 3).to(dtype)
 
     def transposed_product(self, gradient: Tensor) -> Tensor:
         """As `HeldWeights.transposed_product`."""
-        dtype, gradient = gradient.dtype, gradient.permute(2, 0, 1, 3).to(self.weights.dtype)
+        dtype, gradient = gradient.dtype, gradient.permute(2, 0, 1, 3).to(self.dtype)
         heads, batch, _, d = gradient.shape
         result: Tensor | None = None
-        for rows, keys, alpha in self.weights.blocks(whole_rows=False):
+        for rows, keys, alpha in self._blocks():
             part = torch.bmm(alpha.flatten(0, 1), gradient[:, :, rows].reshape(heads * batch, -1, d))
             part = part.view(heads, batch, -1, d)
             if part.shape == gradient.shape:

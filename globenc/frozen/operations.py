@@ -131,23 +131,24 @@ class Line:
         """Make the line the chord from the origin, for an activation that is 0 at 0: its slope is phi(h) / h."""
         self.through_origin = True
 
-    def chord_from(self, start: Tensor) -> Tensor:
-        """Make the line the chord from (start, phi(start)), [..., units] or [units]; its value at `start`.
+    def chord_from(self, start: Tensor, values: Tensor | None = None) -> None:
+        """Make the line the chord from (start, phi(start)), [..., units] or [units]; `values` gets its values there.
 
         Where that is shorter than rounding allows, the chord is lengthened to that, close to the tangent.
         """
         shortest = _shortest(self.h.dtype)
-        slope, value = torch.empty_like(self.h), torch.empty_like(self.h)
-        h, slopes, values, starts = _rows_of(self.h, slope, value, start.expand(self.h.shape))
+        slope = torch.empty_like(self.h)
+        h, slopes, starts = _rows_of(self.h, slope, start.expand(self.h.shape))
+        reached = None if values is None else values.view(-1, values.shape[-1])
         known = None if self.output is None else _rows_of(self.output)[0]
         for rows in _parts(h):
             output = self.compute(h[rows]) if known is None else known[rows]
             run = h[rows] - starts[rows]
             longer = run.abs().clamp_min_(shortest).copysign_(run)
             torch.div(output - self.compute(h[rows] - longer), longer, out=slopes[rows])
-            torch.addcmul(output, slopes[rows], run, value=-1, out=values[rows])
+            if reached is not None:
+                torch.addcmul(output, slopes[rows], run, value=-1, out=reached[rows])
         self.slope = slope
-        return value
 
     def pull(self, gradient: Tensor, with_constants: bool) -> tuple[Tensor, Tensor | None]:
         """The derivative by h, and what the line's constant is multiplied with, summed over units [...]."""
@@ -190,7 +191,9 @@ class Line:
     def replay(self, h: Tensor) -> Tensor:
         """The line's value at other points; the first of them are its chord's start where it has no slope yet."""
         if self.slope is None:
-            return self.chord_from(h)
+            values = torch.empty_like(self.h)
+            self.chord_from(h, values)
+            return values
         return self._value() + self.slope * (h - self.h)
 
 
