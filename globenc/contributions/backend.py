@@ -19,7 +19,11 @@ BACKENDS = ("auto", "reference", "torch", "triton")
 
 
 class HeldWeights(Protocol):
-    """A layer's attention weights alpha, [B, H, n, n], held for class scores; nothing of that size is stored."""
+    """A layer's attention weights alpha, [B, H, n, n], held for class scores; stored for short texts at most."""
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether they are stored, so that a product with them is the cheapest attention."""
 
     def product(self, value: Tensor) -> Tensor:
         """sum_j alpha_ij v_j, the context [B, n, H, d_h] of other value vectors [B, H, n, d_h]."""

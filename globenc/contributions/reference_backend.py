@@ -48,6 +48,8 @@ class ReferenceBackend:
 class ReferenceHeldWeights:
     """As `HeldWeights`, by the equations: alpha as a whole matrix, made anew for every product."""
 
+    in_memory = False
+
     def __init__(self, attention: ScoredAttention, mask: Tensor | None):
         # not the value vectors: they would stay in memory for nothing
         self.attention = replace(attention, value=attention.value[:, :, :0])

@@ -30,6 +30,7 @@ from .layer_map import (
 )
 from .layer_norms import row_scale_of
 
+STORED_TO = 4  # tokens for each number of a head's: attention weights are at most twice what queries and keys are
 DIRECT_ROWS = 2  # up to so many rows cost less by the direct sum than by a factor of every key
 
 
@@ -70,31 +71,39 @@ class TorchBackend:
 
 
 class TorchHeldWeights:
-    """As `HeldWeights`: alpha is made anew in blocks, from queries and keys, where it is larger than these."""
+    """As `HeldWeights`: alpha is made anew in blocks, from queries and keys; of short texts it is stored, as it is of
+    their size."""
 
     def __init__(self, attention: ScoredAttention, mask: Tensor | None):
         mask = None if mask is None else mask.to(attention.query.device)
         self.weights: RecomputedWeights | None = RecomputedWeights(attention, mask)
         self.dtype = self.weights.dtype
         n, size = attention.query.shape[2:]
-        self.stored: list[tuple[slice, Keys, Tensor]] | None = [] if n <= 2 * size else None
+        self.in_memory = n <= STORED_TO * size
+        self._stored: list[tuple[slice, Keys, Tensor]] = []
 
     def _blocks(self) -> Iterable[tuple[slice, Keys, Tensor]]:
-        if self.stored is None:
-            assert self.weights is not None
+        if self.weights is None:
+            return self._stored
+        if not self.in_memory:
             return self.weights.blocks(whole_rows=False)
-        if self.weights is not None:
-            self.stored, self.weights = list(self.weights.blocks(whole_rows=False)), None
-        return self.stored
+        self._stored, self.weights = list(self.weights.blocks(whole_rows=False)), None
+        return self._stored
 
     def product(self, value: Tensor) -> Tensor:
         """As `HeldWeights.product`."""
         dtype, value = value.dtype, value.transpose(0, 1).to(self.dtype)
         heads, batch, _, d = value.shape
-        result = torch.zeros_like(value, memory_format=torch.contiguous_format)
+        result: Tensor | None = None
         for rows, keys, alpha in self._blocks():
             part = torch.bmm(alpha.flatten(0, 1).transpose(1, 2), value[:, :, keys].reshape(heads * batch, -1, d))
-            result[:, :, rows] += part.view(heads, batch, -1, d)
+            part = part.view(heads, batch, -1, d)
+            if result is None and part.shape == value.shape:
+                result = part
+                continue
+            result = value.new_zeros(value.shape) if result is None else result
+            result[:, :, rows] += part
+        assert result is not None  # every text has a token
         return result.permute(1, 2, 0, 3).to(dtype)
 
     def transposed_product(self, gradient: Tensor) -> Tensor:

@@ -112,6 +112,8 @@ class KernelHeldWeights:
     The product of other value vectors is the forward pass's own attention, so that it has the same rounding.
     """
 
+    in_memory = False
+
     def __init__(self, attention: KernelAttention):
         self.query, self.key, self.log_sum_exp = attention.query, attention.key, attention.output.log_sum_exp
         self.tokens, self.scaling, self.window = attention.tokens, attention.scaling, attention.window

@@ -202,10 +202,16 @@ class FrozenNetwork:
             with torch.no_grad():
                 layer = self.encoder.layers[self._layers - 1]
                 computed = self.backend.attention(layer, self.states[-1], fixed)
+                mask = self.mask if self.padded else None
                 if computed is None:
-                    mask = self.mask[:, None, None] if self.padded else None
-                    computed = torch_attention(fixed, mask, 0.0)
-            weights = self.backend.held_weights(computed.attention, self.mask if self.padded else None)
+                    weights = self.backend.held_weights(fixed, mask)
+                    if weights.in_memory:
+                        computed = AttentionResult(weights.product(fixed.value), fixed)
+                    else:
+                        computed = torch_attention(fixed, None if mask is None else mask[:, None, None], 0.0)
+                        weights = self.backend.held_weights(computed.attention, mask)
+                else:
+                    weights = self.backend.held_weights(computed.attention, mask)
             result = HeldAttention.apply(inputs.value, computed.context, weights)
         self.pieces[place] = Piece("attention", weights.product)
         return AttentionResult(result, inputs)

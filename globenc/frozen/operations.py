@@ -89,9 +89,9 @@ class HeldNorm(Function):
         constants = None
         if ctx.texts is not None and ctx.bias is not None:
             constants = per_text(gradient @ ctx.bias, ctx.texts)
-        scaled = gradient * ctx.inverse if ctx.weight is None else gradient * ctx.weight * ctx.inverse
+        scaled = gradient * ctx.inverse if ctx.weight is None else (gradient * ctx.weight).mul_(ctx.inverse)
         if ctx.centred:
-            scaled = scaled - scaled.mean(-1, keepdim=True)
+            scaled.sub_(scaled.mean(-1, keepdim=True))
         return scaled, constants, None, None, None, None, None
 
 
@@ -132,7 +132,7 @@ class Line:
         self.through_origin = True
 
     def chord_from(self, start: Tensor, values: Tensor | None = None) -> None:
-        """Make the line the chord from (start, phi(start)), [..., units] or [units]; `values` gets its values there.
+        """Make the line the chord from (start, phi(start)), [..., units]; `values` gets its values there.
 
         Where that is shorter than rounding allows, the chord is lengthened to that, close to the tangent.
         """
@@ -148,6 +148,19 @@ class Line:
             torch.div(output - self.compute(h[rows] - longer), longer, out=slopes[rows])
             if reached is not None:
                 torch.addcmul(output, slopes[rows], run, value=-1, out=reached[rows])
+        self.slope = slope
+
+    def chord_from_constants(self, start: Tensor) -> None:
+        """The same from constants, [units], and the tangent there where that is shorter than rounding allows."""
+        shortest = _shortest(self.h.dtype)
+        value, half = self.compute(start), shortest / 2
+        tangent = (self.compute(start + half) - self.compute(start - half)) / shortest
+        slope = torch.empty_like(self.h)
+        h, output, slopes = _rows_of(self.h, self._value(), slope)
+        for rows in _parts(h):
+            run = h[rows] - start
+            chord = (output[rows] - value).div_(run)
+            torch.where(run.abs() < shortest, tangent, chord, out=slopes[rows])
         self.slope = slope
 
     def pull(self, gradient: Tensor, with_constants: bool) -> tuple[Tensor, Tensor | None]:
@@ -168,7 +181,7 @@ class Line:
         for rows in _parts(pulls):
             pulls[rows].mul_(gradients[rows])
             if with_constants:
-                torch.sum(gradients[rows] * output[rows] - pulls[rows] * h[rows], -1, out=sums[rows])
+                torch.sum((gradients[rows] * output[rows]).sub_(pulls[rows] * h[rows]), -1, out=sums[rows])
         self.slope = None
         return pulled, constants
 

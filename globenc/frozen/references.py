@@ -34,7 +34,7 @@ def _from_origin(line: Line) -> None:
     if bool((line.compute(line.h.new_zeros(1)) == 0).all()):
         line.from_origin()
     else:
-        line.chord_from(line.h.new_zeros(line.h.shape[-1]))
+        line.chord_from_constants(line.h.new_zeros(line.h.shape[-1]))
 
 
 def set_constant_reference(network: FrozenNetwork, starts: Sequence[Tensor]) -> None:
@@ -52,7 +52,7 @@ def set_constant_reference(network: FrozenNetwork, starts: Sequence[Tensor]) -> 
         )
     for line, start in zip(lines, starts, strict=True):
         if line.used:
-            line.chord_from(start)
+            line.chord_from_constants(start)
     # of the head, where a text of mask tokens can be as far out on a tanh as any, and of the caller's own answer
     for line in network.lines[len(starts) :]:
         _from_origin(line)
