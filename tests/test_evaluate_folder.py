@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import errno
 import json
 import os
@@ -280,6 +281,10 @@ def test_really_killed(letters, tmp_path, overwrite):
         found = json.loads((folder / "results.json").read_text())
         return {name: value for name, value in found.items() if name not in ("seconds", "cost")}  # measured times
 
+    def untimed_rows(folder: Path) -> list[dict[str, str]]:
+        with (folder / "results.csv").open(newline="") as file:
+            return [{**row, "forward_passes": ""} for row in csv.DictReader(file)]
+
     def done(folder: Path, data: Path, overwrite: bool) -> None:
         found = CliRunner().invoke(app, command(folder, data, overwrite))
         assert found.exit_code == 0, found.stderr
@@ -306,8 +311,8 @@ def test_really_killed(letters, tmp_path, overwrite):
         if overwrite or not was_finished(folder):
             done(folder, data, overwrite)
         assert results(folder) == results(tmp_path / "whole")
-        for name in ("results.csv", "examples.parquet"):
-            assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert untimed_rows(folder) == untimed_rows(tmp_path / "whole")
+        assert (folder / "examples.parquet").read_bytes() == (tmp_path / "whole" / "examples.parquet").read_bytes()
         assert {path.name for path in folder.iterdir()} - {".globenc"} == {
             path.name for path in (tmp_path / "whole").iterdir()
         }
