@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .errors import blames_text, in_a_line, named, warn_caller
-from .frozen.explained import TOKEN_HEADS
+from .frozen.explained import TOKEN_HEADS, label_number
 from .frozen.references import REFERENCES
 from .frozen.scores import class_scores
 from .predictions import Prediction, class_count, classifies, head_of, label_names, logits_of
@@ -27,7 +27,6 @@ KnownLabel = str | int | list[str | int] | None
 
 PREDICTED = "predicted"
 _SPANS = (PREDICTED, "start", "end")  # what is explained of a model that answers questions
-_SHOWN = 20  # labels that an error lists
 
 
 @dataclass(frozen=True)
@@ -211,22 +210,7 @@ def _number(model: Any, tokenizer: Any, label: Any) -> str | int:
         if label != "all":
             return label if isinstance(label, str) else int(label)
         # globenc.class_scores would explain every label, and a result has one
-    known = ", ".join(f"{k} {name}" for k, name in enumerate(names[:_SHOWN])) + (", ..." if len(names) > _SHOWN else "")
-    if isinstance(label, str):
-        alike = [k for k, name in enumerate(names) if name == label]
-        alike = alike or [k for k, name in enumerate(names) if name.lower() == label.lower()]
-        if len(alike) == 1:
-            return alike[0]
-        if alike:
-            raise ValueError(f"label {label!r} is the name of several of this model's labels; give its number: {known}")
-        if not label.isdecimal():
-            raise ValueError(f"label must be one of this model's ({known}), got {label!r}")
-        label = int(label)  # as a command line and a table of text have it
-    if isinstance(label, bool) or not isinstance(label, Integral):
-        raise TypeError(f"label must be a number or a name, got {label!r}")
-    if not 0 <= int(label) < len(names):
-        raise ValueError(f"label must be in 0..{len(names) - 1} ({known}), got {label}")
-    return int(label)
+    return label_number(label, len(names), names)
 
 
 def _token_number(model: Any, tokenizer: Any, label: Any) -> int:

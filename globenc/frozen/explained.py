@@ -15,6 +15,7 @@ from ..rollouts import Position, requested_rows
 Label = str | int | Sequence[str | int] | Tensor
 Answer = Callable[[Any], Tensor]
 
+SHOWN = 20  # labels that an error lists
 MOST_LABELS = 1000  # that "all" explains
 TOKEN_HEADS = ("TokenClassification", "MaskedLM")
 
@@ -238,26 +239,33 @@ def _numbers(label: Any, logits: Tensor, names: list[str]) -> Tensor:
             raise ValueError(f"label must be one for each text, {batch} of them, got {len(given)}")
     else:
         raise TypeError(f'label must be "predicted", "all", a number, a name, or one for each text, got {label!r}')
-    return torch.tensor([_number(one, count, names) for one in given], device=logits.device)
+    return torch.tensor([label_number(one, count, names) for one in given], device=logits.device)
 
 
-def _number(label: Any, count: int, names: list[str]) -> int:
-    known = ", ".join(f"{k} {name}" for k, name in enumerate(names[:20])) + (", ..." if len(names) > 20 else "")
+def label_number(label: Any, count: int, names: list[str]) -> int:
+    """The number of one of `count` labels, by number, by name, or by a number written as text.
+
+    Args:
+        names: of the labels; empty for a masked language model, whose labels are its vocabulary.
+
+    Raises:
+        TypeError, ValueError: there is none.
+    """
+    known = ", ".join(f"{k} {name}" for k, name in enumerate(names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
     if isinstance(label, str) and not names:
         raise ValueError(
             f"label must be the number of a token, 0..{count - 1}, for a masked language model, got {label!r}"
         )
     if isinstance(label, str):
-        if names.count(label) > 1:
-            raise ValueError(f"label {label!r} is the name of several of this model's labels; give its number: {known}")
-        if label in names:
-            return names.index(label)
-        alike = [k for k, name in enumerate(names) if name.lower() == label.lower()]
+        alike = [k for k, name in enumerate(names) if name == label]
+        alike = alike or [k for k, name in enumerate(names) if name.lower() == label.lower()]
         if len(alike) == 1:
             return alike[0]
-        if label.isdecimal() and int(label) < count:  # as it comes from a command line
-            return int(label)
-        raise ValueError(f"label must be one of this model's ({known}), got {label!r}")
+        if alike:
+            raise ValueError(f"label {label!r} is the name of several of this model's labels; give its number: {known}")
+        if not label.isdecimal():
+            raise ValueError(f"label must be one of this model's ({known}), got {label!r}")
+        label = int(label)  # as a command line and a table of text have it
     if isinstance(label, bool) or not isinstance(label, Integral):
         raise TypeError(f"label must be a number or a name, got {label!r}")
     if not 0 <= int(label) < count:

@@ -203,14 +203,11 @@ class FrozenNetwork:
                 layer = self.encoder.layers[self._layers - 1]
                 computed = self.backend.attention(layer, self.states[-1], fixed)
                 mask = self.mask if self.padded else None
-                if computed is None:
-                    weights = self.backend.held_weights(fixed, mask)
-                    if weights.in_memory:
-                        computed = AttentionResult(weights.product(fixed.value), fixed)
-                    else:
-                        computed = torch_attention(fixed, None if mask is None else mask[:, None, None], 0.0)
-                        weights = self.backend.held_weights(computed.attention, mask)
-                else:
+                weights = self.backend.held_weights(fixed if computed is None else computed.attention, mask)
+                if computed is None and weights.in_memory:
+                    computed = AttentionResult(weights.product(fixed.value), fixed)
+                elif computed is None:
+                    computed = torch_attention(fixed, None if mask is None else mask[:, None, None], 0.0)
                     weights = self.backend.held_weights(computed.attention, mask)
             result = HeldAttention.apply(inputs.value, computed.context, weights)
         self.pieces[place] = Piece("attention", weights.product)
